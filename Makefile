@@ -1,0 +1,47 @@
+# `make demo` and `make test` set everything up by themselves; `make venv` only sets up.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help venv demo test lint format clean
+
+help:
+	@echo "make demo    quantise the embedded language model and write demo/report.html"
+	@echo "make test    run the tests"
+	@echo "make lint    format check, lint, types, import contracts"
+	@echo "make format  format Python and C++ in place"
+	@echo "make venv    only prepare the environment in $(VENV)"
+
+venv: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt CMakeLists.txt
+	@echo ">> preparing $(VENV) (a minute or two the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --constraint constraints.txt pip
+	@$(PIP) install --quiet --constraint constraints.txt --group build --group dev
+	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation \
+		--config-settings=editable.rebuild=true --editable '.[all]'
+	@touch $@
+	@echo ">> $(VENV) is ready"
+
+demo: venv
+	$(BIN)/tesseral demo --out demo --overwrite
+
+test: venv
+	$(BIN)/python -m pytest --numprocesses 2
+
+lint: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files 'native/*.cpp' 'native/*.h')
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: venv
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(shell git ls-files 'native/*.cpp' 'native/*.h')
+
+clean:
+	rm -rf $(VENV) build dist demo

@@ -1,0 +1,57 @@
+"""Every exception and warning the package raises on purpose.
+
+Each error derives from :class:`TesseralError` and from the builtin that a caller would
+expect, so both ``except TesseralError`` and ``except ValueError`` work.
+"""
+
+
+class TesseralError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class ShapeError(TesseralError, ValueError):
+    """An array has a shape that does not fit."""
+
+
+class DtypeError(TesseralError, TypeError):
+    """An array has a data type that does not fit."""
+
+
+class ParameterError(TesseralError, ValueError):
+    """An argument or a configuration value is not one of those allowed."""
+
+
+class BackendError(TesseralError, RuntimeError):
+    """No backend can run a call, or the one asked for by name cannot."""
+
+
+class MissingExtraError(TesseralError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+
+class DataError(TesseralError, ValueError):
+    """A data file or a text is missing, damaged or too short for what is asked."""
+
+
+class CheckpointError(TesseralError, ValueError):
+    """A model directory is missing, damaged, or of a kind that cannot be read."""
+
+
+class UnsupportedModelError(TesseralError, ValueError):
+    """A model's architecture fits none of the known layouts."""
+
+
+class OutputExistsError(TesseralError, FileExistsError):
+    """An output would replace something that is already there."""
+
+
+class CalibrationError(TesseralError, ArithmeticError):
+    """Calibration met a non-finite loss."""
+
+
+class TesseralWarning(UserWarning):
+    """Base of all warnings raised on purpose."""
+
+
+class ConvergenceWarning(TesseralWarning):
+    """An iteration stopped before its stopping rule was met."""

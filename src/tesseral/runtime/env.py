@@ -1,0 +1,31 @@
+"""Every environment variable the package reads: name, meaning, default."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One environment variable."""
+
+    name: str
+    meaning: str
+    default: str
+
+
+VARIABLES = (
+    Variable(
+        "TESSERAL_CPU_TARGET",
+        "instruction set of the native kernels: scalar, avx2 or avx512; others raise",
+        "the widest this machine supports",
+    ),
+    Variable(
+        "TESSERAL_ATTENTION_BACKEND",
+        "attention backend to use or fail",
+        "the first that supports the call",
+    ),
+    Variable(
+        "TESSERAL_LINEAR_BACKEND",
+        "backend of the 4-bit linear layers to use or fail",
+        "the first that supports the call",
+    ),
+)

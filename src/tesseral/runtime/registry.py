@@ -1,0 +1,116 @@
+"""One rule for choosing an implementation, shared by every family of kernels.
+
+A family lists its backends in one table, best first. A problem is described without
+arrays; each backend answers with a :class:`Verdict`. A backend asked for by name, by
+argument or by environment variable, runs or raises; only the default goes down the list.
+"""
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from tesseral._errors import BackendError
+
+P = TypeVar("P")
+P_contra = TypeVar("P_contra", contravariant=True)
+B = TypeVar("B", bound="Backend[Any]")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a backend can run a problem and, if not, why."""
+
+    ok: bool
+    reason: str = ""
+
+
+YES = Verdict(True)
+
+
+class Backend(Protocol[P_contra]):
+    """What every backend of every family offers: a name and a verdict."""
+
+    name: str
+
+    def supports(self, problem: P_contra) -> Verdict:
+        """Say whether ``problem`` can run here; cheap and without side effects."""
+        ...
+
+
+class Registry(Generic[P, B]):
+    """The backends of one kernel family, best first.
+
+    Parameters
+    ----------
+    family : str
+        Name used in messages, such as ``"attention"``.
+    table : mapping of str to str
+        Backend name to ``"module:Class"``, best first. A class is imported when it is first
+        asked about; "not installed" is for its ``supports`` to say, a broken import
+        propagates.
+    env : str
+        Environment variable that forces a backend by name.
+    """
+
+    def __init__(self, family: str, table: Mapping[str, str], *, env: str) -> None:
+        self.family = family
+        self.env = env
+        self._table = dict(table)
+        self._loaded: dict[str, B] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The backend names, best first."""
+        return tuple(self._table)
+
+    def get(self, name: str) -> B:
+        """Return the backend called ``name``.
+
+        Raises
+        ------
+        BackendError
+            If the family has no such backend.
+        """
+        if name not in self._table:
+            raise BackendError(
+                f"{self.family}: there is no backend {name!r}; there are {', '.join(self.names)}."
+            )
+        if name not in self._loaded:
+            module, _, attribute = self._table[name].partition(":")
+            self._loaded[name] = getattr(importlib.import_module(module), attribute)()
+        return self._loaded[name]
+
+    def explain(self, problem: P) -> dict[str, Verdict]:
+        """Return the verdict of every backend on ``problem``, best first."""
+        return {name: self.get(name).supports(problem) for name in self._table}
+
+    def choose(self, problem: P, name: str | None = None) -> B:
+        """Return the backend that will run ``problem``.
+
+        Parameters
+        ----------
+        problem : hashable record
+            The call, described without arrays; quoted when refused.
+        name : str, optional
+            A backend to use or fail; ``None`` reads the environment variable, and without
+            one takes the first that supports the problem.
+
+        Raises
+        ------
+        BackendError
+            If the named backend is unknown or refuses, or if all refuse.
+        """
+        asked = name or os.environ.get(self.env) or None
+        candidates = (asked,) if asked else self.names
+        refusals = []
+        for candidate in candidates:
+            verdict = self.get(candidate).supports(problem)
+            if verdict.ok:
+                return self.get(candidate)
+            refusals.append(f"  {candidate}: {verdict.reason}")
+        who = f"backend {asked!r} cannot" if asked else "no backend can"
+        raise BackendError(
+            "\n".join([f"{self.family}: {who} run this call.", str(problem), *refusals])
+        )
