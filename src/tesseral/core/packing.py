@@ -115,7 +115,8 @@ def unpack(packed: Any, bits: int, length: int, *, signed: bool) -> Any:
         )
     if per_byte > 1:
         fields = [(packed >> (bits * i)) & (2**bits - 1) for i in range(per_byte)]
-        packed = xp.reshape(xp.stack(fields, axis=-1), (*packed.shape[:-1], -1))[..., :length]
+        *lead, n_bytes = packed.shape
+        packed = xp.reshape(xp.stack(fields, axis=-1), (*lead, n_bytes * per_byte))[..., :length]
     if not signed:
         return packed
     # the sign bit weighs -2^(bits-1): flip it, then take that weight away
