@@ -1,0 +1,68 @@
+"""Arrays of any framework through one namespace.
+
+NumPy, torch and CuPy arrays come in and the same kind goes out. The framework is found
+from the arrays themselves, so none is ever imported here.
+"""
+
+from typing import Any, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+from tesseral._errors import DtypeError
+
+Array: TypeAlias = Any
+"""An array of any framework that follows the array API standard."""
+
+Namespace: TypeAlias = Any
+"""The module that holds the array functions of one framework."""
+
+
+def array_namespace(where: str, *arrays: Array | None) -> Namespace:
+    """Return the array functions that fit ``arrays``; ``None`` among them is passed over.
+
+    Parameters
+    ----------
+    where : str
+        Name of the calling function; starts the message.
+    *arrays : array or None
+        At least one array; all of the same framework.
+
+    Raises
+    ------
+    DtypeError
+        If something is not an array, or if two frameworks meet.
+    """
+    given = [array for array in arrays if array is not None]
+    for array in given:
+        if not array_api_compat.is_array_api_obj(array):
+            raise DtypeError(
+                f"{where}: needs arrays (NumPy, torch or another of the array API), "
+                f"got {type(array).__name__}."
+            )
+    try:
+        return array_api_compat.array_namespace(*given)
+    except TypeError:
+        kinds = sorted({type(array).__module__.partition(".")[0] for array in given})
+        raise DtypeError(
+            f"{where}: all arrays must come from one framework, got {' and '.join(kinds)}."
+        ) from None
+
+
+def to_numpy(array: Array) -> np.ndarray[Any, Any]:
+    """Return the values of ``array`` as a NumPy array on the host, cut off from autograd."""
+    if isinstance(array, np.ndarray):
+        return array
+    if hasattr(array, "detach"):  # torch refuses to export a tensor that is being recorded
+        array = array.detach()
+    return np.asarray(array_api_compat.to_device(array, "cpu"))
+
+
+def like(array: Array, reference: Array, *, dtype: Any = None) -> Array:
+    """Return NumPy values in the framework and on the device of ``reference``.
+
+    ``dtype`` is one of the reference's framework; ``None`` means that of ``reference``.
+    """
+    xp = array_api_compat.array_namespace(reference)
+    device = array_api_compat.device(reference)
+    return xp.asarray(array, dtype=dtype or reference.dtype, device=device)
