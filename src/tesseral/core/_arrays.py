@@ -34,7 +34,7 @@ def array_namespace(where: str, *arrays: Array | None) -> Namespace:
         If something is not an array, or if two frameworks meet.
     """
     given = [array for array in arrays if array is not None]
-    for array in given:
+    for array in given or [None]:
         if not array_api_compat.is_array_api_obj(array):
             raise DtypeError(
                 f"{where}: needs arrays (NumPy, torch or another of the array API), "
@@ -66,3 +66,15 @@ def like(array: Array, reference: Array, *, dtype: Any = None) -> Array:
     xp = array_api_compat.array_namespace(reference)
     device = array_api_compat.device(reference)
     return xp.asarray(array, dtype=dtype or reference.dtype, device=device)
+
+
+def to_float(array: Array) -> float:
+    """Return a zero-dimensional array as a Python number."""
+    return float(to_numpy(array))
+
+
+def check_floating(where: str, array: Array) -> None:
+    """Raise ``DtypeError`` unless ``array`` holds real floating-point numbers."""
+    xp = array_namespace(where, array)
+    if not xp.isdtype(array.dtype, "real floating"):
+        raise DtypeError(f"{where}: needs a real floating-point array, got {array.dtype}.")

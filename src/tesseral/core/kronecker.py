@@ -5,7 +5,7 @@ from math import isqrt, prod
 
 from tesseral._errors import ParameterError, ShapeError
 from tesseral.core._arrays import Array, array_namespace
-from tesseral.core.modeprod import mode_product
+from tesseral.core.modeprod import multi_mode_product
 
 
 def kronecker_apply(x: Array, factors: Sequence[Array | None]) -> Array:
@@ -39,7 +39,7 @@ def kronecker_apply(x: Array, factors: Sequence[Array | None]) -> Array:
     Notes
     -----
     Costs ``n * sum(m_j)`` multiplications a row for square factors, against ``n * n``.
-    The last factor is applied first. Gradients flow to ``x`` and to the factors.
+    Gradients flow to ``x`` and to the factors.
 
     References
     ----------
@@ -56,10 +56,7 @@ def kronecker_apply(x: Array, factors: Sequence[Array | None]) -> Array:
     batch = tuple(x.shape[:-1])
     sizes = _row_counts(x, factors)
     grid = xp.reshape(x, (prod(batch), *sizes))
-    for mode in range(len(factors), 0, -1):
-        factor = factors[mode - 1]
-        if factor is not None:
-            grid = mode_product(grid, factor, mode, transpose=True)
+    grid = multi_mode_product(grid, [None, *factors], transpose=True)
     return xp.reshape(grid, (*batch, prod(grid.shape[1:])))
 
 
