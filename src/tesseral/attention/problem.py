@@ -1,0 +1,235 @@
+"""What one attention call asks for, stated without its arrays."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from array_api_compat import device
+
+from tesseral._errors import DtypeError, ParameterError, ShapeError
+from tesseral.attention.mask import MaskKind, Window, check_dense_mask, check_window
+from tesseral.core._arrays import Array, Namespace, array_namespace
+from tesseral.core.packed import PackedTensor
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionProblem:
+    """One attention call: sizes, types and rules. Hashable and printable.
+
+    Attributes
+    ----------
+    batch, q_len, kv_len, q_heads, kv_heads, head_dim, value_dim : int
+        Sizes of query (batch, q_heads, q_len, head_dim), key (batch, kv_heads, kv_len,
+        head_dim) and value (batch, kv_heads, kv_len, value_dim).
+    dtype : {"float16", "bfloat16", "float32", "float64"}
+        Type of the query, of dense keys and values, and of the output.
+    device : str
+        Device of all arrays, ``"cpu"`` or such as ``"cuda:0"``.
+    key_format, value_format : str
+        ``"dense"``, or ``"packed2"``, ``"packed4"``, ``"packed8"`` for a
+        :class:`~tesseral.core.PackedTensor` of that many bits.
+    causal : bool
+        Hide the keys after the diagonal, which ends at the last query and key.
+    window : (int, int) or None
+        Hide keys further from the diagonal than this; -1 = unbounded.
+    scale : float
+        Factor of the scores.
+    softcap : float or None
+        Bound on the scaled scores.
+    mask : {"none", "boolean", "additive"}
+        Kind of the dense mask.
+    alibi, sinks : bool
+        Whether there are slopes of a linear bias, and logits of attention sinks.
+    """
+
+    batch: int
+    q_len: int
+    kv_len: int
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    dtype: str
+    device: str
+    key_format: str = "dense"
+    value_format: str = "dense"
+    causal: bool = False
+    window: Window | None = None
+    scale: float
+    softcap: float | None = None
+    mask: MaskKind = "none"
+    alibi: bool = False
+    sinks: bool = False
+
+    @property
+    def group(self) -> int:
+        """Number of query heads that share a key head."""
+        return self.q_heads // self.kv_heads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AttentionArrays:
+    """The arrays of a call, as the caller gave them; see :func:`tesseral.attention.attention`."""
+
+    query: Array
+    key: Array | PackedTensor
+    value: Array | PackedTensor
+    mask: Array | None = None
+    sinks: Array | None = None
+    alibi_slopes: Array | None = None
+
+
+def state_problem(
+    arrays: AttentionArrays,
+    *,
+    is_causal: bool,
+    scale: float | None,
+    window: Window | None,
+    softcap: float | None,
+) -> AttentionProblem:
+    """Check a call and state it as a problem.
+
+    Raises
+    ------
+    ShapeError
+        If the shapes of the arrays do not belong together.
+    DtypeError
+        If types, frameworks or devices mix, or one is not supported.
+    ParameterError
+        If ``scale``, ``window`` or ``softcap`` is not a value it may have.
+    """
+    xp = _check_kinds(arrays)
+    sizes = _check_shapes(arrays)
+    batch, q_heads, q_len, kv_len = (sizes[s] for s in ("batch", "q_heads", "q_len", "kv_len"))
+    _check_per_head("sinks", arrays.sinks, xp, [(q_heads,)])
+    _check_per_head("alibi_slopes", arrays.alibi_slopes, xp, [(q_heads,), (batch, q_heads)])
+    mask: MaskKind = "none"
+    if arrays.mask is not None:
+        mask = check_dense_mask("attention", arrays.mask, xp, (batch, q_heads, q_len, kv_len))
+    if window is not None:
+        window = check_window("attention", window)
+    return AttentionProblem(
+        **sizes,
+        dtype=_dtype_name(arrays.query),
+        device=str(device(arrays.query)),
+        key_format=_format(arrays.key),
+        value_format=_format(arrays.value),
+        causal=bool(is_causal),
+        window=None if window == (-1, -1) else window,
+        scale=_check_scale(scale, sizes["head_dim"]),
+        softcap=_check_softcap(softcap),
+        mask=mask,
+        alibi=arrays.alibi_slopes is not None,
+        sinks=arrays.sinks is not None,
+    )
+
+
+def _check_kinds(arrays: AttentionArrays) -> Namespace:
+    """Return the namespace of all arrays, which share framework, device and main type."""
+    dense = {
+        "query": arrays.query,
+        "key": _storage(arrays.key),
+        "value": _storage(arrays.value),
+        "mask": arrays.mask,
+        "sinks": arrays.sinks,
+        "alibi_slopes": arrays.alibi_slopes,
+    }
+    xp = array_namespace("attention", *dense.values())
+    dtype = arrays.query.dtype
+    if _dtype_name(arrays.query) not in DTYPES:
+        raise DtypeError(f"attention: query is {dtype}; supported are {', '.join(DTYPES)}.")
+    for name, array in (("key", arrays.key), ("value", arrays.value)):
+        if not isinstance(array, PackedTensor) and array.dtype != dtype:
+            raise DtypeError(
+                f"attention: query is {dtype} but {name} is {array.dtype}; they must be of one "
+                f"type, or {name} a PackedTensor."
+            )
+    place = device(arrays.query)
+    for name, array in dense.items():
+        if array is not None and device(array) != place:
+            raise DtypeError(
+                f"attention: query is on {place} but {name} is on {device(array)}; all arrays "
+                "must be on one device."
+            )
+    return xp
+
+
+def _check_shapes(arrays: AttentionArrays) -> dict[str, int]:
+    """Return the sizes, by the names that AttentionProblem gives them."""
+    shapes = {name: tuple(getattr(arrays, name).shape) for name in ("query", "key", "value")}
+    for name, shape in shapes.items():
+        if len(shape) != 4:
+            raise ShapeError(
+                f"attention: {name} must have 4 axes (batch, heads, length, head_dim), "
+                f"got shape {shape}."
+            )
+    query, key, value = shapes.values()
+    given = f"query {query}, key {key}, value {value}"
+    if not query[0] == key[0] == value[0]:
+        raise ShapeError(f"attention: the batch sizes differ: {given}.")
+    if key[1:3] != value[1:3]:
+        raise ShapeError(f"attention: key and value differ in heads or length: {given}.")
+    if query[3] != key[3]:
+        raise ShapeError(f"attention: query and key differ in head_dim: {given}.")
+    if 0 in (query[1], key[1], query[3], value[3]):
+        raise ShapeError(f"attention: heads and head_dim must be at least 1: {given}.")
+    if query[1] % key[1]:
+        raise ShapeError(
+            f"attention: {query[1]} query heads cannot be shared among {key[1]} key heads; "
+            "the second must divide the first."
+        )
+    return {
+        "batch": query[0],
+        "q_len": query[2],
+        "kv_len": key[2],
+        "q_heads": query[1],
+        "kv_heads": key[1],
+        "head_dim": query[3],
+        "value_dim": value[3],
+    }
+
+
+def _check_per_head(
+    name: str, array: Array | None, xp: Namespace, shapes: list[tuple[int, ...]]
+) -> None:
+    if array is None:
+        return
+    if tuple(array.shape) not in shapes:
+        raise ShapeError(
+            f"attention: {name} must have shape {' or '.join(map(str, shapes))}, one number for "
+            f"each query head, got {tuple(array.shape)}."
+        )
+    if not xp.isdtype(array.dtype, "real floating"):
+        raise DtypeError(f"attention: {name} must be floating, got {array.dtype}.")
+
+
+def _check_scale(scale: float | None, head_dim: int) -> float:
+    if scale is None:
+        return 1 / math.sqrt(head_dim)
+    if not math.isfinite(scale):
+        raise ParameterError(f"attention: scale={scale} must be finite.")
+    return float(scale)
+
+
+def _check_softcap(softcap: float | None) -> float | None:
+    if softcap is None:
+        return None
+    if not (math.isfinite(softcap) and softcap > 0):
+        raise ParameterError(
+            f"attention: softcap={softcap} must be finite and above 0; None leaves scores uncapped."
+        )
+    return float(softcap)
+
+
+def _storage(array: Array | PackedTensor) -> Array:
+    return array.data if isinstance(array, PackedTensor) else array
+
+
+def _format(array: Array | PackedTensor) -> str:
+    return f"packed{array.bits}" if isinstance(array, PackedTensor) else "dense"
+
+
+def _dtype_name(array: Any) -> str:
+    return str(array.dtype).rpartition(".")[2]
