@@ -1,0 +1,125 @@
+"""``tesseral doctor``: what this machine can do, which backends would run, what is installed."""
+
+import importlib.metadata
+import os
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from tesseral.cli.console import print_json, print_table
+from tesseral.cli.families import FAMILIES, Answer, ask, verdicts
+from tesseral.runtime.cpu import cpu_target, target_verdicts
+from tesseral.runtime.env import VARIABLES
+from tesseral.runtime.machine import machine_record
+
+_REQUIREMENT = re.compile(r"""^([\w.-]+)[^;]*;.*extra\s*==\s*["']([\w-]+)["']""")
+
+
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Show what this machine can do and which implementation would run.
+
+    Example: tesseral doctor --json
+    """
+    findings = examine()
+    if json:
+        print_json(findings)
+    else:
+        show(findings)
+
+
+def examine() -> dict[str, Any]:
+    """Return everything the doctor knows, as plain values."""
+    return {
+        "machine": machine_record(with_accelerators=True).as_dict(),
+        "cpu_targets": verdicts(cpu_target, target_verdicts),
+        "backends": {family.name: ask(family) for family in FAMILIES},
+        "environment": [
+            {
+                "name": variable.name,
+                "value": os.environ.get(variable.name),
+                "default": variable.default,
+                "meaning": variable.meaning,
+            }
+            for variable in VARIABLES
+        ],
+        "extras": _extras(),
+    }
+
+
+def show(findings: dict[str, Any]) -> None:
+    """Print what :func:`examine` found as tables."""
+    machine = findings["machine"].items()
+    print_table("Machine", ("what", "value"), [(name, _words(value)) for name, value in machine])
+    print_table("CPU targets", ("target", "verdict"), _verdict_rows(findings["cpu_targets"]))
+    for name, answers in findings["backends"].items():
+        print_table(f"Backends: {name}", ("problem", "backend", "verdict"), _backend_rows(answers))
+    print_table(
+        "Environment variables",
+        ("variable", "value", "default", "meaning"),
+        [
+            (row["name"], row["value"] or "(not set)", row["default"], row["meaning"])
+            for row in findings["environment"]
+        ],
+    )
+    print_table(
+        "Extras",
+        ("extra", "packages", "to install"),
+        [
+            (
+                name,
+                ", ".join(f"{package} {version or 'missing'}" for package, version in held.items()),
+                "" if all(held.values()) else f"pip install 'tesseral[{name}]'",
+            )
+            for name, held in findings["extras"].items()
+        ],
+    )
+
+
+def _words(value: Any) -> str:
+    """Return a value of the machine record on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(entry)}" for name, entry in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(_words(entry) for entry in value) or "none"
+    return "unknown" if value is None else str(value)
+
+
+def _verdict_rows(answer: Answer) -> Iterator[tuple[str, str]]:
+    """Yield every candidate with its verdict, then the refusal if nobody was chosen."""
+    for name, verdict in answer["verdicts"].items():
+        words = "could run" if verdict["ok"] else f"no: {verdict['reason']}"
+        yield name, "runs" if name == answer["chosen"] else words
+    if answer["refusal"] is not None:
+        yield "(none)", answer["refusal"]
+
+
+def _backend_rows(answers: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield the verdicts on every sample problem of a family."""
+    if "needs" in answers:
+        yield "(any)", "(none)", f"this room needs {answers['needs']}, which is not installed"
+        return
+    for problem, answer in answers.items():
+        for row in _verdict_rows(answer):
+            yield problem, *row
+
+
+def _extras() -> dict[str, dict[str, str | None]]:
+    """Return the packages of every extra with their versions, ``None`` where missing."""
+    extras: dict[str, dict[str, str | None]] = {}
+    for requirement in importlib.metadata.requires("tesseral") or []:
+        match = _REQUIREMENT.match(requirement)
+        if match is not None and match[1] != "tesseral":
+            package, extra = match.groups()
+            extras.setdefault(extra, {})[package] = _version(package)
+    return extras
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

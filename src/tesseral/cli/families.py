@@ -1,0 +1,105 @@
+"""The kernel families that ``tesseral doctor`` asks, with calls typical for each."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from tesseral._errors import TesseralError
+from tesseral.runtime.registry import Verdict
+
+Answer: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A registry of backends and some problems to ask it about.
+
+    Attributes
+    ----------
+    name : str
+    registry, problem : str
+        ``"module:attribute"`` of the registry and of its problem record.
+    samples : mapping of str to mapping
+        A problem in words, and the arguments that state it.
+    """
+
+    name: str
+    registry: str
+    problem: str
+    samples: Mapping[str, Mapping[str, Any]]
+
+
+_HEADS = {"q_heads": 32, "kv_heads": 8, "head_dim": 128, "value_dim": 128, "scale": 128**-0.5}
+_LINEAR = {"device": "cpu", "weight_bits": 4, "activation_bits": 4, "in_features": 4096}
+
+FAMILIES = (
+    Family(
+        name="attention",
+        registry="tesseral.attention.registry:BACKENDS",
+        problem="tesseral.attention.problem:AttentionProblem",
+        samples={
+            "causal prefill of 4096, float32": _HEADS
+            | {"batch": 1, "q_len": 4096, "kv_len": 4096, "causal": True}
+            | {"dtype": "float32", "device": "cpu"},
+            "decoding after 4096, 4-bit keys and values": _HEADS
+            | {"batch": 1, "q_len": 1, "kv_len": 4096, "causal": True}
+            | {"dtype": "float32", "device": "cpu"}
+            | {"key_format": "packed4", "value_format": "packed4"},
+        },
+    ),
+    Family(
+        name="linear",
+        registry="tesseral.quantization.kernels.registry:BACKENDS",
+        problem="tesseral.quantization.kernels.problem:LinearProblem",
+        samples={
+            "4-bit weights and activations": _LINEAR,
+            "8-bit weights and activations": _LINEAR | {"weight_bits": 8, "activation_bits": 8},
+        },
+    ),
+)
+
+
+def ask(family: Family) -> dict[str, Any]:
+    """Return what a family answers to each of its sample problems.
+
+    Returns
+    -------
+    dict
+        :func:`verdicts` of every problem; or ``{"needs": module}`` alone, if the family's
+        room needs a module that is not installed.
+    """
+    try:
+        registry, problem = _attribute(family.registry), _attribute(family.problem)
+        return {words: _ask(registry, problem(**given)) for words, given in family.samples.items()}
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("tesseral"):
+            raise
+        return {"needs": error.name}
+
+
+def verdicts(choose: Callable[[], str], explain: Callable[[], Mapping[str, Verdict]]) -> Answer:
+    """Return who would run, and what each candidate says.
+
+    Returns
+    -------
+    dict
+        ``chosen`` (a name, or ``None``), ``refusal`` (why nobody was chosen, or ``None``) and
+        ``verdicts`` (each name with its ``ok`` and ``reason``).
+    """
+    chosen = refusal = None
+    try:
+        chosen = choose()
+    except TesseralError as error:
+        refusal = str(error)
+    given = {name: {"ok": v.ok, "reason": v.reason} for name, v in explain().items()}
+    return {"chosen": chosen, "refusal": refusal, "verdicts": given}
+
+
+def _ask(registry: Any, problem: Any) -> Answer:
+    return verdicts(lambda: registry.choose(problem).name, lambda: registry.explain(problem))
+
+
+def _attribute(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,98 @@
+"""The ``tesseral`` command: which subcommands there are, and how a failure is reported."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, NoReturn
+
+import typer
+
+from tesseral import __version__
+from tesseral._errors import TesseralError
+from tesseral.cli import doctor
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "doctor": doctor.doctor,
+}
+"""One file per subcommand; heavy rooms are imported inside its function."""
+
+USERS_MISTAKE = 2
+FAILURE = 1
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line; the entry point of the ``tesseral`` script."""
+    build(COMMANDS)()
+
+
+def build(commands: dict[str, Callable[..., None]]) -> typer.Typer:
+    """Return the application that offers ``commands`` by name."""
+    app = typer.Typer(
+        help="Exact attention, 4-bit language models, tensor clustering and tensor regression.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # brackets in help texts are brackets
+    )
+    app.callback()(_options)
+    for name, command in commands.items():
+        app.command(name)(reporting(command))
+    return app
+
+
+def reporting(command: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a subcommand so that an expected failure becomes one line and an exit code.
+
+    A user's mistake exits 2, an operating system's refusal 1, Ctrl-C 130. Any other
+    exception is a bug and keeps its traceback.
+    """
+
+    @functools.wraps(command)
+    def run(*args: object, **options: object) -> None:
+        try:
+            command(*args, **options)
+            sys.stdout.flush()  # a full disk shows here, not when the interpreter exits
+        except TesseralError as error:
+            _fail(str(error), USERS_MISTAKE)
+        except KeyboardInterrupt:
+            _fail("interrupted; nothing was left half-written.", INTERRUPTED)
+        except BrokenPipeError:
+            raise  # whoever read our output has gone: typer leaves without a word
+        except OSError as error:
+            _drop_unwritable_output()
+            place = "" if error.filename is None else f": {error.filename}"
+            _fail(f"{error.strerror or error}{place}", FAILURE)
+
+    return run
+
+
+def _drop_unwritable_output() -> None:
+    """Point stdout nowhere if it takes no more, or the exiting interpreter would complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"tesseral: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tesseral {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options of the command itself; typer wants them as a function."""

@@ -1,0 +1,109 @@
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import tesseral
+from tesseral._errors import BackendError, MissingExtraError, OutputExistsError, ParameterError
+from tesseral.cli.main import COMMANDS, build
+
+
+def run(*arguments, commands=COMMANDS):
+    return CliRunner().invoke(build(commands), arguments)
+
+
+def run_raising(error):
+    def command() -> None:
+        raise error
+
+    return run("fails", commands={"fails": command, "other": command})
+
+
+def test_version_is_printed():
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"tesseral {tesseral.__version__}\n")
+
+
+def test_help_names_every_command():
+    result = run("--help")
+    assert result.exit_code == 0
+    assert all(f"  {name} " in result.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_helps_with_an_example(name):
+    result = run(name, "--help")
+    assert result.exit_code == 0
+    assert f"Example: tesseral {name}" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("arguments", [["unknown"], ["doctor", "--unknown"], ["doctor", "extra"]])
+def test_a_usage_error_exits_2(arguments):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ParameterError("bits must be 4"), BackendError("none [fits]"), MissingExtraError("no torch")],
+)
+def test_a_users_mistake_is_one_line_and_exits_2(error):
+    result = run_raising(error)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"tesseral: {error}\n"
+
+
+def test_an_existing_output_is_a_users_mistake_though_it_is_an_os_error():
+    result = run_raising(OutputExistsError("out exists"))
+    assert (result.exit_code, result.stderr) == (2, "tesseral: out exists\n")
+
+
+def test_ctrl_c_is_one_line_and_exits_130():
+    result = run_raising(KeyboardInterrupt())
+    assert result.exit_code == 130
+    assert result.stderr == "tesseral: interrupted; nothing was left half-written.\n"
+
+
+def test_a_full_disk_names_the_file_and_exits_1():
+    result = run_raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/out/model"))
+    assert result.exit_code == 1
+    assert result.stderr == "tesseral: No space left on device: /out/model\n"
+
+
+def test_an_os_error_of_words_alone_is_shown():
+    assert run_raising(OSError("odd")).stderr == "tesseral: odd\n"
+
+
+def test_a_bug_keeps_its_traceback():
+    result = run_raising(ZeroDivisionError("a bug"))
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_a_closed_pipe_is_left_without_a_word():
+    result = run_raising(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    assert (result.exit_code, result.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_one_line():
+    code = (
+        "from tesseral.cli.main import build\n"
+        "def speak() -> None: print('words')\n"
+        "build({'speak': speak, 'other': speak})()\n"
+    )
+    buffered = {name: x for name, x in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", code, "speak"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=buffered | {"SKBUILD_EDITABLE_VERBOSE": "0"},
+        )
+    assert result.returncode == 1
+    assert result.stderr == "tesseral: No space left on device\n"
