@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from attention.cases import visible
 from hypothesis import given
 from hypothesis import strategies as st
 
+from attention.cases import visible
 from tesseral import _errors
 from tesseral.attention.mask import Band, check_dense_mask, check_window, make_band
 
@@ -64,5 +64,5 @@ def test_masks_that_do_not_broadcast_are_refused(shape):
 
 
 def test_a_mask_of_integers_is_refused():
-    with pytest.raises(_errors.DtypeError, match="mask must be boolean .* got int64"):
+    with pytest.raises(_errors.DtypeError, match=r"mask must be boolean .* got int64"):
         check_dense_mask("call", np.zeros((4, 5), np.int64), np, (2, 3, 4, 5))

@@ -9,8 +9,8 @@ from tesseral.attention.problem import AttentionArrays, AttentionProblem, state_
 from tesseral.attention.registry import BACKENDS
 from tesseral.attention.tiling import BlockCount
 from tesseral.attention.tiling_mask import TilingMask
+from tesseral.core import PackedTensor
 from tesseral.core._arrays import Array
-from tesseral.core.packed import PackedTensor
 from tesseral.runtime.registry import Verdict
 
 

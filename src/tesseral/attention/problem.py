@@ -8,8 +8,8 @@ from array_api_compat import device
 
 from tesseral._errors import DtypeError, ParameterError, ShapeError
 from tesseral.attention.mask import MaskKind, Window, check_dense_mask, check_window
+from tesseral.core import PackedTensor
 from tesseral.core._arrays import Array, Namespace, array_namespace
-from tesseral.core.packed import PackedTensor
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 

@@ -9,8 +9,8 @@ from tesseral.attention.plan import TilePlan, key_tiles, plan_tiles, spans
 from tesseral.attention.problem import AttentionArrays, AttentionProblem
 from tesseral.attention.softmax import SoftmaxState
 from tesseral.attention.tiling_mask import TilingMask
+from tesseral.core import PackedTensor
 from tesseral.core._arrays import Array, Namespace
-from tesseral.core.packed import PackedTensor
 from tesseral.runtime.registry import YES, Verdict
 
 

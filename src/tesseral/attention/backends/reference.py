@@ -6,8 +6,8 @@ from array_api_compat import array_namespace, device
 
 from tesseral.attention.plan import TilePlan
 from tesseral.attention.problem import AttentionArrays, AttentionProblem
+from tesseral.core import PackedTensor
 from tesseral.core._arrays import Array, Namespace
-from tesseral.core.packed import PackedTensor
 from tesseral.runtime.registry import YES, Verdict
 
 
