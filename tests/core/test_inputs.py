@@ -60,9 +60,7 @@ def test_the_mask_hides_anything_and_joins_with_nan(make):
     mask = make(np.array([[False, True, False], [True, True, True]]))
     values, observed = check(tensor, mask=mask, allow_missing=True)
     np.testing.assert_array_equal(to_numpy(values), [[0, 0, 0], [1, 2, 5]])
-    np.testing.assert_array_equal(
-        to_numpy(observed), [[False, False, False], [True, True, True]]
-    )
+    np.testing.assert_array_equal(to_numpy(observed), [[False, False, False], [True, True, True]])
     hides_all_that_is_not_finite = [[False, False, True], [True, True, True]]
     assert check(tensor, mask=hides_all_that_is_not_finite)[1].sum() == 4
 

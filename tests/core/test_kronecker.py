@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.budget import assert_within_budget
+from support.frameworks import every_framework, to_numpy
 from tesseral._errors import DtypeError, ParameterError, ShapeError
 from tesseral.core.kronecker import balanced_factors, kronecker_apply
 from tesseral.core.modeprod import multi_mode_product
@@ -79,10 +80,12 @@ def test_data_type_is_kept_and_error_is_that_of_plain_code(dtype, order):
     assert_within_budget(got, oracle, peer)
 
 
-def test_torch_gives_the_numbers_of_numpy():
+@every_framework
+def test_every_framework_gives_the_numbers_of_the_formed_product(make):
     x, factors = draw_problem([(2, 3), (3, 3), (4, 2)], (2, 5))
-    got = kronecker_apply(torch.from_numpy(x), [torch.from_numpy(factor) for factor in factors])
-    np.testing.assert_allclose(got.numpy(), kronecker_apply(x, factors), rtol=1e-12, atol=1e-13)
+    got = to_numpy(kronecker_apply(make(x), [make(factors[0]), None, make(factors[2])]))
+    factors[1] = np.eye(3)
+    np.testing.assert_allclose(got, x @ kronecker_matrix(factors), atol=1e-12)
 
 
 def test_gradients_reach_the_input_and_every_factor():

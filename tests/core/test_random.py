@@ -33,6 +33,12 @@ def test_the_global_state_is_neither_read_nor_moved():
     assert str(np.random.get_state()) == before  # noqa: NPY002
 
 
+def test_restarts_may_run_in_any_order():
+    forward = [generator.random() for generator in spawn(0, 3)]
+    backward = [generator.random() for generator in reversed(spawn(0, 3))]
+    assert forward == backward[::-1]
+
+
 def test_a_restart_has_its_own_stream_however_many_follow():
     few, many = spawn(0, 2), spawn(0, 5)
     np.testing.assert_array_equal(few[1].random(4), many[1].random(4))

@@ -78,7 +78,7 @@ def _row_counts(x: Array, factors: Sequence[Array | None]) -> tuple[int, ...]:
         )
     n = x.shape[-1]
     known = prod(rows for rows, _ in matrices)
-    left_over = n // known if known and n % known == 0 else 0
+    left_over = n // known if known else 0
     sizes = tuple(left_over if shape is None else shape[0] for shape in shapes)
     if prod(sizes) != n:
         raise ShapeError(

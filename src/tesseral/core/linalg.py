@@ -146,7 +146,7 @@ def left_singular_vectors(
     up to an angle of about ``eps * (s_1 / s)**2``. It is used only if that is at most
     ``sqrt(eps)`` for every direction asked for; the captured squared norm, which depends on
     the square of the angle, is then right to rounding. For a tensor of 160 x 160 x 160 it
-    is about forty times faster.
+    is some forty times faster on one core.
 
     Examples
     --------
