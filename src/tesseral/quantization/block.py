@@ -1,0 +1,224 @@
+"""One decoder block: putting simulated or stored parts in place of its linear layers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from tesseral._errors import UnsupportedModelError
+from tesseral.quantization.config import QuantizationConfig
+from tesseral.quantization.kvcodec import KVCodec
+from tesseral.quantization.linear import QuantizedInput, QuantizedLinear
+from tesseral.quantization.placement import (
+    CODEC,
+    INPUT_SITES,
+    ROLES,
+    BlockLayout,
+    BlockShape,
+    InputSite,
+    site_of,
+)
+from tesseral.quantization.simulate import Clip, SimulatedCodec, SimulatedInput, SimulatedLinear
+from tesseral.quantization.transforms.hadamard import random_hadamard
+from tesseral.quantization.transforms.kronecker import Kronecker, LearnableKronecker
+
+
+class SimulatedBlock(nn.Module):
+    """The parts that simulate quantisation in one block.
+
+    Parameters
+    ----------
+    block : module
+        The original block; it is changed only inside :meth:`installed`.
+    layout, shape : BlockLayout, BlockShape
+        Its module names and sizes.
+    config : QuantizationConfig
+        What to simulate.
+    maxima : dict of str to (width,) tensor
+        Largest magnitude of every channel of each input site, over the calibration text.
+    generator : torch.Generator
+        Source of the random starts.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        layout: BlockLayout,
+        shape: BlockShape,
+        config: QuantizationConfig,
+        maxima: dict[str, Tensor],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.block, self.layout, self.shape, self.config = (block,), layout, shape, config
+        linears = original_linears(block, layout)
+        self.inputs = {
+            s.name: self._input(s, linears, maxima[s.name], generator) for s in INPUT_SITES
+        }
+        self.linears = {role: self._linear(role, linears[role]) for role in ROLES}
+        self._parts = nn.ModuleList([*self.inputs.values(), *self.linears.values()])
+        self.codec = SimulatedCodec(
+            self._transform((shape.head_dim,), generator),
+            Clip(learned=self.learned),
+            Clip(learned=self.learned),
+            key_bits=config.cache_bits[0],
+            value_bits=config.cache_bits[1],
+        )
+
+    @property
+    def learned(self) -> bool:
+        """Whether anything is learned."""
+        return self.config.transform == "flatquant"
+
+    def _transform(
+        self, sizes: tuple[int, ...], generator: torch.Generator
+    ) -> LearnableKronecker | Kronecker:
+        if self.config.transform == "none":
+            return Kronecker((None,) * len(sizes), (None,) * len(sizes))
+        starts = [random_hadamard(n, generator).float() for n in sizes]
+        return LearnableKronecker(starts) if self.learned else Kronecker.from_factors(starts)
+
+    def _input(
+        self,
+        site: InputSite,
+        linears: dict[str, nn.Linear],
+        maxima: Tensor,
+        generator: torch.Generator,
+    ) -> SimulatedInput:
+        log_scale = None
+        if self.learned and site.scale_into is not None:
+            weights = [linears[role].weight for role in site.readers]
+            log_scale = start_of_scale(maxima, weights)
+        return SimulatedInput(
+            self._transform(site.factor_sizes(self.shape), generator),
+            log_scale,
+            Clip(learned=self.learned),
+            bits=self.config.activation_bits,
+            merged=site.merged_into is not None,
+        )
+
+    def _linear(self, role: str, linear: nn.Linear) -> SimulatedLinear:
+        merged = next((s.name for s in INPUT_SITES if s.merged_into == role), None)
+        return SimulatedLinear(
+            linear,
+            self.inputs[site_of(role).name],
+            None if merged is None else self.inputs[merged],
+            Clip(linear.weight.shape[0], learned=self.learned),
+            bits=self.config.weight_bits,
+        )
+
+    def refresh(self) -> None:
+        """Compute every transform at its present parameters."""
+        for site in self.inputs.values():
+            site.refresh()
+        self.codec.refresh()
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """Return the parameters for an optimiser, clips apart from transforms."""
+        named = dict(self.named_parameters())
+        clips = [p for name, p in named.items() if name.endswith("logits")]
+        others = [p for name, p in named.items() if not name.endswith("logits")]
+        return [
+            {"params": others, "lr": self.config.learning_rate},
+            {"params": clips, "lr": self.config.clip_learning_rate},
+        ]
+
+    @contextmanager
+    def installed(self) -> Iterator[nn.Module]:
+        """Give the block with the simulated parts in place, and put it back afterwards."""
+        (block,) = self.block
+        originals = original_linears(block, self.layout)
+        attention = block.get_submodule(self.layout.attention)
+        try:
+            for role in ROLES:
+                block.set_submodule(self.layout.linears[role], self.linears[role])
+            attention.add_module(CODEC, self.codec)
+            yield block
+        finally:
+            for role, linear in originals.items():
+                block.set_submodule(self.layout.linears[role], linear)
+            delattr(attention, CODEC)
+
+
+def original_linears(block: nn.Module, layout: BlockLayout) -> dict[str, nn.Linear]:
+    """Return the block's linear layers by role.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the block has no such module, or one that is not linear.
+    """
+    linears = {}
+    for role in ROLES:
+        name = layout.linears[role]
+        try:
+            module = block.get_submodule(name)
+        except AttributeError:
+            module = None
+        if not isinstance(module, nn.Linear):
+            raise UnsupportedModelError(
+                f"quantization: {type(block).__name__} should hold a linear layer {name!r} as "
+                f"{role}, found {'nothing' if module is None else type(module).__name__}."
+            )
+        linears[role] = module
+    return linears
+
+
+def start_of_scale(maxima: Tensor, weights: list[Tensor]) -> Tensor:
+    """Return the logarithm of the per-channel scale that calibration starts from.
+
+    ``w_max^0.7 / x_max^0.3`` with the largest magnitudes of each channel in the weights
+    and in the input (FlatQuant, appendix B.1).
+    """
+    largest = torch.stack([w.detach().abs().amax(dim=0) for w in weights]).amax(dim=0)
+    return 0.7 * largest.clamp_min(1e-5).log() - 0.3 * maxima.clamp_min(1e-5).log()
+
+
+def replace_with_quantized(
+    block: nn.Module,
+    layout: BlockLayout,
+    shape: BlockShape,
+    config: QuantizationConfig,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Put empty stored parts in place of a block's linear layers, to be filled by a state.
+
+    Parameters
+    ----------
+    block, layout, shape, config
+        As for :class:`SimulatedBlock`.
+    dtype : torch.dtype
+        Type of transforms, scales, biases and of dense weights.
+    """
+    linears = original_linears(block, layout)
+    transformed = config.transform != "none"
+    key_bits, value_bits = config.cache_bits
+    codec = KVCodec(
+        shape.head_dim if transformed else None,
+        key_bits=key_bits,
+        value_bits=value_bits,
+        dtype=dtype,
+    )
+    block.get_submodule(layout.attention).add_module(CODEC, codec)
+    for site in INPUT_SITES:
+        left, right = site.factor_sizes(shape) if transformed else (None, None)
+        sizes = (left, None if site.merged_into else right)
+        source = QuantizedInput(sizes, bits=config.activation_bits, dtype=dtype)
+        block.get_submodule(site_parent(site, layout)).add_module(site.name, source)
+        for role in site.readers:
+            old = linears[role]
+            new = QuantizedLinear(
+                old.in_features,
+                old.out_features,
+                source,
+                bias=old.bias is not None,
+                bits=config.weight_bits,
+                dtype=dtype,
+            )
+            block.set_submodule(layout.linears[role], new)
+
+
+def site_parent(site: InputSite, layout: BlockLayout) -> str:
+    """Return the module that owns a site's transform: the one around its readers."""
+    return layout.linears[site.readers[0]].rpartition(".")[0]

@@ -1,0 +1,1 @@
+"""Learning the transforms of one block after another."""

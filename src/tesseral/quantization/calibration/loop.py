@@ -1,0 +1,171 @@
+"""Calibration of one block: learn what makes its rounded output match the original's."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tesseral._errors import CalibrationError
+from tesseral.quantization.block import SimulatedBlock
+from tesseral.quantization.config import QuantizationConfig
+from tesseral.quantization.freeze import frozen_state
+from tesseral.quantization.placement import INPUT_SITES, BlockLayout, BlockShape
+
+_FINAL_RATE = 1e-3  # of the initial step sizes, at the end of the cosine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationStep:
+    """What a progress report says: one more epoch of one block is done.
+
+    Attributes
+    ----------
+    block, n_blocks : int
+        Number of the block, from 0, and how many there are.
+    epoch, n_epochs : int
+        Epochs done in this block, and how many there will be.
+    loss : float
+        Mean squared error of the block's output relative to its mean square.
+    """
+
+    block: int
+    n_blocks: int
+    epoch: int
+    n_epochs: int
+    loss: float
+
+
+Report = Callable[[CalibrationStep], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockTask:
+    """One block to calibrate.
+
+    Attributes
+    ----------
+    block, layout, shape
+        The block, its names and its sizes.
+    arguments : dict
+        Keyword arguments of every call of the block beside the hidden states.
+    inputs : (samples, length, hidden) tensor
+        Full-precision hidden states that enter the block.
+    index, n_blocks : int
+        Its number and how many there are.
+    """
+
+    block: nn.Module
+    layout: BlockLayout
+    shape: BlockShape
+    arguments: dict[str, Any]
+    inputs: Tensor
+    index: int
+    n_blocks: int
+
+    def run(self, inputs: Tensor) -> Tensor:
+        """Return the block's output on some hidden states."""
+        outputs: Tensor = self.block(inputs, **self.arguments)
+        return outputs
+
+
+def calibrate_block(
+    task: BlockTask, config: QuantizationConfig, report: Report
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Learn one block's transforms and return its stored tensors and original outputs.
+
+    Raises
+    ------
+    CalibrationError
+        If the loss is not finite.
+    """
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + task.index)
+    outputs, maxima = observe(task, config.batch_size)
+    simulated = SimulatedBlock(task.block, task.layout, task.shape, config, maxima, generator)
+    if simulated.learned and config.epochs:
+        _learn(task, simulated, outputs, generator, report)
+    return frozen_state(simulated, _storage_dtype(task.inputs)), outputs
+
+
+@torch.no_grad()
+def observe(task: BlockTask, batch_size: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run the original block; return its outputs and each input site's channel maxima."""
+    maxima: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            largest = arguments[0].abs().flatten(0, -2).amax(dim=0)
+            maxima[name] = torch.maximum(maxima.get(name, largest), largest)
+
+        return hook
+
+    hooks = [
+        task.block.get_submodule(task.layout.linears[site.readers[0]]).register_forward_pre_hook(
+            watch(site.name)
+        )
+        for site in INPUT_SITES
+    ]
+    try:
+        outputs = torch.cat([task.run(batch) for batch in task.inputs.split(batch_size)])
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return outputs, maxima
+
+
+def _learn(
+    task: BlockTask,
+    simulated: SimulatedBlock,
+    targets: Tensor,
+    generator: torch.Generator,
+    report: Report,
+) -> None:
+    config = simulated.config
+    n_batches = -(-len(targets) // config.batch_size)
+    optimizer = torch.optim.AdamW(simulated.parameter_groups(), weight_decay=0.0)
+    schedule = _cosine(optimizer, config.epochs * n_batches)
+    power = targets.square().mean()
+    with simulated.installed():
+        for epoch in range(config.epochs):
+            total = 0.0
+            order = torch.randperm(len(targets), generator=generator)
+            for step, rows in enumerate(order.split(config.batch_size)):
+                simulated.refresh()
+                error = task.run(task.inputs[rows]) - targets[rows]
+                loss = error.square().mean() / power
+                _check_finite(loss, task.index, epoch * n_batches + step)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                total += loss.item() * len(rows)
+            report(
+                CalibrationStep(
+                    block=task.index,
+                    n_blocks=task.n_blocks,
+                    epoch=epoch + 1,
+                    n_epochs=config.epochs,
+                    loss=total / len(targets),
+                )
+            )
+
+
+def _cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    def factor(step: int) -> float:
+        progress = torch.tensor(min(step / max(steps, 1), 1.0) * torch.pi)
+        return _FINAL_RATE + (1 - _FINAL_RATE) * 0.5 * (1 + float(torch.cos(progress)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _check_finite(loss: Tensor, block: int, step: int) -> None:
+    if not torch.isfinite(loss):
+        raise CalibrationError(
+            f"calibration: the loss of block {block} is {loss.item()} at step {step}; "
+            "lower learning_rate and clip_learning_rate, or check the model's weights."
+        )
+
+
+def _storage_dtype(inputs: Tensor) -> torch.dtype:
+    return torch.float64 if inputs.dtype == torch.float64 else torch.float32

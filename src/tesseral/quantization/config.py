@@ -1,0 +1,168 @@
+"""What is done to a model, as one frozen record that travels with its checkpoint."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from tesseral._errors import ParameterError
+
+VERSION = 1
+TRANSFORMS = ("none", "hadamard", "flatquant")
+ROUNDINGS = ("nearest",)
+OFF = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizationConfig:
+    """How a language model is quantised.
+
+    Attributes
+    ----------
+    weight_bits, activation_bits, kv_bits : int
+        Width of weights, of the inputs of linear layers, and of cached keys and values:
+        2 to 8, or 16 to leave them as they are. Widths other than 2, 4 and 8 are stored in
+        the next of these.
+    key_bits, value_bits : int, optional
+        Override ``kv_bits`` for keys or values.
+    transform : {"none", "hadamard", "flatquant"}
+        What is applied before rounding: nothing, fixed random Hadamard matrices, or the
+        learned affine transforms, scales and clips of FlatQuant.
+    rounding : {"nearest"}
+        How weights are rounded.
+    epochs, batch_size : int
+        Passes over the calibration sequences for each block, and sequences in a step.
+    samples, sequence_length : int
+        Calibration sequences and their length in tokens; the length is clipped to the
+        model's maximum.
+    learning_rate, clip_learning_rate : float
+        Initial step sizes of transforms and scales, and of clips; both decay by a cosine.
+    seed : int
+        Fixes calibration text, random starts and the order of batches.
+    version : int
+        Version of this record; only the current one is read.
+
+    Raises
+    ------
+    ParameterError
+        If a value is not one of those allowed.
+
+    References
+    ----------
+    Sun, Liu et al. (2025), "FlatQuant: Flatness Matters for LLM Quantization", section 4.
+    """
+
+    weight_bits: int = 4
+    activation_bits: int = 4
+    kv_bits: int = 4
+    key_bits: int | None = None
+    value_bits: int | None = None
+    transform: str = "flatquant"
+    rounding: str = "nearest"
+    epochs: int = 15
+    batch_size: int = 4
+    samples: int = 128
+    sequence_length: int = 2048
+    learning_rate: float = 5e-3
+    clip_learning_rate: float = 5e-2
+    seed: int = 0
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "activation_bits", "kv_bits"):
+            _check_bits(name, getattr(self, name))
+        for name in ("key_bits", "value_bits"):
+            if getattr(self, name) is not None:
+                _check_bits(name, getattr(self, name))
+        _check_choice("transform", self.transform, TRANSFORMS)
+        _check_choice("rounding", self.rounding, ROUNDINGS)
+        _check_choice("version", self.version, (VERSION,))
+        for name, least in (
+            ("epochs", 0),
+            ("batch_size", 1),
+            ("samples", 1),
+            ("sequence_length", 2),
+            ("seed", 0),
+        ):
+            _check_integer(name, getattr(self, name), least)
+        for name in ("learning_rate", "clip_learning_rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ParameterError(
+                    f"QuantizationConfig: {name} must be positive and finite, "
+                    f"got {getattr(self, name)!r}."
+                )
+
+    @property
+    def cache_bits(self) -> tuple[int, int]:
+        """Widths of cached keys and values."""
+        return (
+            self.kv_bits if self.key_bits is None else self.key_bits,
+            self.kv_bits if self.value_bits is None else self.value_bits,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build the record from plain values, refusing keys it does not know.
+
+        Raises
+        ------
+        ParameterError
+            If a key is unknown or a value is not allowed.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ParameterError(
+                f"QuantizationConfig: unknown key {', '.join(map(repr, unknown))}; "
+                f"known are {', '.join(sorted(known))}."
+            )
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """Return the record as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Undo :meth:`to_json`.
+
+        Raises
+        ------
+        ParameterError
+            If the text is no JSON object or does not describe a configuration.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ParameterError(f"QuantizationConfig: not valid JSON: {error}.") from None
+        if not isinstance(values, dict):
+            raise ParameterError(
+                f"QuantizationConfig: expected a JSON object, got {type(values).__name__}."
+            )
+        return cls.from_dict(values)
+
+
+def _check_bits(name: str, bits: object) -> None:
+    if isinstance(bits, bool) or not isinstance(bits, int) or not (2 <= bits <= 8 or bits == OFF):
+        raise ParameterError(
+            f"QuantizationConfig: {name} must be 2 to 8, or {OFF} for off, got {bits!r}."
+        )
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ParameterError(
+            f"QuantizationConfig: {name} must be one of "
+            f"{', '.join(map(repr, choices))}, got {value!r}."
+        )
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ParameterError(
+            f"QuantizationConfig: {name} must be an integer of at least {least}, got {value!r}."
+        )

@@ -1,0 +1,96 @@
+"""From simulated parts to what is stored: fuse in float64, round once, name the tensors."""
+
+import torch
+from torch import Tensor
+
+from tesseral.core.packing import pack, storage_bits
+from tesseral.quantization.block import SimulatedBlock, site_parent
+from tesseral.quantization.config import OFF
+from tesseral.quantization.fusion import fuse_output
+from tesseral.quantization.numerics import row_range, symmetric_codes, symmetric_scale
+from tesseral.quantization.placement import CODEC, INPUT_SITES, ROLES
+from tesseral.quantization.simulate import SimulatedInput
+from tesseral.quantization.transforms.kronecker import Kronecker
+
+
+@torch.no_grad()
+def frozen_state(simulated: SimulatedBlock, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors of the quantised block, named relative to the block.
+
+    The names are those of the modules that
+    :func:`~tesseral.quantization.block.replace_with_quantized` puts in place.
+
+    Parameters
+    ----------
+    simulated : SimulatedBlock
+        Calibrated parts. They are converted to float64 in place: freezing goes one way.
+    dtype : torch.dtype
+        Type of transforms, scales, biases, norms and dense weights.
+    """
+    simulated.double()
+    simulated.refresh()
+    state: dict[str, Tensor] = {}
+    for site in INPUT_SITES:
+        prefix = f"{site_parent(site, simulated.layout)}.{site.name}"
+        state |= _input_state(prefix, simulated.inputs[site.name])
+    for role in ROLES:
+        state |= _linear_state(simulated, role)
+    state |= _codec_state(simulated) | _norm_state(simulated)
+    return {
+        name: tensor.to(dtype).contiguous() if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
+
+
+def _input_state(prefix: str, source: SimulatedInput) -> dict[str, Tensor]:
+    factors = _factor_state(f"{prefix}.transform", source.online)
+    return factors | {f"{prefix}.clip": source.clip()}
+
+
+def _linear_state(simulated: SimulatedBlock, role: str) -> dict[str, Tensor]:
+    name, linear = simulated.layout.linears[role], simulated.linears[role]
+    scale = _scale_into(simulated, role)
+    weight, bias = linear.fused(torch.float64)
+    weight = fuse_output(weight, None, scale)
+    state = {} if bias is None else {f"{name}.bias": fuse_output(bias, None, scale)}
+    if linear.bits == OFF:
+        return state | {f"{name}.weight": weight}
+    row_scale = symmetric_scale(*row_range(weight, linear.clip()), linear.bits)
+    # the stored scale is float32: round with the value that will be read back
+    row_scale = row_scale.float().double()
+    codes = symmetric_codes(weight, row_scale, linear.bits).to(torch.int8)
+    return state | {
+        f"{name}.weight": pack(codes, storage_bits(linear.bits)),
+        f"{name}.weight_scale": row_scale,
+    }
+
+
+def _codec_state(simulated: SimulatedBlock) -> dict[str, Tensor]:
+    prefix, codec = f"{simulated.layout.attention}.{CODEC}", simulated.codec
+    transform: Kronecker = codec.current
+    return {
+        **_factor_state(f"{prefix}.key_transform", transform.factors),
+        **_factor_state(f"{prefix}.query_transform", transform.inverse_transposes),
+        f"{prefix}.key_clip": codec.key_clip(),
+        f"{prefix}.value_clip": codec.value_clip(),
+    }
+
+
+def _norm_state(simulated: SimulatedBlock) -> dict[str, Tensor]:
+    (block,) = simulated.block
+    state = {}
+    for norm, name in simulated.layout.norms.items():
+        weight = block.get_parameter(f"{name}.weight").detach().double()
+        scale = _scale_into(simulated, norm)
+        state[f"{name}.weight"] = weight if scale is None else weight * scale
+    return state
+
+
+def _scale_into(simulated: SimulatedBlock, place: str) -> Tensor | None:
+    """Return the per-channel scale that is merged into a norm's or layer's output."""
+    site = next((s for s in INPUT_SITES if s.scale_into == place), None)
+    return None if site is None else simulated.inputs[site.name].scale
+
+
+def _factor_state(prefix: str, factors: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
+    return {f"{prefix}.factor{i}": f for i, f in enumerate(factors) if f is not None}

@@ -1,0 +1,1 @@
+"""Products of integer codes: one table of backends, one file each."""

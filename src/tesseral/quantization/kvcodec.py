@@ -1,0 +1,74 @@
+"""How keys and values are transformed and stored in a cache."""
+
+import torch
+from torch import Tensor, nn
+
+from tesseral.core.packed import PackedTensor
+from tesseral.core.packing import storage_bits
+from tesseral.quantization.config import OFF
+from tesseral.quantization.numerics import asymmetric_codes, asymmetric_scale, row_range
+from tesseral.quantization.transforms.frozen import FrozenKronecker
+
+
+class KVCodec(nn.Module):
+    """Transforms keys after their rotary embedding, and packs keys and values.
+
+    Codes are asymmetric with one scale and offset per token and head, both float16.
+    Queries take the inverse transpose of the keys' transform, so that scores are unchanged.
+
+    Parameters
+    ----------
+    head_dim : int, optional
+        Size of the keys' transform P_h; ``None`` for no transform.
+    key_bits, value_bits : int
+        Widths of the codes; 16 leaves that side dense.
+    dtype : torch.dtype
+        Type in which transforms and scales are computed.
+
+    References
+    ----------
+    Sun, Liu et al. (2025), "FlatQuant", section 4.1.
+    """
+
+    key_clip: Tensor
+    value_clip: Tensor
+
+    def __init__(
+        self,
+        head_dim: int | None,
+        *,
+        key_bits: int,
+        value_bits: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.key_bits, self.value_bits = key_bits, value_bits
+        self.key_transform = FrozenKronecker([head_dim], dtype)
+        self.query_transform = FrozenKronecker([head_dim], dtype)
+        self.register_buffer("key_clip", torch.ones(2, dtype=dtype))
+        self.register_buffer("value_clip", torch.ones(2, dtype=dtype))
+
+    def transform_query(self, query: Tensor) -> Tensor:
+        """Return queries of shape (..., head_dim) that fit transformed keys."""
+        transformed: Tensor = self.query_transform(query).to(query.dtype)
+        return transformed
+
+    def encode(
+        self, key: Tensor, value: Tensor
+    ) -> tuple[Tensor | PackedTensor, Tensor | PackedTensor]:
+        """Return keys and values of shape (batch, kv_heads, length, head_dim) as stored."""
+        key = self.key_transform(key).to(key.dtype)
+        return (
+            encode_heads(key, self.key_clip, self.key_bits),
+            encode_heads(value, self.value_clip, self.value_bits),
+        )
+
+
+def encode_heads(x: Tensor, clip: Tensor, bits: int) -> Tensor | PackedTensor:
+    """Pack rows to asymmetric codes, or return them as they are when ``bits`` are off."""
+    if bits == OFF:
+        return x
+    x = x.to(clip.dtype)
+    scale, offset = asymmetric_scale(*row_range(x, clip), bits)
+    codes = asymmetric_codes(x, scale, offset, bits).to(torch.uint8)
+    return PackedTensor.from_codes(codes, scale.half(), offset.half(), bits=storage_bits(bits))

@@ -1,0 +1,228 @@
+"""A decoder block with simulated quantisation, in which transforms and clips are learned.
+
+The parts stand in for a block's linear layers while it is calibrated; weights stay in full
+precision and are transformed and rounded anew in every pass. :mod:`~.freeze` turns the
+result into the parts that are stored.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from tesseral.quantization.config import OFF
+from tesseral.quantization.fusion import fuse_input, fuse_output
+from tesseral.quantization.numerics import (
+    asymmetric_codes,
+    asymmetric_scale,
+    row_range,
+    symmetric_codes,
+    symmetric_scale,
+)
+from tesseral.quantization.shared_input import SharedInput
+from tesseral.quantization.transforms.kronecker import (
+    Kronecker,
+    LearnableKronecker,
+    apply_factors,
+)
+
+_OPEN = 4.0  # logit at which a learned clip starts: sigmoid(4) = 0.982
+
+
+class Clip(nn.Module):
+    """Learned fractions of a range to keep, or fixed at the whole of it.
+
+    Parameters
+    ----------
+    rows : int, optional
+        Number of rows with a range of their own; one pair for all by default.
+    learned : bool
+        Whether the fractions are learned, as ``sigmoid`` of logits.
+    """
+
+    whole: Tensor
+
+    def __init__(self, rows: int | None = None, *, learned: bool) -> None:
+        super().__init__()
+        shape = (2,) if rows is None else (rows, 2)
+        self.logits = nn.Parameter(torch.full(shape, _OPEN)) if learned else None
+        self.register_buffer("whole", torch.ones(shape), persistent=False)
+
+    def forward(self) -> Tensor:
+        """Return the fractions of minimum and maximum to keep."""
+        return self.whole if self.logits is None else self.logits.sigmoid()
+
+
+class SimulatedInput(SharedInput):
+    """Transform, scale and quantise what several linear layers read.
+
+    Parameters
+    ----------
+    transform : LearnableKronecker or Kronecker
+        What is learned, or what stays fixed.
+    log_scale : (in_features,) tensor, optional
+        Start of the logarithm of the learned per-channel scale.
+    clip : Clip
+        Clip of the activation's range.
+    bits : int
+        Width of the codes; 16 for off.
+    merged : bool
+        Whether the layer that writes the input has taken the right factor over, so that only
+        the left one is applied here.
+    """
+
+    def __init__(
+        self,
+        transform: LearnableKronecker | Kronecker,
+        log_scale: Tensor | None,
+        clip: Clip,
+        *,
+        bits: int,
+        merged: bool = False,
+    ) -> None:
+        super().__init__()
+        self.transform = transform
+        self.log_scale = None if log_scale is None else nn.Parameter(log_scale)
+        self.clip = clip
+        self.bits = bits
+        self.merged = merged
+        self.refresh()
+
+    @property
+    def scale(self) -> Tensor | None:
+        """The per-channel scale, positive."""
+        return None if self.log_scale is None else self.log_scale.exp()
+
+    def refresh(self) -> None:
+        """Compute the transform at the current parameters, once for all that use it."""
+        self.current = current(self.transform)
+
+    @property
+    def online(self) -> tuple[Tensor | None, Tensor | None]:
+        """The two factors that are applied at run time."""
+        left, right = self.current.factors
+        return left, None if self.merged else right
+
+    def compute(self, x: Tensor) -> Tensor:
+        """Return the transformed input with simulated rounding."""
+        scaled = x if self.scale is None else x * self.scale
+        return fake_quantize_rows(apply_factors(scaled, self.online), self.clip(), self.bits)
+
+
+class SimulatedLinear(nn.Module):
+    """A linear layer whose weight is transformed and rounded in every pass.
+
+    Parameters
+    ----------
+    linear : torch.nn.Linear
+        The original layer; its weight is read, never changed.
+    source : SimulatedInput
+        What it reads.
+    merged : SimulatedInput, optional
+        Site whose right factor multiplies each head of the output.
+    clip : Clip
+        Clip of each row of the weight.
+    bits : int
+        Width of the weight's codes; 16 for off.
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        source: SimulatedInput,
+        merged: SimulatedInput | None,
+        clip: Clip,
+        *,
+        bits: int,
+    ) -> None:
+        super().__init__()
+        source.add_reader()
+        # in tuples: what belongs to the block or to a sibling is not registered here
+        self.original = (linear,)
+        self.source = (source,)
+        self.merged = (merged,)
+        self.clip = clip
+        self.bits = bits
+
+    def fused(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias with the transforms folded in, before rounding."""
+        (linear,), (source,), (merged,) = self.original, self.source, self.merged
+        per_head = None if merged is None else merged.current.to(dtype).factors[1]
+        scale = None if source.scale is None else source.scale.to(dtype)
+        weight = fuse_output(linear.weight.detach().to(dtype), per_head, None)
+        weight = fuse_input(weight, source.current.to(dtype), scale)
+        if linear.bias is None:
+            return weight, None
+        return weight, fuse_output(linear.bias.detach().to(dtype), per_head, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer to the shared, quantised input."""
+        weight, bias = self.fused(x.dtype)
+        rounded = fake_quantize_rows(weight, self.clip(), self.bits)
+        return nn.functional.linear(self.source[0](x), rounded, bias)
+
+
+class SimulatedCodec(nn.Module):
+    """Simulated rounding of cached keys and values, with the learned transform P_h.
+
+    Parameters
+    ----------
+    transform : LearnableKronecker or Kronecker
+        Applied to each head of the keys; queries take its inverse transpose.
+    key_clip, value_clip : Clip
+        Clips of the ranges.
+    key_bits, value_bits : int
+        Widths of the codes; 16 for off.
+    """
+
+    def __init__(
+        self,
+        transform: LearnableKronecker | Kronecker,
+        key_clip: Clip,
+        value_clip: Clip,
+        *,
+        key_bits: int,
+        value_bits: int,
+    ) -> None:
+        super().__init__()
+        self.transform = transform
+        self.key_clip = key_clip
+        self.value_clip = value_clip
+        self.key_bits = key_bits
+        self.value_bits = value_bits
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Compute the transform at the current parameters."""
+        self.current = current(self.transform)
+
+    def transform_query(self, query: Tensor) -> Tensor:
+        """Return the queries that fit transformed keys."""
+        return self.current.apply_inverse_transpose(query)
+
+    def encode(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values with simulated rounding, per token and head."""
+        key = self.current.apply(key)
+        return (
+            fake_quantize_heads(key, self.key_clip(), self.key_bits),
+            fake_quantize_heads(value, self.value_clip(), self.value_bits),
+        )
+
+
+def fake_quantize_rows(x: Tensor, clip: Tensor, bits: int) -> Tensor:
+    """Round rows to symmetric codes and back; gradients pass through."""
+    if bits == OFF:
+        return x
+    scale = symmetric_scale(*row_range(x, clip), bits)
+    return symmetric_codes(x, scale, bits) * scale
+
+
+def fake_quantize_heads(x: Tensor, clip: Tensor, bits: int) -> Tensor:
+    """Round rows to asymmetric codes and back; gradients pass through."""
+    if bits == OFF:
+        return x
+    scale, offset = asymmetric_scale(*row_range(x, clip), bits)
+    return asymmetric_codes(x, scale, offset, bits) * scale + offset
+
+
+def current(transform: LearnableKronecker | Kronecker) -> Kronecker:
+    """Return the transform as matrices, at its present parameters if it has any."""
+    return transform() if isinstance(transform, LearnableKronecker) else transform

@@ -1,0 +1,1 @@
+"""Invertible transforms that flatten what is about to be rounded."""
