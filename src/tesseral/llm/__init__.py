@@ -1,1 +1,25 @@
-"""TODO."""
+"""Language models from transformers: quantise, load, evaluate, generate.
+
+Importing this room registers our attention, its mask and our quantised format with
+transformers, so that ``AutoModelForCausalLM.from_pretrained`` reads a quantised checkpoint.
+"""
+
+from tesseral.llm.attention_interface import register
+from tesseral.llm.cache import QuantizedKVCache
+from tesseral.llm.evaluate import perplexity
+from tesseral.llm.generation import generate
+from tesseral.llm.loading import load
+from tesseral.llm.pipeline import quantize
+from tesseral.llm.quantizer import TesseralConfig, TesseralQuantizer
+
+register()
+
+__all__ = [
+    "QuantizedKVCache",
+    "TesseralConfig",
+    "TesseralQuantizer",
+    "generate",
+    "load",
+    "perplexity",
+    "quantize",
+]

@@ -1,0 +1,72 @@
+"""Continuing a prompt, with the quantised cache where the model has one."""
+
+import torch
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.generation.streamers import BaseStreamer
+
+from tesseral._errors import DataError, ParameterError
+from tesseral.llm.evaluate import new_cache
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    streamer: BaseStreamer | None = None,
+) -> str:
+    """Return the continuation of a prompt.
+
+    Parameters
+    ----------
+    model, tokenizer
+        As :func:`~tesseral.llm.load` returns them.
+    prompt : str
+        At least one token; with the new ones at most the model's maximum.
+    max_new_tokens : int
+        Tokens to generate, fewer if the text ends.
+    temperature : float
+        0 takes the likeliest token; above, tokens are drawn from the distribution at that
+        temperature.
+    seed : int
+        Fixes what is drawn.
+    streamer : transformers streamer, optional
+        Receives tokens as they come.
+
+    Raises
+    ------
+    DataError
+        If the prompt is empty or too long.
+    ParameterError
+        If an argument is out of range.
+    """
+    if temperature < 0 or max_new_tokens < 1:
+        raise ParameterError(
+            f"generate: temperature must be at least 0 and max_new_tokens at least 1, "
+            f"got {temperature} and {max_new_tokens}."
+        )
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
+    length, limit = inputs["input_ids"].shape[1], model.config.max_position_embeddings
+    if not 0 < length <= limit - max_new_tokens:
+        raise DataError(
+            f"generate: a prompt of {length} tokens and {max_new_tokens} new ones do not fit; "
+            f"the prompt needs at least one token and both together at most {limit}."
+        )
+    drawn = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        tokens = model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            past_key_values=new_cache(model),
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.eos_token_id,
+            streamer=streamer,
+            **drawn,
+        )
+    text: str = tokenizer.decode(tokens[0, length:], skip_special_tokens=True)
+    return text

@@ -1,0 +1,200 @@
+"""From a transformers checkpoint to a quantised one: load, calibrate, freeze, save."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tesseral._errors import CheckpointError
+from tesseral.llm.layouts import blocks_of, layout_of, shape_of
+from tesseral.llm.loading import load, no_progress_bars, read_config
+from tesseral.llm.quantizer import mark_quantized
+from tesseral.llm.resume import Progress, identity
+from tesseral.llm.text import clip_length, sample, tokenize
+from tesseral.quantization.block import replace_with_quantized
+from tesseral.quantization.calibration.loop import BlockTask, Report, calibrate_block, observe
+from tesseral.quantization.config import QuantizationConfig
+from tesseral.runtime.files import atomic_directory, check_output
+
+
+def quantize(
+    model: str | Path,
+    config: QuantizationConfig,
+    text: str,
+    out: str | Path,
+    resume: bool = True,
+    *,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> Path:
+    """Quantise a model directory into another one.
+
+    Blocks are calibrated one after the other on the hidden states of the original model.
+    Each finished block is kept beside ``out`` until all are done, so that an interrupted
+    run goes on where it stopped, with the same result.
+
+    Parameters
+    ----------
+    model : path
+        Directory in transformers' format; it is only read.
+    config : QuantizationConfig
+        What to do.
+    text : str
+        Calibration text, at least one sequence long.
+    out : path
+        Directory to make.
+    resume : bool
+        Go on with what an interrupted run of the same work left behind.
+    overwrite : bool
+        Replace ``out`` if it exists.
+    report : callable, optional
+        Called with a :class:`~tesseral.quantization.calibration.loop.CalibrationStep` after
+        every epoch of every block, and once for a block that needs none.
+
+    Returns
+    -------
+    Path
+        ``out``: safetensors, ``config.json`` with the configuration, and the tokenizer.
+
+    Raises
+    ------
+    OutputExistsError
+        If ``out`` exists and is not to be replaced.
+    CheckpointError, UnsupportedModelError
+        If the model cannot be read, is quantised already, or is of an unknown kind.
+    DataError
+        If the text is shorter than one sequence.
+    CalibrationError
+        If the loss is not finite.
+    """
+    source, out = Path(model), check_output(out, overwrite=overwrite)
+    description = read_config(source)
+    layout_of(description["model_type"])
+    if "quantization_config" in description:
+        raise CheckpointError(f"{source} is quantised already; give the original model.")
+    loaded, tokenizer = load(source, dtype=torch.float32)
+    sequences = sample(
+        tokenize(loaded, tokenizer, text),
+        clip_length(loaded, config.sequence_length),
+        config.samples,
+        config.seed,
+    )
+    progress = Progress(out, identity(source, config, text), resume=resume)
+    quantize_blocks(loaded, config, sequences, progress, report or (lambda _: None))
+    _restore_dtype(loaded, description)
+    mark_quantized(loaded, config)
+    with no_progress_bars(), atomic_directory(out, overwrite=overwrite) as temporary:
+        loaded.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    progress.remove()
+    return out
+
+
+def quantize_blocks(
+    model: PreTrainedModel,
+    config: QuantizationConfig,
+    sequences: Tensor,
+    progress: Progress | None,
+    report: Report,
+) -> None:
+    """Replace every block of a loaded model by its quantised form.
+
+    Parameters
+    ----------
+    model : transformers model
+        Changed in place.
+    config : QuantizationConfig
+        What to do.
+    sequences : integer tensor of shape (samples, length)
+        Calibration tokens.
+    progress : Progress, optional
+        Where finished blocks are kept and looked for.
+    report : callable
+        As for :func:`quantize`.
+    """
+    model.requires_grad_(False)
+    layout, shape, blocks = (
+        layout_of(model.config.model_type),
+        shape_of(model.config),
+        blocks_of(model),
+    )
+    arguments = block_arguments(model, sequences[0])
+    hidden = hidden_states(model, sequences, config.batch_size)
+    for index, block in enumerate(blocks):
+        task = BlockTask(
+            block=block,
+            layout=layout,
+            shape=shape,
+            arguments=arguments[index],
+            inputs=hidden,
+            index=index,
+            n_blocks=len(blocks),
+        )
+        state = None if progress is None else progress.load(index)
+        if state is None:
+            state, hidden = calibrate_block(task, config, report)
+            if progress is not None:
+                progress.save(index, state)
+        else:
+            hidden, _ = observe(task, config.batch_size)
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        replace_with_quantized(block, layout, shape, config, dtype)
+        block.load_state_dict(state)
+
+
+class _Stop(Exception):
+    """Raised to leave a model at its first block."""
+
+
+@torch.no_grad()
+def hidden_states(model: PreTrainedModel, sequences: Tensor, batch_size: int) -> Tensor:
+    """Return the hidden states of shape (samples, length, hidden) that enter the first block."""
+    captured: list[Tensor] = []
+
+    def hook(_: nn.Module, positional: tuple[Tensor, ...]) -> None:
+        captured.append(positional[0])
+        raise _Stop
+
+    handle = blocks_of(model)[0].register_forward_pre_hook(hook)
+    try:
+        for batch in sequences.to(model.device).split(batch_size):
+            with suppress(_Stop):
+                model(batch, use_cache=False)
+    finally:
+        handle.remove()
+    return torch.cat(captured)
+
+
+@torch.no_grad()
+def block_arguments(model: PreTrainedModel, sequence: Tensor) -> list[dict[str, Any]]:
+    """Return the keyword arguments with which each block is called for one sequence.
+
+    They hold positions and masks, the same for every sequence of that length.
+    """
+    captured: list[dict[str, Any]] = []
+
+    def hook(_: nn.Module, __: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        captured.append(keywords)
+
+    handles = [
+        block.register_forward_pre_hook(hook, with_kwargs=True) for block in blocks_of(model)
+    ]
+    try:
+        model(sequence[None].to(model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return captured
+
+
+def _restore_dtype(model: PreTrainedModel, description: dict[str, Any]) -> None:
+    """Put what was not quantised back into the type that the original has on disk."""
+    dtype = getattr(torch, description.get("dtype") or description.get("torch_dtype") or "float32")
+    blocks = {id(p) for p in blocks_of(model).parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in blocks:
+            parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype

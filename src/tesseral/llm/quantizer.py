@@ -1,0 +1,75 @@
+"""Our checkpoint format under transformers: its configuration and its quantizer."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.quantizers import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from tesseral.llm.attention_interface import IMPLEMENTATION
+from tesseral.llm.layouts import blocks_of, layout_of, shape_of
+from tesseral.quantization.block import replace_with_quantized
+from tesseral.quantization.config import QuantizationConfig
+
+METHOD = "tesseral"
+"""Value of ``quant_method`` in the ``quantization_config`` of a checkpoint."""
+
+
+@register_quantization_config(METHOD)
+class TesseralConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """A :class:`QuantizationConfig` as transformers carries it in ``config.json``.
+
+    Raises
+    ------
+    ParameterError
+        If a key is unknown or the version is not the one this package reads.
+    """
+
+    def __init__(self, quant_method: str = METHOD, **values: Any) -> None:
+        self.quant_method = quant_method
+        self.settings = QuantizationConfig.from_dict(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"quant_method": self.quant_method, **self.settings.to_dict()}
+
+
+@register_quantizer(METHOD)
+class TesseralQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Puts our modules in place of a model's linear layers before weights are loaded."""
+
+    requires_calibration = True
+    quantization_config: TesseralConfig
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        del kwargs
+        install(model, self.quantization_config.settings)
+        model.set_attn_implementation(IMPLEMENTATION)
+
+    def is_serializable(self) -> bool:
+        """Say that a quantised model can be saved again."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Say that packed weights cannot be trained."""
+        return False
+
+
+def install(model: PreTrainedModel, config: QuantizationConfig) -> None:
+    """Replace the linear layers of every block by empty quantised ones."""
+    layout, shape = layout_of(model.config.model_type), shape_of(model.config)
+    for block in blocks_of(model):
+        with torch.device(next(block.parameters()).device):
+            replace_with_quantized(block, layout, shape, config)
+
+
+def mark_quantized(model: PreTrainedModel, config: QuantizationConfig) -> None:
+    """Tell transformers that a model whose blocks were replaced is in our format."""
+    description = TesseralConfig(**config.to_dict())
+    model.hf_quantizer = TesseralQuantizer(description, pre_quantized=True)
+    model.config.quantization_config = description
+    model.is_quantized = True
+    model.quantization_method = METHOD
