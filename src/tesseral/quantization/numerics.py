@@ -70,5 +70,6 @@ def row_range(x: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
     low, high : tensors of shape (..., 1)
         ``low <= 0 <= high`` except where a row has one sign only.
     """
-    low, high = torch.aminmax(x, dim=-1, keepdim=True)
+    # not aminmax: torch 2.11 cannot differentiate it
+    low, high = x.amin(dim=-1, keepdim=True), x.amax(dim=-1, keepdim=True)
     return low * clip[..., :1], high * clip[..., 1:]
