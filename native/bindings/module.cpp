@@ -1,3 +1,8 @@
-#include <nanobind/nanobind.h>
+// The Python module tesseral._native: one function per family, each in its own file.
+#include "bindings.h"
 
-NB_MODULE(_native, m) { m.doc() = "Native kernels."; }
+NB_MODULE(_native, m) {
+  m.doc() = "Native kernels of tesseral.";
+  tesseral::bind_cpu(m);
+  tesseral::bind_linear_int4(m);
+}

@@ -19,6 +19,16 @@ VARIABLES = (
         "the widest this machine supports",
     ),
     Variable(
+        "TESSERAL_CPU_THREADS",
+        "threads that a native kernel may use",
+        "OMP_NUM_THREADS, else the cores this process may run on",
+    ),
+    Variable(
+        "OMP_NUM_THREADS",
+        "threads of torch and BLAS, and of native kernels too",
+        "the cores this process may run on",
+    ),
+    Variable(
         "TESSERAL_ATTENTION_BACKEND",
         "attention backend to use or fail",
         "the first that supports the call",

@@ -1,0 +1,10 @@
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace tesseral {
+
+void bind_cpu(nanobind::module_& m);
+void bind_linear_int4(nanobind::module_& m);
+
+}  // namespace tesseral

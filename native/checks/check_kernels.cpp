@@ -1,0 +1,200 @@
+// The native code against plain loops, built with sanitizers and without Python.
+//
+// Buffers have their exact size on the heap, so that a read or write past the end is caught.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/linear_int4.h"
+#include "cpu/threads.h"
+
+// The thread sanitizer would end a child that starts threads; ours does so on purpose.
+extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options() {
+  return "die_after_fork=0";
+}
+
+namespace {
+
+using namespace tesseral;
+
+int failures = 0;
+
+#define EXPECT(condition)                                                  \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+      ++failures;                                                          \
+    }                                                                      \
+  } while (false)
+
+std::vector<std::string> runnable(const CpuWords& words) {
+  std::vector<std::string> names;
+  for (const Target& target : targets()) {
+    if (missing(target, features_of(words)).empty()) names.emplace_back(target.name);
+  }
+  return names;
+}
+
+void a_target_runs_only_if_the_system_saves_its_registers() {
+  const std::vector<std::string> only_scalar = {"scalar"};
+  EXPECT(runnable(CpuWords{}) == only_scalar);
+  if (targets().size() == 1) return;  // not an x86 machine
+  CpuWords words;
+  words.leaf1_ecx = 1u << 12 | 1u << 27 | 1u << 28;            // fma, osxsave, avx
+  words.leaf7_ebx = 1u << 5 | 1u << 16 | 1u << 17 | 3u << 30;  // avx2, avx512 f, dq, bw, vl
+  words.xcr0 = 0xE7;
+  EXPECT((runnable(words) == std::vector<std::string>{"avx512", "avx2", "scalar"}));
+  words.xcr0 = 0x07;  // the wide registers are not saved
+  EXPECT((runnable(words) == std::vector<std::string>{"avx2", "scalar"}));
+  words.xcr0 = 0x67;  // half of them are
+  EXPECT((runnable(words) == std::vector<std::string>{"avx2", "scalar"}));
+  words.xcr0 = 0x03;
+  EXPECT(runnable(words) == only_scalar);
+}
+
+int nibble(const std::vector<std::uint8_t>& row_major, std::int64_t bytes, std::int64_t row,
+           std::int64_t i) {
+  const int byte = row_major[static_cast<std::size_t>(row * bytes + i / 2)];
+  const int code = i % 2 ? byte >> 4 : byte & 15;
+  return code < 8 ? code : code - 16;
+}
+
+// Values: 0 random, 1 all at the extreme that makes sums largest, 2 the same with signs mixed.
+void check_linear(const Target& target, std::int64_t m, std::int64_t n, std::int64_t k, int values,
+                  int n_threads) {
+  std::mt19937 random(static_cast<unsigned>(m + 10 * n + 100 * k));
+  const std::int64_t bytes = (k + 1) / 2;
+  std::vector<std::int8_t> activations(static_cast<std::size_t>(m * k));
+  std::vector<std::uint8_t> weight(static_cast<std::size_t>(n * bytes));
+  std::vector<std::int32_t> out(static_cast<std::size_t>(m * n), 0x55555555);
+  for (auto& a : activations) {
+    a = static_cast<std::int8_t>(values == 0 ? random() : values == 1 || random() % 2 ? -128 : 127);
+  }
+  for (auto& w : weight) {
+    w = static_cast<std::uint8_t>(values == 0 ? random() : values == 1 ? 0x77 : 0x87);
+  }
+  LinearInt4 call = {};
+  call.activations = activations.data();
+  call.weight = weight.data();
+  call.out = out.data();
+  call.m = m;
+  call.n = n;
+  call.k = k;
+  EXPECT(linear_int4(target, call, n_threads) == Status::ok);
+  std::int64_t wrong = 0;
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t j = 0; j < n; ++j) {
+      std::int64_t sum = 0;
+      for (std::int64_t t = 0; t < k; ++t) {
+        sum += activations[static_cast<std::size_t>(i * k + t)] * nibble(weight, bytes, j, t);
+      }
+      wrong += out[static_cast<std::size_t>(i * n + j)] != sum;
+    }
+  }
+  if (wrong != 0) {
+    std::fprintf(stderr, "%s: %ld of %ld wrong at m=%ld n=%ld k=%ld values=%d threads=%d\n",
+                 target.name, static_cast<long>(wrong), static_cast<long>(m * n),
+                 static_cast<long>(m), static_cast<long>(n), static_cast<long>(k), values,
+                 n_threads);
+    ++failures;
+  }
+}
+
+void every_target_is_exact_at_every_edge() {
+  for (const Target& candidate : targets()) {
+    const Target* target = find_target(candidate.name);
+    if (target == nullptr) continue;
+    for (const std::int64_t m : {1, 2, 4, 5, 9}) {
+      for (const std::int64_t n : {1, 3, 4, 9}) {
+        for (const std::int64_t k : {1, 2, 31, 64, 65, 127, 128, 129, 1023}) {
+          for (const int values : {0, 1, 2}) check_linear(*target, m, n, k, values, 1);
+        }
+      }
+    }
+    check_linear(*target, 300, 70, 200, 0, 3);  // several tiles both ways, on threads
+    check_linear(*target, 1, 600, 4100, 1, 3);
+  }
+}
+
+void sizes_out_of_range_are_refused() {
+  LinearInt4 call = {};
+  call.m = call.n = 1;
+  EXPECT(linear_int4(targets().back(), call, 1) == Status::invalid);
+  call.k = linear_int4_max_k + 1;
+  EXPECT(linear_int4(targets().back(), call, 1) == Status::invalid);
+  call.k = 1;
+  EXPECT(linear_int4(targets().back(), call, 0) == Status::invalid);
+}
+
+bool each_index_once(std::int64_t n_tasks, int n_threads) {
+  std::vector<int> seen(static_cast<std::size_t>(n_tasks), 0);
+  bool workers_fit = true;
+  parallel_for(n_tasks, n_threads, [&](std::int64_t index, int worker) {
+    ++seen[static_cast<std::size_t>(index)];
+    if (worker < 0 || worker >= n_threads) workers_fit = false;
+  });
+  return workers_fit && std::all_of(seen.begin(), seen.end(), [](int n) { return n == 1; });
+}
+
+void a_job_runs_each_index_once() {
+  for (int repeat = 0; repeat < 500; ++repeat) {
+    EXPECT(each_index_once(repeat % 17, 1 + repeat % 5));
+  }
+}
+
+void two_callers_do_not_wait_for_one_another() {
+  std::vector<std::thread> callers;
+  std::vector<int> good(4, 0);
+  for (std::size_t i = 0; i < good.size(); ++i) {
+    callers.emplace_back([&good, i] {
+      for (int repeat = 0; repeat < 200; ++repeat) good[i] += each_index_once(9, 3);
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT(std::all_of(good.begin(), good.end(), [](int n) { return n == 200; }));
+}
+
+// Each of two tasks waits for the other to start, which takes two threads.
+bool two_threads_meet() {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  std::atomic<int> arrived{0};
+  std::atomic<bool> alone{false};
+  parallel_for(2, 2, [&](std::int64_t, int) {
+    ++arrived;
+    while (arrived < 2 && !alone) {
+      std::this_thread::yield();
+      if (std::chrono::steady_clock::now() > deadline) alone = true;
+    }
+  });
+  return !alone;
+}
+
+void a_forked_child_starts_threads_of_its_own() {
+  EXPECT(two_threads_meet());
+  const pid_t child = fork();
+  if (child == 0) _exit(two_threads_meet() ? 0 : 1);
+  int status = -1;
+  waitpid(child, &status, 0);
+  EXPECT(status == 0);
+}
+
+}  // namespace
+
+int main() {
+  a_target_runs_only_if_the_system_saves_its_registers();
+  every_target_is_exact_at_every_edge();
+  sizes_out_of_range_are_refused();
+  a_job_runs_each_index_once();
+  two_callers_do_not_wait_for_one_another();
+  a_forked_child_starts_threads_of_its_own();
+  std::printf("%d failures\n", failures);
+  return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,235 @@
+"""The native integer linear layer: exact on every target, at every edge, or a clear refusal."""
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tesseral import _native
+from tesseral._errors import DtypeError, ParameterError, ShapeError
+from tesseral.core import int4
+from tesseral.core.int4 import linear_int4
+from tesseral.core.packing import pack
+from tesseral.runtime.cpu import supported_targets
+
+TARGETS = supported_targets()
+
+
+def make_inputs(m, n, k, values="random"):
+    rng = np.random.default_rng((m, n, k))
+    activations = rng.integers(-128, 128, (m, k), dtype=np.int8)
+    codes = rng.integers(-8, 8, (n, k), dtype=np.int8)
+    if values == "int4":
+        activations = rng.integers(-8, 8, (m, k), dtype=np.int8)
+    elif values == "largest":  # every partial sum as large as it can be
+        activations[:], codes[:] = -128, 7
+        codes[::2] = -8
+    elif values == "mixed":
+        activations = np.where(activations < 0, -128, 127).astype(np.int8)
+        codes = np.where(codes < 0, -8, 7).astype(np.int8)
+    elif values == "steep":  # rows of very different size lie in one block of rows
+        activations[::2] //= 64
+    return activations, codes
+
+
+def oracle(activations, codes):
+    return activations.astype(np.int64) @ codes.T.astype(np.int64)
+
+
+def assert_exact(activations, codes, **options):
+    got = linear_int4(activations, pack(codes, bits=4), **options)
+    assert got.dtype == np.int32
+    np.testing.assert_array_equal(got, oracle(activations, codes))
+
+
+@pytest.fixture(params=TARGETS)
+def target(request):
+    return request.param
+
+
+@pytest.mark.parametrize("values", ["random", "int4", "largest", "mixed", "steep"])
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 9])
+def test_every_target_is_exact_around_every_vector_width(target, m, values):
+    for k in (1, 2, 3, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 257, 511, 513, 1025):
+        for n in (1, 4, 7):
+            assert_exact(*make_inputs(m, n, k, values), target=target)
+
+
+@pytest.mark.parametrize("shape", [(257, 300, 96), (600, 9, 130), (6, 1000, 515), (1, 900, 2500)])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_tiles_and_threads_join_without_a_seam(target, shape, threads):
+    assert_exact(*make_inputs(*shape), target=target, threads=threads)
+
+
+@pytest.mark.parametrize("values", ["largest", "mixed"])
+def test_the_longest_row_does_not_overflow(target, values):
+    k = _native.LINEAR_INT4_MAX_K
+    assert_exact(*make_inputs(1, 2, k, values), target=target)
+
+
+@given(
+    m=st.integers(0, 12),
+    n=st.integers(0, 12),
+    k=st.integers(1, 400),
+    target=st.sampled_from(TARGETS),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_shape_is_exact(m, n, k, target):
+    assert_exact(*make_inputs(m, n, k), target=target)
+
+
+@pytest.mark.parametrize("m", [1, 8])
+def test_the_nibble_past_an_odd_row_is_ignored(target, m):
+    activations, codes = make_inputs(m, 3, 7)
+    weight = pack(codes, bits=4)
+    weight[:, -1] |= 0x70
+    got = linear_int4(activations, weight, target=target)
+    np.testing.assert_array_equal(got, oracle(activations, codes))
+
+
+@pytest.mark.parametrize("m", [1, 8])
+def test_nothing_outside_out_is_written_and_no_alignment_is_needed(target, m):
+    activations, codes = make_inputs(m, 6, 131)
+    weight = pack(codes, bits=4)
+    shifted = [np.empty(array.size + 1, array.dtype)[1:] for array in (activations, weight)]
+    for copy, array in zip(shifted, (activations, weight), strict=True):
+        copy[:] = array.ravel()
+        copy.flags.writeable = False
+    guarded = np.full((m + 2, 6), 0x55555555, dtype=np.int32)
+    got = linear_int4(
+        shifted[0].reshape(activations.shape),
+        shifted[1].reshape(weight.shape),
+        out=guarded[1:-1],
+        target=target,
+    )
+    assert np.shares_memory(got, guarded)
+    np.testing.assert_array_equal(got, oracle(activations, codes))
+    assert (guarded[[0, -1]] == 0x55555555).all()
+
+
+def test_callers_at_the_same_time_do_not_disturb_one_another():
+    cases = [make_inputs(m, 200, 300) for m in (40, 50, 60)]
+    failures = []
+
+    def call(activations, codes):
+        weight, truth = pack(codes, bits=4), oracle(activations, codes)
+        for _ in range(20):
+            got = linear_int4(activations, weight, threads=2)
+            failures.extend(np.argwhere(got != truth).tolist())
+
+    callers = [threading.Thread(target=call, args=case) for case in cases]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not failures
+
+
+def test_torch_tensors_come_back_as_torch_tensors():
+    torch = pytest.importorskip("torch")
+    activations, codes = make_inputs(3, 5, 33)
+    rows, weight = torch.from_numpy(activations), torch.from_numpy(pack(codes, bits=4))
+    got = linear_int4(rows, torch.nn.Parameter(weight, requires_grad=False))
+    assert isinstance(got, torch.Tensor)
+    np.testing.assert_array_equal(got.numpy(), oracle(activations, codes))
+    out = torch.zeros((3, 5), dtype=torch.int32)
+    assert linear_int4(rows, weight, out=out) is out
+    assert torch.equal(out, got)
+
+
+def test_numpy_arrays_bring_no_torch_in():
+    program = (
+        "import sys, numpy as np; from tesseral.core.int4 import linear_int4;"
+        "linear_int4(np.ones((1, 2), np.int8), np.ones((1, 1), np.uint8));"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_the_environment_and_the_arguments_reach_the_kernel(monkeypatch):
+    seen = []
+
+    class Recorder:
+        LINEAR_INT4_MAX_K = _native.LINEAR_INT4_MAX_K
+
+        @staticmethod
+        def linear_int4(*arguments):
+            seen.append(arguments[3:])
+
+    monkeypatch.setattr(int4, "_native", Recorder)
+    monkeypatch.setenv("TESSERAL_CPU_TARGET", "scalar")
+    monkeypatch.setenv("TESSERAL_CPU_THREADS", "3")
+    activations, codes = make_inputs(1, 1, 2)
+    linear_int4(activations, pack(codes, bits=4))
+    linear_int4(activations, pack(codes, bits=4), threads=7, target=TARGETS[0])
+    assert seen == [(3, "scalar"), (7, TARGETS[0])]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"activations": [[1]]}, DtypeError, "activations must be an array, got list"),
+        ({"activations": np.ones((2, 6), np.int32)}, DtypeError, "must be int8, got int32"),
+        ({"weight": np.ones((4, 3), np.int8)}, DtypeError, "weight must be uint8, got int8"),
+        ({"out": np.ones((2, 4))}, DtypeError, "out must be int32, got float64"),
+        ({"activations": np.ones(6, np.int8)}, ShapeError, r"must be a matrix, got shape \(6,\)"),
+        ({"activations": np.ones((2, 0), np.int8)}, ShapeError, r"\(2, 0\) must have 1 to 1048576"),
+        (
+            {"activations": np.ones((1, 2**20 + 2), np.int8)},
+            ShapeError,
+            "must have 1 to 1048576 columns",
+        ),
+        ({"weight": np.ones((4, 4), np.uint8)}, ShapeError, "6 codes take 3 bytes a row"),
+        ({"out": np.ones((4, 2), np.int32)}, ShapeError, r"out has shape \(4, 2\), needs \(2, 4\)"),
+        (
+            {"weight": np.ones((3, 4), np.uint8).T},
+            ShapeError,
+            r"weight of shape \(4, 3\) must be contiguous",
+        ),
+        ({"threads": 0}, ParameterError, "threads=0 is not a number of threads"),
+        ({"target": "sse9"}, ParameterError, "target='sse9' is unknown; there are .*scalar"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, error, message):
+    given = {"activations": np.ones((2, 6), np.int8), "weight": np.ones((4, 3), np.uint8)} | change
+    activations, weight = given.pop("activations"), given.pop("weight")
+    with pytest.raises(error, match=message):
+        linear_int4(activations, weight, **given)
+
+
+def test_another_device_is_refused():
+    class OnAccelerator:
+        def __dlpack__(self):
+            raise AssertionError("must not be asked")
+
+        def __dlpack_device__(self):
+            return (2, 0)
+
+    with pytest.raises(ParameterError, match=r"activations must be on the CPU, got DLPack device"):
+        linear_int4(OnAccelerator(), np.ones((4, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ((np.ones((2, 6), np.float64), np.ones((4, 3), np.uint8)), "incompatible function"),
+        ((np.ones((2, 12), np.int8)[:, ::2], np.ones((4, 3), np.uint8)), "incompatible function"),
+    ],
+)
+def test_the_binding_itself_copies_and_converts_nothing(arrays, message):
+    with pytest.raises(TypeError, match=message):
+        _native.linear_int4(*arrays, np.ones((2, 4), np.int32), 1, "scalar")
+
+
+def test_the_binding_itself_reads_nothing_past_the_arrays():
+    rows, weight = np.ones((2, 6), np.int8), np.ones((4, 3), np.uint8)
+    with pytest.raises(ValueError, match="shapes must be"):
+        _native.linear_int4(rows, weight, np.ones((2, 5), np.int32), 1, "scalar")
+    with pytest.raises(ValueError, match="no target sse9"):
+        _native.linear_int4(rows, weight, np.ones((2, 4), np.int32), 1, "sse9")
+    with pytest.raises(ValueError, match="out of range"):
+        _native.linear_int4(rows, weight, np.ones((2, 4), np.int32), 0, "scalar")
