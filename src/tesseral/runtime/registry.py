@@ -74,9 +74,7 @@ class Registry(Generic[P, B]):
             If the family has no such backend.
         """
         if name not in self._table:
-            raise BackendError(
-                f"{self.family}: there is no backend {name!r}; there are {', '.join(self.names)}."
-            )
+            raise self._unknown(name)
         if name not in self._loaded:
             module, _, attribute = self._table[name].partition(":")
             self._loaded[name] = getattr(importlib.import_module(module), attribute)()
@@ -102,15 +100,24 @@ class Registry(Generic[P, B]):
         BackendError
             If the named backend is unknown or refuses, or if all refuse.
         """
-        asked = name or os.environ.get(self.env) or None
-        candidates = (asked,) if asked else self.names
+        asked = name
+        if name is None:
+            asked = os.environ.get(self.env) or None
+        said = f" (from {self.env})" if name is None else ""
         refusals = []
-        for candidate in candidates:
+        for candidate in self.names if asked is None else (asked,):
+            if candidate not in self._table:
+                raise self._unknown(candidate, said)
             verdict = self.get(candidate).supports(problem)
             if verdict.ok:
                 return self.get(candidate)
             refusals.append(f"  {candidate}: {verdict.reason}")
-        who = f"backend {asked!r} cannot" if asked else "no backend can"
+        who = "no backend can" if asked is None else f"backend {asked!r}{said} cannot"
         raise BackendError(
             "\n".join([f"{self.family}: {who} run this call.", str(problem), *refusals])
+        )
+
+    def _unknown(self, name: str, said: str = "") -> BackendError:
+        return BackendError(
+            f"{self.family}: there is no backend {name!r}{said}; there are {', '.join(self.names)}."
         )
