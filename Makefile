@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE := $(wildcard native/*/*.cpp native/*/*.h native/*/*/*.cpp native/*/*/*.h)
+# importing the module rebuilds it only where cmake is found outside $(VENV) too; elsewhere make does
+REBUILD := $(if $(shell command -v cmake),true,false)
 
 .PHONY: help venv demo test lint format clean
 
@@ -15,13 +18,13 @@ help:
 
 venv: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt CMakeLists.txt
+$(VENV)/.ready: pyproject.toml constraints.txt CMakeLists.txt $(NATIVE)
 	@echo ">> preparing $(VENV) (a minute or two the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --quiet --constraint constraints.txt pip
 	@$(PIP) install --quiet --constraint constraints.txt --group build --group dev
 	@$(PIP) install --quiet --constraint constraints.txt --no-build-isolation \
-		--config-settings=editable.rebuild=true --editable '.[all]'
+		--config-settings=editable.rebuild=$(REBUILD) --editable '.[all]'
 	@touch $@
 	@echo ">> $(VENV) is ready"
 
