@@ -1,0 +1,191 @@
+"""Our attention under transformers: the function that every attention module calls.
+
+A model built with ``attn_implementation="tesseral"`` comes here with rotated queries and
+keys. What it may attend to comes from our own mask function (:mod:`.attention_mask`), so
+function and mask are registered together: without the second, transformers would pass no
+mask at all and causality would be lost.
+"""
+
+from typing import Any, TypeAlias, cast
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from tesseral._errors import BackendError, DtypeError, ParameterError, ShapeError
+from tesseral.attention import attention
+from tesseral.core.packed import PackedTensor
+from tesseral.llm.attention_mask import BandMask, attention_mask
+from tesseral.quantization.kvcodec import KVCodec
+
+IMPLEMENTATION = "tesseral"
+"""Value of ``attn_implementation`` that selects our attention."""
+
+
+class EncodedTensor(torch.Tensor):
+    """Keys or values that their layer's codec has encoded already but keeps in 16 or 32 bits."""
+
+
+States: TypeAlias = torch.Tensor | PackedTensor
+"""Keys or values: a tensor as the model computed it, or one that a codec encoded."""
+
+
+def register() -> None:
+    """Register our attention function and our mask function with transformers.
+
+    Doing it again changes nothing.
+    """
+    AttentionInterface.register(IMPLEMENTATION, attention_forward)
+    AttentionMaskInterface.register(IMPLEMENTATION, attention_mask)
+
+
+def attention_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: States,
+    value: States,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend, as transformers asks an attention function to.
+
+    A module with an attribute ``kv_codec`` has its queries transformed and its keys and
+    values encoded first; keys and values out of a
+    :class:`~tesseral.llm.cache.QuantizedKVCache` come encoded and stay as they are.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The attention module that calls; ``is_causal`` and ``kv_codec`` are read from it.
+    query : tensor of shape (batch, q_heads, q_len, head_dim)
+        Queries after rotary embedding.
+    key, value : tensor or PackedTensor of shape (batch, kv_heads, kv_len, head_dim)
+        ``q_heads`` is a multiple of ``kv_heads``.
+    attention_mask : BandMask, or boolean or floating tensor, or None
+        What each query may see. ``None`` means all keys or, for a causal module, those up to
+        the query's own.
+    scaling : float, optional
+        Factor of the scores; ``head_dim ** -0.5`` by default.
+    dropout : float
+        Must be zero.
+    is_causal : bool, optional
+        In place of ``module.is_causal``; matters only without a mask.
+    sliding_window : int, optional
+        Size of the window, the query's own key included; matters only without a mask.
+    softcap : float, optional
+        Bounds the scores to ``softcap * tanh(scores / softcap)``.
+    s_aux : tensor of shape (q_heads,), optional
+        Attention sinks: a score of nothing for each head.
+
+    Returns
+    -------
+    tensor of shape (batch, q_len, q_heads, head_dim), contiguous
+    None
+        In place of attention weights, which are never formed.
+
+    Raises
+    ------
+    BackendError
+        For dropout, attention weights, a position bias or a paged cache.
+    ShapeError, DtypeError, ParameterError
+        If mask, keys and codec do not fit together.
+    """
+    _refuse_unsupported(dropout, kwargs)
+    query, key, value = _encode(module, query, key, value)
+    sizes = query.shape[-2], key.shape[-2]
+    if attention_mask is None:
+        if is_causal is None:
+            is_causal = getattr(module, "is_causal", True)
+        rule = _rule_without_mask(*sizes, is_causal=is_causal, size=sliding_window)
+    else:
+        rule = _rule_of_mask(attention_mask, *sizes)
+    if isinstance(attention_mask, BandMask):
+        # keys that no query sees go, so that the band ends at the last key
+        key, value = key[:, :, : attention_mask.n_keys], value[:, :, : attention_mask.n_keys]
+    output: Any = attention(query, key, value, scale=scaling, softcap=softcap, sinks=s_aux, **rule)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _refuse_unsupported(dropout: float, options: dict[str, Any]) -> None:
+    if dropout:
+        raise BackendError(
+            f"tesseral attention: dropout={dropout} is not supported; train with "
+            "attention_dropout=0 or another attn_implementation."
+        )
+    if options.get("output_attentions"):
+        raise BackendError(
+            "tesseral attention: attention weights are never formed, so output_attentions=True "
+            "is not supported; use attn_implementation='eager'."
+        )
+    if options.get("position_bias") is not None:
+        raise BackendError(
+            "tesseral attention: a learned position bias is not supported; use "
+            "attn_implementation='eager' or 'sdpa'."
+        )
+    if options.get("cache") is not None:
+        raise BackendError(
+            "tesseral attention: the paged cache of continuous batching is not supported; use "
+            "generate() or attn_implementation='sdpa'."
+        )
+
+
+def _encode(
+    module: torch.nn.Module, query: torch.Tensor, key: States, value: States
+) -> tuple[torch.Tensor, States, States]:
+    """Bring queries, keys and values into the form in which they are attended to."""
+    codec: KVCodec | None = getattr(module, "kv_codec", None)
+    encoded = isinstance(key, PackedTensor | EncodedTensor)
+    if codec is None and encoded:
+        raise ParameterError(
+            f"tesseral attention: {type(module).__name__} has no kv_codec but gets encoded keys; "
+            "the cache belongs to another model."
+        )
+    if codec is not None:
+        query = codec.transform_query(query)
+        if not encoded:
+            key, value = codec.encode(cast(torch.Tensor, key), cast(torch.Tensor, value))
+    return query, _plain(key), _plain(value)
+
+
+def _plain(states: States) -> States:
+    if isinstance(states, EncodedTensor):
+        return states.as_subclass(torch.Tensor)
+    return states
+
+
+def _rule_without_mask(
+    q_len: int, kv_len: int, *, is_causal: bool, size: int | None
+) -> dict[str, Any]:
+    """Return what to see when the model brings no mask."""
+    if is_causal and q_len not in (1, kv_len):
+        raise ShapeError(
+            f"tesseral attention: {q_len} queries on {kv_len} keys came without a mask, so where "
+            "the queries stand among the keys is unknown; pass an attention mask."
+        )
+    if size is None:
+        return {"is_causal": is_causal}
+    return {"is_causal": is_causal, "window": (size - 1, size - 1)}
+
+
+def _rule_of_mask(mask: torch.Tensor, q_len: int, kv_len: int) -> dict[str, Any]:
+    """Return what to see under a mask, once keys past those of a band are gone."""
+    if not isinstance(mask, torch.Tensor):
+        raise DtypeError(
+            f"tesseral attention: a mask of type {type(mask).__name__} cannot be read; "
+            "a boolean or floating tensor can."
+        )
+    if not isinstance(mask, BandMask):
+        return {"mask": mask}
+    if tuple(mask.shape[-2:]) != (q_len, kv_len):
+        raise ShapeError(
+            f"tesseral attention: a mask for {mask.shape[-2]} queries on {mask.shape[-1]} keys "
+            f"does not fit {q_len} queries on {kv_len} keys."
+        )
+    padding = None if mask.padding is None else mask.padding[:, None, None, :]
+    return {"mask": padding, "is_causal": mask.window[1] == 0, "window": mask.window}

@@ -1,0 +1,277 @@
+"""Models under our attention give what they give under transformers' own."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, StaticCache
+from transformers.masking_utils import causal_mask_function, sliding_window_causal_mask_function
+
+from support.budget import assert_within_budget
+from support.models import (
+    BUILDERS,
+    VOCABULARY,
+    tiny_bert,
+    tiny_gemma2,
+    tiny_gpt_oss,
+    tiny_llama,
+    tiny_modern_bert,
+    token_ids,
+)
+from tesseral._errors import BackendError, DtypeError, ParameterError, ShapeError
+from tesseral.llm.attention_interface import EncodedTensor, attention_forward, register
+from tesseral.llm.attention_mask import BandMask, attention_mask
+
+register()
+
+LENGTH = 15
+FLOOR = 1e-6
+
+DECODERS = BUILDERS | {"gemma2": tiny_gemma2, "gpt_oss": tiny_gpt_oss}
+ENCODERS = {"bert": tiny_bert, "modern_bert": tiny_modern_bert}
+
+CACHES = {
+    "no_cache": lambda _: None,
+    "dynamic": lambda model: DynamicCache(config=model.config),
+    "dynamic_full": lambda _: DynamicCache(),
+    "static": lambda model: StaticCache(config=model.config, max_cache_len=LENGTH + 8),
+}
+PLANS = {"prefill": [LENGTH], "decode": [9, 1, 1, 1, 1, 1, 1], "chunked": [5, 6, 4]}
+PADDINGS = {"full": (0, 0), "left": (4, 0), "right": (0, 4)}
+
+
+@torch.no_grad()
+def logits_of(model, ids, mask=None, cache=None, plan=(LENGTH,)):
+    """Run ``ids`` in chunks of the sizes of ``plan`` and return the logits of all of them."""
+    parts, start = [], 0
+    for size in plan:
+        stop = start + size
+        seen = None if mask is None else mask[:, :stop]
+        options = {"use_cache": False} if cache is None else {"past_key_values": cache}
+        parts.append(model(ids[:, start:stop], attention_mask=seen, **options).logits)
+        start = stop
+    return torch.cat(parts, dim=1)
+
+
+def padded(kind):
+    """Return tokens and a padding mask; the second row has padding, the first has none."""
+    left, right = PADDINGS[kind]
+    ids, mask = token_ids(2, LENGTH), torch.ones(2, LENGTH, dtype=torch.long)
+    mask[1, :left] = 0
+    mask[1, LENGTH - right :] = 0
+    return ids * mask, None if kind == "full" else mask
+
+
+@torch.no_grad()
+def logits_without_padding(model, ids, mask):
+    """Run the real tokens of each row alone; where there is padding the logits are zero."""
+    real = torch.ones_like(ids).bool() if mask is None else mask.bool()
+    logits = torch.zeros(*ids.shape, VOCABULARY, dtype=model.dtype)
+    for row in range(len(ids)):
+        logits[row, real[row]] = model(ids[row, real[row]][None]).logits[0]
+    return logits
+
+
+def assert_as_exact_as_eager(got, oracle, peer, mask=None):
+    real = torch.ones(got.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    got, oracle, peer = (x[real].double().numpy() for x in (got, oracle, peer))
+    assert_within_budget(got, oracle, peer, floor=FLOOR)
+
+
+# without a cache there is one way to run, and padding on the right has no next token
+WAYS = [
+    (cache, plan, padding)
+    for cache, plan, padding in itertools.product(CACHES, PLANS, PADDINGS)
+    if plan == "prefill" or (cache != "no_cache" and padding != "right")
+]
+
+
+@pytest.mark.parametrize(("cache", "plan", "padding"), WAYS)
+@pytest.mark.parametrize("name", DECODERS)
+def test_logits_are_those_of_eager_attention(name, cache, plan, padding):
+    build = DECODERS[name]
+    ids, mask = padded(padding)
+    model = build("tesseral")
+    got = logits_of(model, ids, mask, CACHES[cache](model), PLANS[plan])
+    oracle = logits_without_padding(build().double(), ids, mask)
+    peer = logits_of(build(), ids, mask)
+    assert_as_exact_as_eager(got, oracle, peer, mask)
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_sees_both_ways(name, padding):
+    build = ENCODERS[name]
+    ids, mask = padded(padding)
+    # under padding, eager attention in float64 overflows
+    models = build("tesseral"), build("sdpa").double(), build()
+    with torch.no_grad():
+        got, oracle, peer = (model(ids, attention_mask=mask).logits for model in models)
+    assert_as_exact_as_eager(got, oracle, peer, mask)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_packed_sequences_do_not_see_each_other(name):
+    model = BUILDERS[name]("tesseral")
+    first, second = token_ids(1, 9, seed=1), token_ids(1, 7, seed=2)
+    positions = torch.cat([torch.arange(9), torch.arange(7)])[None]
+    with torch.no_grad():
+        packed = model(torch.cat([first, second], 1), position_ids=positions, use_cache=False)
+        apart = [model(ids, use_cache=False).logits for ids in (first, second)]
+    torch.testing.assert_close(packed.logits, torch.cat(apart, 1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("cache", ["no_cache", "static"])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_changing_a_future_token_never_changes_a_past_output(name, cache):
+    model = BUILDERS[name]("tesseral")
+    before = token_ids(1, LENGTH)
+    after = before.clone()
+    after[:, 10] = (after[:, 10] + 1) % VOCABULARY
+    first, second = (logits_of(model, ids, cache=CACHES[cache](model)) for ids in (before, after))
+    assert torch.equal(first[:, :10], second[:, :10])
+    assert not torch.equal(first[:, 10], second[:, 10])
+
+
+@pytest.mark.parametrize("implementation", ["dynamic", "static"])
+@pytest.mark.parametrize("name", BUILDERS)
+def test_greedy_generation_equals_that_of_eager_attention(name, implementation):
+    ids, mask = padded("left")
+    options = {"attention_mask": mask, "max_new_tokens": 10, "do_sample": False}
+    options["cache_implementation"] = implementation
+    got, peer = (BUILDERS[name](a).generate(ids, **options) for a in ("tesseral", "eager"))
+    assert torch.equal(got, peer)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_gradients_are_those_of_eager_attention(name):
+    ids = token_ids(2, LENGTH)
+    gradients = []
+    for model in (BUILDERS[name](a) for a in ("tesseral", "eager")):
+        model(ids, labels=ids).loss.backward()
+        gradients.append(model.model.layers[0].self_attn.q_proj.weight.grad)
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+
+
+def test_function_and_mask_are_registered_under_one_name():
+    register()
+    assert AttentionInterface()["tesseral"] is attention_forward
+    assert AttentionMaskInterface()["tesseral"] is attention_mask
+
+
+def states(q_len, kv_len, batch=1, seed=0):
+    """Return random queries of 4 heads, and keys and values of 2."""
+    rng = torch.Generator().manual_seed(seed)
+    shapes = (batch, 4, q_len, 8), (batch, 2, kv_len, 8), (batch, 2, kv_len, 8)
+    return tuple(torch.randn(shape, generator=rng) for shape in shapes)
+
+
+CAUSAL = SimpleNamespace(is_causal=True)
+BIDIRECTIONAL = SimpleNamespace(is_causal=False)
+
+
+def attend(module, q_len, kv_len, mask=None, **options):
+    output, weights = attention_forward(module, *states(q_len, kv_len), mask, **options)
+    assert weights is None
+    assert output.is_contiguous()
+    assert output.shape == (1, q_len, 4, 8)
+    return output
+
+
+def seen(q_len, kv_len, before=None, after=None):
+    """Return the mask of a window around a diagonal that ends at the last query and key."""
+    distance = torch.arange(kv_len) - torch.arange(kv_len - q_len, kv_len)[:, None]
+    visible = torch.ones(q_len, kv_len, dtype=torch.bool)
+    if before is not None:
+        visible &= distance >= -before
+    if after is not None:
+        visible &= distance <= after
+    return visible
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "sizes", "window"),
+    [
+        (CAUSAL, {}, (5, 5), (None, 0)),
+        (CAUSAL, {}, (1, 9), (None, None)),
+        (CAUSAL, {"is_causal": False}, (5, 9), (None, None)),
+        (CAUSAL, {"sliding_window": 3}, (9, 9), (2, 0)),
+        (CAUSAL, {"sliding_window": 3}, (1, 9), (2, 0)),
+        (BIDIRECTIONAL, {}, (5, 9), (None, None)),
+        (BIDIRECTIONAL, {"is_causal": True}, (5, 5), (None, 0)),
+        (BIDIRECTIONAL, {"sliding_window": 3}, (9, 9), (2, 2)),
+        (SimpleNamespace(), {}, (5, 5), (None, 0)),
+    ],
+)
+def test_without_a_mask_module_and_window_say_what_is_seen(module, options, sizes, window):
+    expected = attend(BIDIRECTIONAL, *sizes, mask=seen(*sizes, *window))
+    torch.testing.assert_close(attend(module, *sizes, **options), expected)
+
+
+@pytest.mark.parametrize(("q_len", "kv_len"), [(5, 9), (9, 5)])
+def test_a_causal_call_that_does_not_say_where_its_queries_stand_is_refused(q_len, kv_len):
+    with pytest.raises(ShapeError, match=f"{q_len} queries on {kv_len} keys came without a mask"):
+        attend(CAUSAL, q_len, kv_len)
+
+
+def test_a_floating_mask_is_added_to_the_scores():
+    visible = seen(5, 9, after=0)
+    added = torch.zeros(5, 9).masked_fill(~visible, torch.finfo(torch.float32).min)
+    expected = attend(BIDIRECTIONAL, 5, 9, mask=visible)
+    torch.testing.assert_close(attend(CAUSAL, 5, 9, mask=added), expected)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("q_offset", [0, 3])
+def test_a_band_is_read_as_the_mask_it_stands_for(q_offset, window):
+    function = sliding_window_causal_mask_function(window) if window else causal_mask_function
+    padding = torch.arange(12) != 1
+    mask = attention_mask(1, 5, 12, q_offset, 0, function, padding[None])
+    assert isinstance(mask, BandMask)
+    expected = attend(CAUSAL, 5, 12, mask=mask.materialize())
+    torch.testing.assert_close(attend(CAUSAL, 5, 12, mask=mask), expected)
+
+
+def test_a_query_that_sees_nothing_gives_zeros():
+    padding = torch.tensor([[False, False, True, True, True]])
+    output = attend(CAUSAL, 5, 5, mask=attention_mask(1, 5, 5, attention_mask=padding))
+    assert torch.equal(output[:, :2], torch.zeros(1, 2, 4, 8))
+    assert torch.isfinite(output).all()
+    assert (output[:, 2:] != 0).all()
+
+
+def test_a_mask_of_other_sizes_is_refused():
+    with pytest.raises(ShapeError, match="for 5 queries on 7 keys does not fit 5 queries on 9"):
+        attend(CAUSAL, 5, 9, mask=attention_mask(1, 5, 7))
+
+
+def test_a_mask_of_another_kind_is_refused():
+    with pytest.raises(DtypeError, match="mask of type list cannot be read"):
+        attend(CAUSAL, 5, 5, mask=[])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"dropout": 0.1}, "dropout=0.1 is not supported"),
+        ({"output_attentions": True}, "output_attentions=True is not supported"),
+        ({"position_bias": torch.zeros(1)}, "learned position bias is not supported"),
+        ({"cache": object()}, "paged cache of continuous batching is not supported"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(option, message):
+    with pytest.raises(BackendError, match=message):
+        attend(CAUSAL, 5, 5, **option)
+
+
+def test_training_with_dropout_is_refused_by_the_model():
+    model = tiny_llama("tesseral", attention_dropout=0.1).train()
+    with pytest.raises(BackendError, match="train with attention_dropout=0"):
+        model(token_ids(1, 5))
+
+
+def test_encoded_keys_of_a_module_without_codec_are_refused():
+    query, key, value = states(5, 5)
+    with pytest.raises(ParameterError, match="no kv_codec but gets encoded keys"):
+        attention_forward(CAUSAL, query, key.as_subclass(EncodedTensor), value, None)

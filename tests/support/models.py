@@ -1,0 +1,123 @@
+"""Tiny random language models, built in the test that needs them."""
+
+import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+VOCABULARY = 61
+
+_SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    # ten times the usual: scores spread, so that a wrong mask or scale shows in the logits
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+
+SLIDING_WINDOW = 6
+"""Window of the models that have one; shorter than the sequences of the tests."""
+
+
+def tiny_llama(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:
+    """Return a Llama with two layers and grouped heads; ``changes`` go to its config."""
+    config = LlamaConfig(**_SHAPE | changes, attn_implementation=attention)
+    return _build(LlamaForCausalLM, config, seed)
+
+
+def tiny_mistral(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:
+    """Return a Mistral whose every layer has a sliding window."""
+    changes = {"sliding_window": SLIDING_WINDOW} | changes
+    config = MistralConfig(**_SHAPE | changes, attn_implementation=attention)
+    return _build(MistralForCausalLM, config, seed)
+
+
+def tiny_qwen3(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:
+    """Return a Qwen3: norms on queries and keys, and a head_dim that is not hidden / heads."""
+    config = Qwen3Config(**_SHAPE | {"head_dim": 12} | changes, attn_implementation=attention)
+    return _build(Qwen3ForCausalLM, config, seed)
+
+
+def tiny_gemma2(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:
+    """Return a Gemma 2: capped scores, a scale of its own, windows on every other layer."""
+    changes = {
+        "head_dim": 8,
+        "sliding_window": SLIDING_WINDOW,
+        "attn_logit_softcapping": 2.0,
+        "query_pre_attn_scalar": 3,
+    } | changes
+    config = Gemma2Config(**_SHAPE | changes, attn_implementation=attention)
+    return _build(Gemma2ForCausalLM, config, seed)
+
+
+def tiny_gpt_oss(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:
+    """Return a GPT-OSS: attention sinks, windows on every other layer, experts."""
+    changes = {
+        "head_dim": 8,
+        "sliding_window": SLIDING_WINDOW,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "experts_implementation": "eager",
+    } | changes
+    config = GptOssConfig(**_SHAPE | changes, attn_implementation=attention)
+    model = _build(GptOssForCausalLM, config, seed)
+    for layer in model.model.layers:
+        layer.self_attn.sinks.data = torch.linspace(-2, 2, config.num_attention_heads)
+    return model
+
+
+def tiny_bert(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:
+    """Return a BERT: an encoder, so attention goes both ways."""
+    config = BertConfig(**_SHAPE | changes, attn_implementation=attention)
+    return _build(BertForMaskedLM, config, seed)
+
+
+def tiny_modern_bert(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:
+    """Return a ModernBERT: an encoder with a window both ways on every other layer."""
+    changes = {
+        "local_attention": SLIDING_WINDOW,
+        "global_attn_every_n_layers": 2,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+    } | changes
+    config = ModernBertConfig(**_SHAPE | changes, attn_implementation=attention)
+    return _build(ModernBertForMaskedLM, config, seed)
+
+
+BUILDERS = {"llama": tiny_llama, "mistral": tiny_mistral, "qwen3": tiny_qwen3}
+"""The decoders that every test of a model should hold for."""
+
+
+def token_ids(batch: int, length: int, seed: int = 0) -> torch.Tensor:
+    """Return random tokens of shape (batch, length), none of them the padding token 0."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(1, VOCABULARY, (batch, length), generator=generator)
+
+
+def _build(kind: type[PreTrainedModel], config, seed: int) -> PreTrainedModel:
+    # model constructors draw from the global generator, which stays as it was
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return kind(config).eval()
