@@ -26,7 +26,7 @@ def coverage_of(entries):
     return Coverage.FULL if entries.all() else Coverage.PARTIAL
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(q_len=lengths, kv_len=lengths, rule=rules, data=st.data())
 def test_every_block_is_classified_as_its_entries_say(q_len, kv_len, rule, data):
     mask = TilingMask(q_len, kv_len, **rule, block=13)
@@ -39,6 +39,17 @@ def test_every_block_is_classified_as_its_entries_say(q_len, kv_len, rule, data)
             assert mask.classify(q_start, q_stop, k_start, k_stop) is coverage_of(entries)
             np.testing.assert_array_equal(
                 mask.block_mask(q_start, q_stop, k_start, k_stop), entries
+            )
+
+
+@pytest.mark.parametrize("rule", [{"is_causal": True}, {"window": (0, -1)}, {"window": (2, 1)}])
+def test_the_largest_blocks_are_right_wherever_the_diagonal_runs(rule):
+    for align in range(-12, 13):
+        mask = TilingMask(12, 12, **rule, align=align, block=4)
+        seen = visible(12, 12, **rule, align=align)
+        for q, k in np.ndindex(9, 9):
+            np.testing.assert_array_equal(
+                mask.block_mask(q, q + 4, k, k + 4), seen[q : q + 4, k : k + 4]
             )
 
 

@@ -155,7 +155,7 @@ def explain(
     Examples
     --------
     >>> import numpy as np
-    >>> x = np.zeros((1, 1, 2048, 64), dtype=np.float32)
+    >>> x = np.zeros((1, 8, 2048, 64), dtype=np.float32)
     >>> print(explain(x, x, x, is_causal=True).blocks)
     BlockCount(full=4, partial=8, empty=4)
     """

@@ -4,8 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from array_api_compat import device
-
 from tesseral._errors import DtypeError, ParameterError, ShapeError
 from tesseral.attention.mask import MaskKind, Window, check_dense_mask, check_window
 from tesseral.core import PackedTensor
@@ -113,7 +111,7 @@ def state_problem(
     return AttentionProblem(
         **sizes,
         dtype=_dtype_name(arrays.query),
-        device=str(device(arrays.query)),
+        device=str(arrays.query.device),
         key_format=_format(arrays.key),
         value_format=_format(arrays.value),
         causal=bool(is_causal),
@@ -146,11 +144,11 @@ def _check_kinds(arrays: AttentionArrays) -> Namespace:
                 f"attention: query is {dtype} but {name} is {array.dtype}; they must be of one "
                 f"type, or {name} a PackedTensor."
             )
-    place = device(arrays.query)
+    place = arrays.query.device
     for name, array in dense.items():
-        if array is not None and device(array) != place:
+        if array is not None and array.device != place:
             raise DtypeError(
-                f"attention: query is on {place} but {name} is on {device(array)}; all arrays "
+                f"attention: query is on {place} but {name} is on {array.device}; all arrays "
                 "must be on one device."
             )
     return xp

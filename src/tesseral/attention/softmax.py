@@ -7,7 +7,7 @@ tiles, over devices, over parts of a cache. README.md derives the rule.
 from dataclasses import dataclass
 from typing import Any, Self
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 from tesseral.core._arrays import Array, Namespace
 
@@ -52,7 +52,7 @@ class SoftmaxState:
     def empty(cls, like: Array, rows: tuple[int, ...], value_dim: int) -> Self:
         """Return the state before any key, for ``rows`` of the type and device of ``like``."""
         xp = array_namespace(like)
-        kind: dict[str, Any] = {"dtype": like.dtype, "device": device(like)}
+        kind: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
         return cls(
             maximum=xp.full((*rows, 1), -float("inf"), **kind),
             total=xp.zeros((*rows, 1), **kind),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 from tesseral.attention.plan import TilePlan, key_tiles, plan_tiles, spans
 from tesseral.attention.problem import AttentionArrays, AttentionProblem
@@ -154,19 +154,19 @@ def _adjust(
     if masked:
         part = call.tiling.block_mask(queries.start, queries.stop, keys.start, keys.stop)
         # a copy, since the window is read-only, which torch does not know of
-        scores = _hide(xp, xp.asarray(part.copy(), device=device(scores)), scores)
+        scores = _hide(xp, xp.asarray(part.copy(), device=scores.device), scores)
     return xp.reshape(scores, folded)
 
 
 def _hide(xp: Namespace, visible: Array, scores: Array) -> Array:
-    hidden = xp.asarray(-float("inf"), dtype=scores.dtype, device=device(scores))
+    hidden = xp.asarray(-float("inf"), dtype=scores.dtype, device=scores.device)
     return xp.where(visible, scores, hidden)
 
 
 def _distance(call: _Call, queries: slice, keys: slice) -> Array:
     """Return the distance of each key of a tile from each query's place among the keys."""
     xp, problem = call.xp, call.problem
-    place = device(call.query)
+    place = call.query.device
     offset = problem.kv_len - problem.q_len
     rows = xp.arange(queries.start + offset, queries.stop + offset, device=place)
     columns = xp.arange(keys.start, keys.stop, device=place)
@@ -178,7 +178,7 @@ def _sink_state(call: _Call, sinks: Array, rows: int) -> SoftmaxState:
     xp, problem = call.xp, call.problem
     heads, group, _ = sinks.shape
     scores = xp.reshape(xp.broadcast_to(sinks, (heads, group, rows)), (1, heads, group * rows, 1))
-    values = xp.zeros((1, problem.value_dim), dtype=call.dtype, device=device(sinks))
+    values = xp.zeros((1, problem.value_dim), dtype=call.dtype, device=sinks.device)
     return SoftmaxState.from_scores(scores, values)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 from tesseral.attention.plan import TilePlan
 from tesseral.attention.problem import AttentionArrays, AttentionProblem
@@ -65,7 +65,7 @@ def _mask(
     xp: Namespace, problem: AttentionProblem, arrays: AttentionArrays, scores: Array
 ) -> Array:
     ahead = _ahead(xp, problem, scores)
-    hidden = xp.zeros(scores.shape, dtype=xp.bool, device=device(scores))
+    hidden = xp.zeros(scores.shape, dtype=xp.bool, device=scores.device)
     if problem.causal:
         hidden = hidden | (ahead > 0)
     left, right = problem.window or (-1, -1)
@@ -80,23 +80,21 @@ def _mask(
 
 def _ahead(xp: Namespace, problem: AttentionProblem, like: Array) -> Array:
     """Return how far each key lies after each query's place: (q_len, kv_len)."""
-    queries = xp.arange(problem.q_len, device=device(like)) + problem.kv_len - problem.q_len
-    return xp.arange(problem.kv_len, device=device(like))[None, :] - queries[:, None]
+    queries = xp.arange(problem.q_len, device=like.device) + problem.kv_len - problem.q_len
+    return xp.arange(problem.kv_len, device=like.device)[None, :] - queries[:, None]
 
 
 def _append_sinks(xp: Namespace, sinks: Array, scores: Array, value: Array) -> tuple[Array, Array]:
     """Add one key to each head: its score is the sink, its value zero."""
     column = xp.astype(sinks, xp.float64)[None, :, None, None]
     column = xp.broadcast_to(column, (*scores.shape[:3], 1))
-    zero = xp.zeros((*value.shape[:2], 1, value.shape[3]), dtype=value.dtype, device=device(value))
+    zero = xp.zeros((*value.shape[:2], 1, value.shape[3]), dtype=value.dtype, device=value.device)
     return xp.concat([scores, column], axis=3), xp.concat([value, zero], axis=2)
 
 
 def _softmax(xp: Namespace, scores: Array) -> tuple[Array, Array]:
     """Return weights and lse; a row of ``-inf``, or without keys, has weights of zero."""
-    floor = xp.full(
-        (*scores.shape[:3], 1), -float("inf"), dtype=scores.dtype, device=device(scores)
-    )
+    floor = xp.full((*scores.shape[:3], 1), -float("inf"), dtype=scores.dtype, device=scores.device)
     top = xp.max(xp.concat([scores, floor], axis=3), axis=3, keepdims=True)
     top = xp.where(top == -float("inf"), xp.zeros_like(top), top)
     weights = xp.exp(scores - top)
