@@ -99,6 +99,16 @@ def test_logits_are_those_of_eager_attention(name, cache, plan, padding):
     assert_as_exact_as_eager(got, oracle, peer, mask)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", DECODERS)
+def test_logits_in_half_precision_are_as_exact_as_those_of_eager_attention(name, dtype):
+    build, (ids, mask) = DECODERS[name], padded("left")
+    model = build("tesseral").to(dtype)
+    got = logits_of(model, ids, mask, CACHES["static"](model), PLANS["chunked"])
+    oracle = logits_without_padding(build().to(dtype).double(), ids, mask)
+    assert_as_exact_as_eager(got, oracle, logits_of(build().to(dtype), ids, mask), mask)
+
+
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("name", ENCODERS)
 def test_an_encoder_sees_both_ways(name, padding):

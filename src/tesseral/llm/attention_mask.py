@@ -26,8 +26,8 @@ from tesseral._errors import ParameterError
 Window = tuple[int, int]
 """How many keys a query sees before and after its own position; -1 is all of them."""
 
-# a function made by one of transformers' factories is known by its code, its argument by its
-# closure; the codes are taken from the factories themselves, so a changed one is not mistaken
+# a function made by one of transformers' factories is known by its code object, of which there
+# is one for each factory, and its argument by its closure
 _CONJUNCTION = and_masks(causal_mask_function).__code__
 _SLIDING = sliding_window_overlay(1).__code__
 _SLIDING_BOTH_WAYS = sliding_window_bidirectional_overlay(1).__code__
