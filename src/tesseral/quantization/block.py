@@ -10,6 +10,7 @@ from tesseral._errors import UnsupportedModelError
 from tesseral.quantization.config import QuantizationConfig
 from tesseral.quantization.kvcodec import KVCodec
 from tesseral.quantization.linear import QuantizedInput, QuantizedLinear
+from tesseral.quantization.numerics import working_dtype
 from tesseral.quantization.placement import (
     CODEC,
     INPUT_SITES,
@@ -53,6 +54,7 @@ class SimulatedBlock(nn.Module):
         super().__init__()
         self.block, self.layout, self.shape, self.config = (block,), layout, shape, config
         linears = original_linears(block, layout)
+        self.dtype = working_dtype(linears["query"].weight.dtype)
         self.inputs = {
             s.name: self._input(s, linears, maxima[s.name], generator) for s in INPUT_SITES
         }
@@ -76,7 +78,7 @@ class SimulatedBlock(nn.Module):
     ) -> LearnableKronecker | Kronecker:
         if self.config.transform == "none":
             return Kronecker((None,) * len(sizes), (None,) * len(sizes))
-        starts = [random_hadamard(n, generator).float() for n in sizes]
+        starts = [random_hadamard(n, generator).to(self.dtype) for n in sizes]
         return LearnableKronecker(starts) if self.learned else Kronecker.from_factors(starts)
 
     def _input(

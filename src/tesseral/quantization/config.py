@@ -86,11 +86,7 @@ class QuantizationConfig:
         ):
             _check_integer(name, getattr(self, name), least)
         for name in ("learning_rate", "clip_learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ParameterError(
-                    f"QuantizationConfig: {name} must be positive and finite, "
-                    f"got {getattr(self, name)!r}."
-                )
+            _check_rate(name, getattr(self, name))
 
     @property
     def cache_bits(self) -> tuple[int, int]:
@@ -158,6 +154,17 @@ def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None
         raise ParameterError(
             f"QuantizationConfig: {name} must be one of "
             f"{', '.join(map(repr, choices))}, got {value!r}."
+        )
+
+
+def _check_rate(name: str, value: object) -> None:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 < value < float("inf")
+    ):
+        raise ParameterError(
+            f"QuantizationConfig: {name} must be positive and finite, got {value!r}."
         )
 
 

@@ -29,7 +29,7 @@ def frozen_state(simulated: SimulatedBlock, dtype: torch.dtype) -> dict[str, Ten
     """
     simulated.double()
     simulated.refresh()
-    state: dict[str, Tensor] = {}
+    state = _kept_state(simulated)
     for site in INPUT_SITES:
         prefix = f"{site_parent(site, simulated.layout)}.{site.name}"
         state |= _input_state(prefix, simulated.inputs[site.name])
@@ -40,6 +40,13 @@ def frozen_state(simulated: SimulatedBlock, dtype: torch.dtype) -> dict[str, Ten
         name: tensor.to(dtype).contiguous() if tensor.is_floating_point() else tensor
         for name, tensor in state.items()
     }
+
+
+def _kept_state(simulated: SimulatedBlock) -> dict[str, Tensor]:
+    """Return what the block holds beside its linear layers, such as norms of queries and keys."""
+    (block,) = simulated.block
+    replaced = tuple(f"{name}." for name in simulated.layout.linears.values())
+    return {n: tensor for n, tensor in block.state_dict().items() if not n.startswith(replaced)}
 
 
 def _input_state(prefix: str, source: SimulatedInput) -> dict[str, Tensor]:
@@ -80,9 +87,10 @@ def _norm_state(simulated: SimulatedBlock) -> dict[str, Tensor]:
     (block,) = simulated.block
     state = {}
     for norm, name in simulated.layout.norms.items():
-        weight = block.get_parameter(f"{name}.weight").detach().double()
         scale = _scale_into(simulated, norm)
-        state[f"{name}.weight"] = weight if scale is None else weight * scale
+        if scale is not None:
+            weight = block.get_parameter(f"{name}.weight").detach().double()
+            state[f"{name}.weight"] = weight * scale
     return state
 
 

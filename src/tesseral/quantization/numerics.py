@@ -8,10 +8,16 @@ simulation used in calibration and the codes that are stored come from the same 
 import torch
 from torch import Tensor
 
-# the smallest normal float16: cached scales are stored in that type
+# keeps the scale of a row of zeros from zero, and squares of it from underflow
+_SMALLEST = 2.0**-60
+# the smallest normal and the largest float16: cached scales are stored in that type
 _TINY = 2.0**-14
-# the largest float16
 _HUGE = 65504.0
+
+
+def working_dtype(model: torch.dtype) -> torch.dtype:
+    """Return the type of transforms and scales for a model's: float64 for float64, or float32."""
+    return torch.float64 if model == torch.float64 else torch.float32
 
 
 def round_through(x: Tensor) -> Tensor:
@@ -30,7 +36,7 @@ def symmetric_scale(low: Tensor, high: Tensor, bits: int) -> Tensor:
     ``max(-low, high) / (2^(bits-1) - 1)``, kept away from zero.
     """
     largest = torch.maximum(-low, high)
-    return (largest / symmetric_range(bits)[1]).clamp_min(_TINY)
+    return (largest / symmetric_range(bits)[1]).clamp_min(_SMALLEST)
 
 
 def symmetric_codes(x: Tensor, scale: Tensor, bits: int) -> Tensor:
@@ -44,7 +50,7 @@ def asymmetric_scale(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tens
     Both are rounded to what float16 holds, the type in which caches store them, so that
     simulated and stored values agree; the gradient passes straight through.
     """
-    low, high = low.clamp(min=-_HUGE), high.clamp(max=_HUGE)
+    low, high = low.clamp(-_HUGE, _HUGE), high.clamp(-_HUGE, _HUGE)
     offset = low + (low.half().to(low.dtype) - low).detach()
     scale = ((high - offset) / (2**bits - 1)).clamp_min(_TINY)
     return scale + (scale.half().to(scale.dtype) - scale).detach(), offset

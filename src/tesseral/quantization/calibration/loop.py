@@ -11,6 +11,7 @@ from tesseral._errors import CalibrationError
 from tesseral.quantization.block import SimulatedBlock
 from tesseral.quantization.config import QuantizationConfig
 from tesseral.quantization.freeze import frozen_state
+from tesseral.quantization.numerics import working_dtype
 from tesseral.quantization.placement import INPUT_SITES, BlockLayout, BlockShape
 
 _FINAL_RATE = 1e-3  # of the initial step sizes, at the end of the cosine
@@ -18,23 +19,25 @@ _FINAL_RATE = 1e-3  # of the initial step sizes, at the end of the cosine
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationStep:
-    """What a progress report says: one more epoch of one block is done.
+    """What a progress report says: one more epoch of one block, or a whole block, is done.
 
     Attributes
     ----------
     block, n_blocks : int
         Number of the block, from 0, and how many there are.
     epoch, n_epochs : int
-        Epochs done in this block, and how many there will be.
-    loss : float
-        Mean squared error of the block's output relative to its mean square.
+        Epochs done in this block, and how many there will be; 0 and 0 for a block in which
+        nothing is learned.
+    loss : float, optional
+        Mean squared error of the block's output relative to its mean square; ``None`` for a
+        block in which nothing is learned.
     """
 
     block: int
     n_blocks: int
     epoch: int
     n_epochs: int
-    loss: float
+    loss: float | None
 
 
 Report = Callable[[CalibrationStep], None]
@@ -69,6 +72,12 @@ class BlockTask:
         outputs: Tensor = self.block(inputs, **self.arguments)
         return outputs
 
+    def step(self, epoch: int = 0, n_epochs: int = 0, loss: float | None = None) -> CalibrationStep:
+        """Return what to report of this block."""
+        return CalibrationStep(
+            block=self.index, n_blocks=self.n_blocks, epoch=epoch, n_epochs=n_epochs, loss=loss
+        )
+
 
 def calibrate_block(
     task: BlockTask, config: QuantizationConfig, report: Report
@@ -85,7 +94,9 @@ def calibrate_block(
     simulated = SimulatedBlock(task.block, task.layout, task.shape, config, maxima, generator)
     if simulated.learned and config.epochs:
         _learn(task, simulated, outputs, generator, report)
-    return frozen_state(simulated, _storage_dtype(task.inputs)), outputs
+    else:
+        report(task.step())
+    return frozen_state(simulated, working_dtype(task.inputs.dtype)), outputs
 
 
 @torch.no_grad()
@@ -140,15 +151,7 @@ def _learn(
                 optimizer.step()
                 schedule.step()
                 total += loss.item() * len(rows)
-            report(
-                CalibrationStep(
-                    block=task.index,
-                    n_blocks=task.n_blocks,
-                    epoch=epoch + 1,
-                    n_epochs=config.epochs,
-                    loss=total / len(targets),
-                )
-            )
+            report(task.step(epoch + 1, config.epochs, total / len(targets)))
 
 
 def _cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -165,7 +168,3 @@ def _check_finite(loss: Tensor, block: int, step: int) -> None:
             f"calibration: the loss of block {block} is {loss.item()} at step {step}; "
             "lower learning_rate and clip_learning_rate, or check the model's weights."
         )
-
-
-def _storage_dtype(inputs: Tensor) -> torch.dtype:
-    return torch.float64 if inputs.dtype == torch.float64 else torch.float32
