@@ -1,5 +1,7 @@
 """Continuing a prompt, with the quantised cache where the model has one."""
 
+from math import inf
+
 import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -7,6 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from tesseral._errors import DataError, ParameterError
 from tesseral.llm.evaluate import new_cache
+from tesseral.llm.text import tokenize
 
 
 def generate(
@@ -41,16 +44,18 @@ def generate(
     ------
     DataError
         If the prompt is empty or too long.
+    CheckpointError
+        If the tokenizer knows more tokens than the model.
     ParameterError
         If an argument is out of range.
     """
-    if temperature < 0 or max_new_tokens < 1:
+    if not 0 <= temperature < inf or max_new_tokens < 1:
         raise ParameterError(
-            f"generate: temperature must be at least 0 and max_new_tokens at least 1, "
+            f"generate: temperature must be at least 0 and finite and max_new_tokens at least 1, "
             f"got {temperature} and {max_new_tokens}."
         )
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
-    length, limit = inputs["input_ids"].shape[1], model.config.max_position_embeddings
+    prompt_tokens = tokenize(model, tokenizer, prompt)[None].to(model.device)
+    length, limit = prompt_tokens.shape[1], model.config.max_position_embeddings
     if not 0 < length <= limit - max_new_tokens:
         raise DataError(
             f"generate: a prompt of {length} tokens and {max_new_tokens} new ones do not fit; "
@@ -60,8 +65,8 @@ def generate(
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         tokens = model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            input_ids=prompt_tokens,
+            attention_mask=torch.ones_like(prompt_tokens),
             past_key_values=new_cache(model),
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.eos_token_id,

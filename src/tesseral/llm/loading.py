@@ -4,15 +4,18 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from tesseral._errors import CheckpointError
+from tesseral._errors import CheckpointError, TesseralError, UnsupportedModelError
 from tesseral.llm.attention_interface import IMPLEMENTATION
 
 
@@ -41,25 +44,35 @@ def load(
     ------
     CheckpointError
         If the directory is missing, incomplete or damaged.
+    UnsupportedModelError
+        If it is no causal language model that transformers knows; code in the directory is
+        never run.
     ParameterError
         If its quantisation has unknown keys or an unknown version.
     """
     path = Path(path)
-    config = read_config(path)
+    description = read_config(path)
+    _check_architecture(path, description["model_type"])
+    stored = stored_dtype(path, description)
     if dtype is None:
-        on_cpu = torch.device(device).type == "cpu"
-        dtype = torch.float32 if on_cpu else getattr(torch, config.get("dtype") or "bfloat16")
-    with _named_failures(path):
+        dtype = torch.float32 if torch.device(device).type == "cpu" else stored
+    with _named_failures(path, "model"):
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             attn_implementation=IMPLEMENTATION,
             use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=False,
+            # they are in the report, and refused with it
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     _refuse_partial(path, report)
+    with _named_failures(path, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
     return model.to(device).eval(), tokenizer
 
 
@@ -87,37 +100,64 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def stored_dtype(path: Path, description: dict[str, Any]) -> torch.dtype:
+    """Return the type of weights that a model directory's configuration names.
+
+    Raises
+    ------
+    CheckpointError
+        If it is none.
+    """
+    name = description.get("dtype") or description.get("torch_dtype") or "float32"
+    dtype = getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype):
+        raise CheckpointError(f"{path}/config.json names {name!r} as dtype, which is none.")
+    return dtype
+
+
+def _check_architecture(path: Path, model_type: str) -> None:
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnsupportedModelError(
+            f"{path}: {model_type!r} is no causal language model that transformers "
+            f"{transformers.__version__} knows."
+        )
+
+
 @contextmanager
-def _named_failures(path: Path) -> Iterator[None]:
+def _named_failures(path: Path, what: str) -> Iterator[None]:
     """Turn failures of reading into ours."""
     try:
-        with no_progress_bars():
+        with quiet():
             yield
     except SafetensorError as error:
         raise CheckpointError(f"{path}: the weights are damaged or cut off: {error}.") from None
-    except OSError as error:
-        first_line = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: cannot be read as a model: {first_line}") from None
+    except (TesseralError, MemoryError):
+        raise
+    except Exception as error:  # a damaged directory fails anywhere inside transformers
+        reason = shorten(str(error), 300)
+        raise CheckpointError(f"{path}: the {what} cannot be read: {reason}") from error
 
 
 @contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Keep transformers from drawing bars of its own: ours tell the whole story."""
-    shown = logging.is_progress_bar_enabled()
+def quiet() -> Iterator[None]:
+    """Keep transformers from bars and reports of its own: ours tell the whole story."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 
 
 def _refuse_partial(path: Path, report: dict[str, Any]) -> None:
     """Refuse a directory whose weights do not fill the model: the rest would be random."""
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        names = sorted(map(str, report.get(kind) or ()))
+    for kind in ("missing", "unexpected", "mismatched"):
+        names = sorted(map(str, report.get(f"{kind}_keys") or ()))
         if names:
             raise CheckpointError(
-                f"{path}: the weights do not fit config.json: {len(names)} "
-                f"{kind.replace('_', ' ')}, among them {names[0]}."
+                f"{path}: the weights do not fit config.json; {kind} tensors: {len(names)}, "
+                f"among them {names[0]}."
             )

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tesseral._errors import CheckpointError
+from tesseral._errors import CheckpointError, OutputExistsError
 from tesseral.llm.layouts import blocks_of, layout_of, shape_of
-from tesseral.llm.loading import load, no_progress_bars, read_config
+from tesseral.llm.loading import load, quiet, read_config, stored_dtype
 from tesseral.llm.quantizer import mark_quantized
-from tesseral.llm.resume import Progress, identity
+from tesseral.llm.resume import Progress, disk_errors, identity
 from tesseral.llm.text import clip_length, sample, tokenize
 from tesseral.quantization.block import replace_with_quantized
 from tesseral.quantization.calibration.loop import BlockTask, Report, calibrate_block, observe
 from tesseral.quantization.config import QuantizationConfig
+from tesseral.quantization.numerics import working_dtype
 from tesseral.runtime.files import atomic_directory, check_output
 
 
@@ -52,7 +53,7 @@ def quantize(
         Replace ``out`` if it exists.
     report : callable, optional
         Called with a :class:`~tesseral.quantization.calibration.loop.CalibrationStep` after
-        every epoch of every block, and once for a block that needs none.
+        every epoch of every block, and once for a block that needs none or was done before.
 
     Returns
     -------
@@ -62,18 +63,23 @@ def quantize(
     Raises
     ------
     OutputExistsError
-        If ``out`` exists and is not to be replaced.
+        If ``out`` exists and is not to be replaced, or holds the model.
     CheckpointError, UnsupportedModelError
         If the model cannot be read, is quantised already, or is of an unknown kind.
     DataError
         If the text is shorter than one sequence.
     CalibrationError
         If the loss is not finite.
+    OSError
+        If the disk is full; the blocks done so far are kept.
     """
     source, out = Path(model), check_output(out, overwrite=overwrite)
+    if source.resolve().is_relative_to(out):
+        raise OutputExistsError(f"{out} holds the model {source}; choose another output.")
     description = read_config(source)
     layout_of(description["model_type"])
-    if "quantization_config" in description:
+    dtype = stored_dtype(source, description)
+    if description.get("quantization_config") is not None:
         raise CheckpointError(f"{source} is quantised already; give the original model.")
     loaded, tokenizer = load(source, dtype=torch.float32)
     sequences = sample(
@@ -84,9 +90,9 @@ def quantize(
     )
     progress = Progress(out, identity(source, config, text), resume=resume)
     quantize_blocks(loaded, config, sequences, progress, report or (lambda _: None))
-    _restore_dtype(loaded, description)
+    _restore_dtype(loaded, dtype)
     mark_quantized(loaded, config)
-    with no_progress_bars(), atomic_directory(out, overwrite=overwrite) as temporary:
+    with quiet(), disk_errors(out), atomic_directory(out, overwrite=overwrite) as temporary:
         loaded.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     progress.remove()
@@ -140,8 +146,8 @@ def quantize_blocks(
                 progress.save(index, state)
         else:
             hidden, _ = observe(task, config.batch_size)
-        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        replace_with_quantized(block, layout, shape, config, dtype)
+            report(task.step())
+        replace_with_quantized(block, layout, shape, config, working_dtype(hidden.dtype))
         block.load_state_dict(state)
 
 
@@ -190,9 +196,8 @@ def block_arguments(model: PreTrainedModel, sequence: Tensor) -> list[dict[str, 
     return captured
 
 
-def _restore_dtype(model: PreTrainedModel, description: dict[str, Any]) -> None:
+def _restore_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Put what was not quantised back into the type that the original has on disk."""
-    dtype = getattr(torch, description.get("dtype") or description.get("torch_dtype") or "float32")
     blocks = {id(p) for p in blocks_of(model).parameters()}
     for parameter in model.parameters():
         if id(parameter) not in blocks:

@@ -2,7 +2,11 @@
 
 import hashlib
 import json
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +57,7 @@ class Progress:
 
     def save(self, block: int, state: dict[str, Tensor]) -> None:
         """Keep the tensors of a block."""
-        with atomic_file(self._file(block), overwrite=True) as temporary:
+        with disk_errors(self.path), atomic_file(self._file(block), overwrite=True) as temporary:
             save_file(state, temporary)
 
     def remove(self) -> None:
@@ -62,6 +66,18 @@ class Progress:
 
     def _file(self, block: int) -> Path:
         return self.path / f"block-{block:04d}.safetensors"
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise a full disk as the ``OSError`` it is: safetensors only names its number."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def identity(model: Path, config: QuantizationConfig, text: str) -> dict[str, Any]:
