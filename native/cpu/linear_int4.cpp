@@ -35,14 +35,14 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t panel_bytes = 128 * 1024;     // unpacked weights of a tile: stay in the L2 cache
 constexpr int64_t max_tile_rows = 256;          // activation rows that share them
 constexpr int64_t prepared_bytes = 256 * 1024;  // activations per task of preparation
-constexpr double threaded_work = 2e6;           // products below which one thread is faster
+constexpr double products_per_thread = 2e6;     // with fewer, waking it costs more than it saves
 
 class Run {
  public:
   Run(const LinearInt4Kernels& kernels, const LinearInt4& call, int n_threads)
       : kernels_(kernels), call_(call) {
-    const bool worth_threads = 1.0 * call.m * call.n * call.k >= threaded_work;
-    n_threads = worth_threads ? n_threads : 1;
+    const double worth = 1.0 * call.m * call.n * call.k / products_per_thread;
+    n_threads = static_cast<int>(std::clamp<double>(worth, 1, n_threads));
     row_bytes_ = kernels.row_bytes(call.k);
     tiles_down_ = ceil_div(call.m, max_tile_rows);
     tile_rows_ = ceil_div(call.m, tiles_down_);

@@ -33,6 +33,19 @@ def test_the_system_agrees_on_the_instruction_sets():
     assert set(cpu.cpu_features().usable) <= set(flags)
 
 
+def test_what_the_chip_has_and_the_system_does_not_save_is_told_apart(monkeypatch):
+    rows = [
+        ("fma", True, True),
+        ("avx512f", True, False),
+        ("amx", False, True),
+        ("x", False, False),
+    ]
+    monkeypatch.setattr(_native, "cpu_features", lambda: rows)
+    monkeypatch.setattr(_native, "cpu_brand", lambda: "  A  Chip ")
+    features = cpu.cpu_features.__wrapped__()
+    assert features == cpu.CpuFeatures(brand="A Chip", usable=("fma",), unsaved=("avx512f",))
+
+
 def test_the_scalar_target_runs_everywhere_and_comes_last():
     assert cpu.supported_targets()[-1] == "scalar"
     assert cpu.cpu_target() == cpu.supported_targets()[0]
