@@ -33,7 +33,7 @@ def quantize(
 ) -> Path:
     """Quantise a model directory into another one.
 
-    Blocks are calibrated one after the other on the hidden states of the original model.
+    Blocks are calibrated one after the other, each to reproduce the original block's output.
     Each finished block is kept beside ``out`` until all are done, so that an interrupted
     run goes on where it stopped, with the same result.
 
@@ -128,7 +128,7 @@ def quantize_blocks(
         blocks_of(model),
     )
     arguments = block_arguments(model, sequences[0])
-    hidden = hidden_states(model, sequences, config.batch_size)
+    hidden = received = hidden_states(model, sequences, config.batch_size)
     for index, block in enumerate(blocks):
         task = BlockTask(
             block=block,
@@ -136,6 +136,7 @@ def quantize_blocks(
             shape=shape,
             arguments=arguments[index],
             inputs=hidden,
+            received=received,
             index=index,
             n_blocks=len(blocks),
         )
@@ -149,6 +150,8 @@ def quantize_blocks(
             report(task.step())
         replace_with_quantized(block, layout, shape, config, working_dtype(hidden.dtype))
         block.load_state_dict(state)
+        propagated = config.propagate and config.learns and index + 1 < len(blocks)
+        received = task.run_all(received, config.batch_size) if propagated else hidden
 
 
 class _Stop(Exception):

@@ -35,6 +35,9 @@ class QuantizationConfig:
     samples, sequence_length : int
         Calibration sequences and their length in tokens; the length is clipped to the
         model's maximum.
+    propagate : bool
+        Whether a block learns on what its quantised predecessors produce, so that it can make
+        up for their errors, or on the original hidden states as in the paper.
     learning_rate, clip_learning_rate : float
         Initial step sizes of transforms and scales, and of clips; both decay by a cosine.
     seed : int
@@ -63,6 +66,7 @@ class QuantizationConfig:
     batch_size: int = 4
     samples: int = 128
     sequence_length: int = 2048
+    propagate: bool = True
     learning_rate: float = 5e-3
     clip_learning_rate: float = 5e-2
     seed: int = 0
@@ -85,8 +89,17 @@ class QuantizationConfig:
             ("seed", 0),
         ):
             _check_integer(name, getattr(self, name), least)
+        if not isinstance(self.propagate, bool):
+            raise ParameterError(
+                f"QuantizationConfig: propagate must be true or false, got {self.propagate!r}."
+            )
         for name in ("learning_rate", "clip_learning_rate"):
             _check_rate(name, getattr(self, name))
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to learn."""
+        return self.transform == "flatquant" and self.epochs > 0
 
     @property
     def cache_bits(self) -> tuple[int, int]:

@@ -54,7 +54,11 @@ class BlockTask:
     arguments : dict
         Keyword arguments of every call of the block beside the hidden states.
     inputs : (samples, length, hidden) tensor
-        Full-precision hidden states that enter the block.
+        Hidden states that enter the block in the original model; its outputs on them are
+        the target.
+    received : (samples, length, hidden) tensor
+        Hidden states on which the quantised block learns to meet the target: those that its
+        quantised predecessors produce, or ``inputs`` again.
     index, n_blocks : int
         Its number and how many there are.
     """
@@ -64,6 +68,7 @@ class BlockTask:
     shape: BlockShape
     arguments: dict[str, Any]
     inputs: Tensor
+    received: Tensor
     index: int
     n_blocks: int
 
@@ -71,6 +76,11 @@ class BlockTask:
         """Return the block's output on some hidden states."""
         outputs: Tensor = self.block(inputs, **self.arguments)
         return outputs
+
+    @torch.no_grad()
+    def run_all(self, inputs: Tensor, batch_size: int) -> Tensor:
+        """Return the block's output on all hidden states, some sequences at a time."""
+        return torch.cat([self.run(batch) for batch in inputs.split(batch_size)])
 
     def step(self, epoch: int = 0, n_epochs: int = 0, loss: float | None = None) -> CalibrationStep:
         """Return what to report of this block."""
@@ -92,7 +102,7 @@ def calibrate_block(
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + task.index)
     outputs, maxima = observe(task, config.batch_size)
     simulated = SimulatedBlock(task.block, task.layout, task.shape, config, maxima, generator)
-    if simulated.learned and config.epochs:
+    if config.learns:
         _learn(task, simulated, outputs, generator, report)
     else:
         report(task.step())
@@ -118,7 +128,7 @@ def observe(task: BlockTask, batch_size: int) -> tuple[Tensor, dict[str, Tensor]
         for site in INPUT_SITES
     ]
     try:
-        outputs = torch.cat([task.run(batch) for batch in task.inputs.split(batch_size)])
+        outputs = task.run_all(task.inputs, batch_size)
     finally:
         for handle in hooks:
             handle.remove()
@@ -143,7 +153,7 @@ def _learn(
             order = torch.randperm(len(targets), generator=generator)
             for step, rows in enumerate(order.split(config.batch_size)):
                 simulated.refresh()
-                error = task.run(task.inputs[rows]) - targets[rows]
+                error = task.run(task.received[rows]) - targets[rows]
                 loss = error.square().mean() / power
                 _check_finite(loss, task.index, epoch * n_batches + step)
                 optimizer.zero_grad()
