@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.quantised import scramble
 from tesseral.quantization.transforms.frozen import FrozenKronecker
 from tesseral.quantization.transforms.hadamard import random_hadamard
 from tesseral.quantization.transforms.kronecker import (
@@ -17,16 +18,6 @@ from tesseral.quantization.transforms.kronecker import (
 
 def start(n, seed=0):
     return random_hadamard(n, torch.Generator().manual_seed(seed))
-
-
-def scramble(module, spread=0.5, seed=0):
-    """Move every parameter away from where it starts."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.add_(spread * noise)
-    return module
 
 
 def rows(n, seed=0):

@@ -15,6 +15,8 @@ from transformers import (
     ModernBertConfig,
     ModernBertForMaskedLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -51,6 +53,16 @@ def tiny_mistral(attention: str = "eager", seed: int = 0, **changes) -> PreTrain
     changes = {"sliding_window": SLIDING_WINDOW} | changes
     config = MistralConfig(**_SHAPE | changes, attn_implementation=attention)
     return _build(MistralForCausalLM, config, seed)
+
+
+def tiny_qwen2(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:
+    """Return a Qwen2: biases on queries, keys and values, here not zero."""
+    config = Qwen2Config(**_SHAPE | changes, attn_implementation=attention)
+    model = _build(Qwen2ForCausalLM, config, seed)
+    for layer in model.model.layers:
+        for part in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            part.bias.data = torch.linspace(-1, 1, part.out_features)
+    return model
 
 
 def tiny_qwen3(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:

@@ -1,0 +1,156 @@
+"""Calibration learns, repeats itself, and says where it fails."""
+
+import pytest
+import torch
+
+from support.models import token_ids
+from support.quantised import logits_of, tiny
+from tesseral._errors import CalibrationError
+from tesseral.llm.layouts import blocks_of
+from tesseral.llm.pipeline import quantize_blocks
+from tesseral.quantization.calibration import loop
+from tesseral.quantization.config import QuantizationConfig
+
+TOKENS = token_ids(8, 16)
+
+
+def settings(**changes):
+    known = {
+        "epochs": 4,
+        "batch_size": 4,
+        "learning_rate": 5e-3,
+        "clip_learning_rate": 5e-2,
+        "weight_bits": 3,
+        "activation_bits": 3,
+        "kv_bits": 3,
+    }
+    return QuantizationConfig(**known | changes)
+
+
+def quantised(config, name="llama", **changes):
+    """Return a quantised model, the steps reported, and what the model said before."""
+    model, steps = tiny(name, **changes), []
+    before = logits_of(model, TOKENS)
+    quantize_blocks(model, config, TOKENS, None, steps.append)
+    return model, steps, before
+
+
+ONE_ROUNDED = [(3, 16, 16), (16, 3, 16), (16, 16, 2)]
+"""Widths of weights, activations and cache, of which one rounds."""
+
+
+@pytest.mark.parametrize("propagate", [True, False])
+@pytest.mark.parametrize("bits", ONE_ROUNDED, ids=str)
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_learning_brings_a_model_closer_to_the_original(name, bits, propagate):
+    widths = dict(zip(("weight_bits", "activation_bits", "kv_bits"), bits, strict=True))
+    errors = []
+    for epochs in (0, 12):
+        config = settings(epochs=epochs, batch_size=2, propagate=propagate, **widths)
+        # with small weights attention is gentle, so that errors tell of rounding
+        model, steps, before = quantised(config, name, initializer_range=0.1)
+        errors.append(float((logits_of(model, TOKENS) - before).square().mean()))
+    assert errors[1] < 0.85 * errors[0]
+    losses = [step.loss for step in steps if step.block == 0]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_every_kind_of_parameter_learns(monkeypatch):
+    starts, ends = [], []
+
+    class Watched(loop.SimulatedBlock):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            starts.append({n: p.detach().clone() for n, p in self.named_parameters()})
+            ends.append(self)
+
+    monkeypatch.setattr(loop, "SimulatedBlock", Watched)
+    quantised(settings(epochs=1))
+    for start, end in zip(starts, ends, strict=True):
+        still = [n for n, p in end.named_parameters() if torch.equal(p.float(), start[n])]
+        assert len(start) > 30
+        assert still == []
+
+
+def test_each_epoch_of_each_block_is_reported_in_turn():
+    _, steps, _ = quantised(settings(epochs=3))
+    assert [(s.block, s.epoch) for s in steps] == [(b, e) for b in (0, 1) for e in (1, 2, 3)]
+    assert {(s.n_blocks, s.n_epochs) for s in steps} == {(2, 3)}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [settings(epochs=0), settings(transform="hadamard"), settings(transform="none")],
+    ids=["epochs=0", "hadamard", "none"],
+)
+def test_a_block_without_learning_reports_once(config):
+    model, steps, before = quantised(config)
+    assert [(s.block, s.epoch, s.n_epochs, s.loss) for s in steps] == [
+        (0, 0, 0, None),
+        (1, 0, 0, None),
+    ]
+    assert (logits_of(model, TOKENS) - before).isfinite().all()
+
+
+@pytest.mark.parametrize("transform", ["flatquant", "hadamard"])
+def test_the_seed_fixes_every_bit(transform):
+    config = settings(transform=transform, epochs=2)
+    first, second = (quantised(config)[0].state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = quantised(settings(transform=transform, epochs=2, seed=1))[0].state_dict()
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_blocks_start_from_transforms_of_their_own():
+    model, _, _ = quantised(settings(epochs=0))
+    first, second = (block.mlp.mlp_input.transform.factor1 for block in blocks_of(model))
+    assert not torch.equal(first, second)
+
+
+def test_a_loss_that_is_not_finite_names_block_and_step():
+    model = tiny("llama")
+    originals = [block.mlp.up_proj for block in blocks_of(model)]
+    originals[1].weight[0, 0] = float("nan")
+    with pytest.raises(CalibrationError, match="loss of block 1 is nan at step 0; lower learning"):
+        quantize_blocks(model, settings(), TOKENS, None, lambda _: None)
+    assert blocks_of(model)[1].mlp.up_proj is originals[1]
+
+
+def test_steps_that_are_too_large_end_in_the_same_error():
+    with pytest.raises(CalibrationError, match=r"loss of block 0 is (nan|inf) at step [1-9]"):
+        quantised(settings(learning_rate=1e30, clip_learning_rate=1e30))
+
+
+def test_a_float64_model_is_calibrated_in_float64():
+    config = settings(weight_bits=16, activation_bits=16, kv_bits=16, epochs=1)
+    model, before = tiny("qwen3", torch.float64), None
+    before = logits_of(model, TOKENS)
+    quantize_blocks(model, config, TOKENS, None, lambda _: None)
+    assert (logits_of(model, TOKENS) - before).abs().max() < 1e-10 * before.abs().max()
+
+
+def test_maxima_are_those_of_what_the_layers_read():
+    model = tiny("llama", num_hidden_layers=1)
+    (block,), seen, maxima = blocks_of(model), {}, {}
+
+    class Watched(loop.SimulatedBlock):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            maxima.update(arguments[4])
+
+    readers = {
+        "attention_input": block.self_attn.k_proj,
+        "attention_output": block.self_attn.o_proj,
+        "mlp_input": block.mlp.up_proj,
+        "mlp_hidden": block.mlp.down_proj,
+    }
+    for name, layer in readers.items():
+        hook = layer.register_forward_hook(lambda _, x, __, name=name: seen.update({name: x[0]}))
+        logits_of(model, TOKENS)
+        hook.remove()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "SimulatedBlock", Watched)
+        quantize_blocks(model, settings(epochs=0), TOKENS, None, lambda _: None)
+    assert maxima.keys() == seen.keys()
+    for name, x in seen.items():
+        assert torch.allclose(maxima[name], x.abs().flatten(0, 1).amax(0), rtol=1e-4)

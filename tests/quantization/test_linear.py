@@ -1,0 +1,147 @@
+"""Linear layers over packed weights: exact integer sums, whatever the backend."""
+
+import pytest
+import torch
+
+from tesseral._errors import BackendError
+from tesseral.core.packed import PackedTensor
+from tesseral.core.packing import pack, storage_bits
+from tesseral.quantization.kernels.problem import LinearProblem
+from tesseral.quantization.kernels.registry import BACKENDS
+from tesseral.quantization.linear import QuantizedActivation, QuantizedInput, QuantizedLinear
+from tesseral.quantization.numerics import symmetric_range
+
+SIZES = [(1, 1), (7, 3), (16, 16), (33, 5), (128, 9)]
+
+
+def codes(*shape, bits, seed=0):
+    """Return codes that reach both ends of their range."""
+    low, high = symmetric_range(bits)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(low, high + 1, shape, generator=generator, dtype=torch.int8)
+    drawn[..., 0] = low
+    return drawn
+
+
+def problem(**changes):
+    known = {"device": "cpu", "weight_bits": 4, "activation_bits": 4, "in_features": 16}
+    return LinearProblem(**known | changes)
+
+
+def packed(weight, bits):
+    return PackedTensor.from_codes(weight, torch.ones(len(weight), 1), bits=bits)
+
+
+def linear_and_source(n_in, n_out, *, weight_bits=4, activation_bits=4, bias=True, dtype=None):
+    """Return a layer with random codes, scales and bias, and the input it reads."""
+    dtype = torch.float32 if dtype is None else dtype
+    source = QuantizedInput((None, None), bits=activation_bits, dtype=dtype)
+    linear = QuantizedLinear(n_in, n_out, source, bias=bias, bits=weight_bits, dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    state = {}
+    if weight_bits == 16:
+        state["weight"] = torch.randn(n_out, n_in, generator=generator)
+    else:
+        state["weight"] = pack(codes(n_out, n_in, bits=weight_bits), storage_bits(weight_bits))
+        state["weight_scale"] = torch.rand(n_out, 1, generator=generator) + 0.1
+    if bias:
+        state["bias"] = torch.randn(n_out, generator=generator)
+    linear.load_state_dict(state)
+    return linear, source
+
+
+def rows(*shape, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
+
+
+@pytest.mark.parametrize("activation_bits", range(2, 9))
+@pytest.mark.parametrize("weight_bits", [2, 4, 8])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_sums_are_exact_on_every_backend(size, weight_bits, activation_bits):
+    n_in, n_out = size
+    asked = problem(weight_bits=weight_bits, activation_bits=activation_bits, in_features=n_in)
+    x, weight = codes(2, 3, n_in, bits=activation_bits), codes(n_out, n_in, bits=weight_bits)
+    for name, verdict in BACKENDS.explain(asked).items():
+        if verdict.ok:
+            sums = BACKENDS.choose(asked, name).linear(x, packed(weight, weight_bits))
+            assert torch.equal(sums.long(), x.long() @ weight.long().mT)
+
+
+@pytest.mark.parametrize("weight_bits", [4, 8])
+def test_portable_sums_stay_exact_past_what_float32_holds(weight_bits):
+    n_in = 20_001
+    x = torch.full((1, n_in), 127, dtype=torch.int8)
+    weight = torch.full((1, n_in), 2 ** (weight_bits - 1) - 1, dtype=torch.int8)
+    weight[0, 0] -= 1
+    asked = problem(weight_bits=weight_bits, activation_bits=8, in_features=n_in)
+    sums = BACKENDS.choose(asked, "portable").linear(x, packed(weight, weight_bits))
+    assert sums.item() == (x.long() * weight.long()).sum().item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_layer_gives_the_same_bits_on_every_backend(size, dtype, monkeypatch):
+    linear, _ = linear_and_source(*size, dtype=dtype)
+    outputs = []
+    for name in BACKENDS.names:
+        monkeypatch.setenv(BACKENDS.env, name)
+        outputs.append(linear(rows(2, 3, size[0], dtype=dtype)))
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation_bits", [3, 4, 8, 16])
+@pytest.mark.parametrize("weight_bits", [2, 3, 4, 5, 8, 16])
+def test_a_layer_multiplies_the_values_that_its_codes_stand_for(weight_bits, activation_bits, bias):
+    linear, source = linear_and_source(
+        13, 5, weight_bits=weight_bits, activation_bits=activation_bits, bias=bias
+    )
+    x = rows(4, 13)
+    prepared = source.compute(x)
+    values = prepared.dequantize() if isinstance(prepared, QuantizedActivation) else prepared
+    expected = values.double() @ linear.dense_weight().double().mT
+    if bias:
+        expected = expected + linear.bias.double()
+    assert linear.dense_weight().shape == (5, 13)
+    assert torch.allclose(linear(x).double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [(4, 4), (4, 16), (16, 4), (16, 16)], ids=str)
+def test_the_output_has_the_type_of_the_input(bits):
+    linear, _ = linear_and_source(16, 3, weight_bits=bits[0], activation_bits=bits[1])
+    assert linear(rows(2, 16).to(torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_a_layer_holds_four_bits_a_weight():
+    linear, _ = linear_and_source(128, 9)
+    assert linear.weight.nbytes == 128 * 9 // 2
+    assert "in=128" not in repr(linear)
+    assert "128, 9, bits=4" in repr(linear)
+
+
+def test_siblings_share_one_quantised_input():
+    source = QuantizedInput((4, 4), bits=4)
+    layers = [QuantizedLinear(16, n, source, bias=False, bits=4) for n in (3, 5)]
+    assert source.readers == 2
+    assert all("transform" not in name for layer in layers for name in layer.state_dict())
+    calls = []
+    source.compute, original = lambda x: calls.append(x) or original(x), source.compute
+    x = rows(2, 16)
+    for layer in layers:
+        layer(x)
+    assert len(calls) == 1
+
+
+def test_the_portable_backend_supports_everything_and_the_cpu_four_bits_on_the_cpu():
+    verdicts = BACKENDS.explain(problem())
+    assert verdicts["portable"].ok
+    assert verdicts["cpu"].ok
+    assert "4-bit weights, got 8 bits" in BACKENDS.explain(problem(weight_bits=8))["cpu"].reason
+    assert "got device 'cuda'" in BACKENDS.explain(problem(device="cuda"))["cpu"].reason
+
+
+def test_a_backend_asked_for_by_name_runs_or_raises(monkeypatch):
+    monkeypatch.setenv(BACKENDS.env, "cpu")
+    linear, _ = linear_and_source(16, 3, weight_bits=8)
+    with pytest.raises(BackendError, match=r"'cpu' \(from TESSERAL_LINEAR_BACKEND\) cannot run"):
+        linear(rows(1, 16))
