@@ -29,6 +29,7 @@ from tesseral._errors import (
     OutputExistsError,
     UnsupportedModelError,
 )
+from tesseral.datasets import load_books_excerpt, load_embedded_lm
 from tesseral.llm import load, perplexity, pipeline, quantize
 from tesseral.quantization import QuantizationConfig
 from tesseral.quantization.calibration import loop
@@ -340,3 +341,14 @@ def test_a_weight_that_is_not_finite_is_named_by_its_block(original, tmp_path):
     with pytest.raises(CalibrationError, match="the loss of block 1 is nan at step 0"):
         quantize(source, settings(), TEXT, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_on_a_trained_model_hadamard_loses_less_than_round_to_nearest(tmp_path):
+    text, losses = load_books_excerpt("test")[:20_000], {}
+    model, reader = load(load_embedded_lm())
+    losses["original"] = perplexity(model, reader, text, 256)
+    for transform in ("hadamard", "none"):
+        config = QuantizationConfig(transform=transform, samples=1, sequence_length=16)
+        out = quantize(load_embedded_lm(), config, text, tmp_path / transform)
+        losses[transform] = perplexity(*load(out), text, 256)
+    assert losses["original"] < losses["hadamard"] < 0.7 * losses["none"]
