@@ -9,7 +9,8 @@ from tesseral._errors import ParameterError
 
 VERSION = 1
 TRANSFORMS = ("none", "hadamard", "flatquant")
-ROUNDINGS = ("nearest",)
+ROUNDINGS = ("nearest", "gptq")
+OBJECTIVES = ("token", "mean")
 OFF = 16
 
 
@@ -28,8 +29,9 @@ class QuantizationConfig:
     transform : {"none", "hadamard", "flatquant"}
         What is applied before rounding: nothing, fixed random Hadamard matrices, or the
         learned affine transforms, scales and clips of FlatQuant.
-    rounding : {"nearest"}
-        How weights are rounded.
+    rounding : {"nearest", "gptq"}
+        How weights are rounded: each to the nearest code, or so that later columns make up
+        for the errors of earlier ones on the calibration text.
     epochs, batch_size : int
         Passes over the calibration sequences for each block, and sequences in a step.
     samples, sequence_length : int
@@ -38,6 +40,10 @@ class QuantizationConfig:
     propagate : bool
         Whether a block learns on what its quantised predecessors produce, so that it can make
         up for their errors, or on the original hidden states as in the paper.
+    objective : {"token", "mean"}
+        What calibration minimises: the squared error of a block's output relative to the
+        power of each token, or relative to the mean power of all, as in the paper. The first
+        keeps a few tokens of huge norm from outweighing all others.
     learning_rate, clip_learning_rate : float
         Initial step sizes of transforms and scales, and of clips; both decay by a cosine.
     seed : int
@@ -67,6 +73,7 @@ class QuantizationConfig:
     samples: int = 128
     sequence_length: int = 2048
     propagate: bool = True
+    objective: str = "token"
     learning_rate: float = 5e-3
     clip_learning_rate: float = 5e-2
     seed: int = 0
@@ -80,6 +87,7 @@ class QuantizationConfig:
                 _check_bits(name, getattr(self, name))
         _check_choice("transform", self.transform, TRANSFORMS)
         _check_choice("rounding", self.rounding, ROUNDINGS)
+        _check_choice("objective", self.objective, OBJECTIVES)
         _check_choice("version", self.version, (VERSION,))
         for name, least in (
             ("epochs", 0),

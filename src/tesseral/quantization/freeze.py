@@ -1,5 +1,7 @@
 """From simulated parts to what is stored: fuse in float64, round once, name the tensors."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -8,13 +10,16 @@ from tesseral.quantization.block import SimulatedBlock, site_parent
 from tesseral.quantization.config import OFF
 from tesseral.quantization.fusion import fuse_output
 from tesseral.quantization.numerics import row_range, symmetric_codes, symmetric_scale
-from tesseral.quantization.placement import CODEC, INPUT_SITES, ROLES
+from tesseral.quantization.placement import CODEC, INPUT_SITES, ROLES, site_of
+from tesseral.quantization.rounding import compensated_codes
 from tesseral.quantization.simulate import SimulatedInput
 from tesseral.quantization.transforms.kronecker import Kronecker
 
 
 @torch.no_grad()
-def frozen_state(simulated: SimulatedBlock, dtype: torch.dtype) -> dict[str, Tensor]:
+def frozen_state(
+    simulated: SimulatedBlock, dtype: torch.dtype, moments: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Return the tensors of the quantised block, named relative to the block.
 
     The names are those of the modules that
@@ -26,6 +31,8 @@ def frozen_state(simulated: SimulatedBlock, dtype: torch.dtype) -> dict[str, Ten
         Calibrated parts. They are converted to float64 in place: freezing goes one way.
     dtype : torch.dtype
         Type of transforms, scales, biases, norms and dense weights.
+    moments : mapping of str to (width, width) tensor, optional
+        Second moments of each input site; without them weights are rounded to the nearest.
     """
     simulated.double()
     simulated.refresh()
@@ -34,7 +41,7 @@ def frozen_state(simulated: SimulatedBlock, dtype: torch.dtype) -> dict[str, Ten
         prefix = f"{site_parent(site, simulated.layout)}.{site.name}"
         state |= _input_state(prefix, simulated.inputs[site.name])
     for role in ROLES:
-        state |= _linear_state(simulated, role)
+        state |= _linear_state(simulated, role, (moments or {}).get(site_of(role).name))
     state |= _codec_state(simulated) | _norm_state(simulated)
     return {
         name: tensor.to(dtype).contiguous() if tensor.is_floating_point() else tensor
@@ -54,7 +61,9 @@ def _input_state(prefix: str, source: SimulatedInput) -> dict[str, Tensor]:
     return factors | {f"{prefix}.clip": source.clip()}
 
 
-def _linear_state(simulated: SimulatedBlock, role: str) -> dict[str, Tensor]:
+def _linear_state(
+    simulated: SimulatedBlock, role: str, moments: Tensor | None
+) -> dict[str, Tensor]:
     name, linear = simulated.layout.linears[role], simulated.linears[role]
     scale = _scale_into(simulated, role)
     weight, bias = linear.fused(torch.float64)
@@ -65,9 +74,12 @@ def _linear_state(simulated: SimulatedBlock, role: str) -> dict[str, Tensor]:
     row_scale = symmetric_scale(*row_range(weight, linear.clip()), linear.bits)
     # the stored scale is float32: round with the value that will be read back
     row_scale = row_scale.float().double()
-    codes = symmetric_codes(weight, row_scale, linear.bits).to(torch.int8)
+    if moments is None:
+        codes = symmetric_codes(weight, row_scale, linear.bits)
+    else:
+        codes = compensated_codes(weight, row_scale, linear.bits, moments)
     return state | {
-        f"{name}.weight": pack(codes, storage_bits(linear.bits)),
+        f"{name}.weight": pack(codes.to(torch.int8), storage_bits(linear.bits)),
         f"{name}.weight_scale": row_scale,
     }
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tesseral._errors import CalibrationError
 from tesseral.quantization.block import SimulatedBlock
+from tesseral.quantization.calibration.moments import second_moments
 from tesseral.quantization.config import QuantizationConfig
 from tesseral.quantization.freeze import frozen_state
 from tesseral.quantization.numerics import working_dtype
@@ -29,7 +30,7 @@ class CalibrationStep:
         Epochs done in this block, and how many there will be; 0 and 0 for a block in which
         nothing is learned.
     loss : float, optional
-        Mean squared error of the block's output relative to its mean square; ``None`` for a
+        The objective, a mean squared error relative to the output's power; ``None`` for a
         block in which nothing is learned.
     """
 
@@ -106,7 +107,10 @@ def calibrate_block(
         _learn(task, simulated, outputs, generator, report)
     else:
         report(task.step())
-    return frozen_state(simulated, working_dtype(task.inputs.dtype)), outputs
+    moments = None
+    if config.rounding == "gptq":
+        moments = second_moments(simulated, lambda: task.run_all(task.received, config.batch_size))
+    return frozen_state(simulated, working_dtype(task.inputs.dtype), moments), outputs
 
 
 @torch.no_grad()
@@ -144,9 +148,9 @@ def _learn(
 ) -> None:
     config = simulated.config
     n_batches = -(-len(targets) // config.batch_size)
-    optimizer = torch.optim.AdamW(simulated.parameter_groups(), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(simulated.parameter_groups(), weight_decay=0.0, fused=True)
     schedule = _cosine(optimizer, config.epochs * n_batches)
-    power = targets.square().mean()
+    weights = _weights(targets, config.objective)
     with simulated.installed():
         for epoch in range(config.epochs):
             total = 0.0
@@ -154,7 +158,7 @@ def _learn(
             for step, rows in enumerate(order.split(config.batch_size)):
                 simulated.refresh()
                 error = task.run(task.received[rows]) - targets[rows]
-                loss = error.square().mean() / power
+                loss = (error.square() * weights[rows]).mean()
                 _check_finite(loss, task.index, epoch * n_batches + step)
                 optimizer.zero_grad()
                 loss.backward()
@@ -162,6 +166,14 @@ def _learn(
                 schedule.step()
                 total += loss.item() * len(rows)
             report(task.step(epoch + 1, config.epochs, total / len(targets)))
+
+
+def _weights(targets: Tensor, objective: str) -> Tensor:
+    """Return what squared errors are multiplied by, of shape (samples, length, 1)."""
+    power = targets.square().mean(dim=-1, keepdim=True)
+    if objective == "mean":
+        power = power.mean().expand_as(power)
+    return 1 / power.clamp_min(torch.finfo(power.dtype).tiny)
 
 
 def _cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
