@@ -88,7 +88,7 @@ def test_without_rounding_a_loaded_model_says_what_the_original_says(
     name, transform, tmp_path, monkeypatch
 ):
     freeze = loop.frozen_state
-    monkeypatch.setattr(loop, "frozen_state", lambda parts, dtype: freeze(scramble(parts), dtype))
+    monkeypatch.setattr(loop, "frozen_state", lambda parts, *rest: freeze(scramble(parts), *rest))
     source = save(MODELS[name]("tesseral"), tmp_path / "model")
     config = settings(transform=transform, weight_bits=16, activation_bits=16, kv_bits=16, epochs=0)
     model, _ = load(quantize(source, config, TEXT, tmp_path / "out"))

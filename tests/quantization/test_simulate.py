@@ -57,7 +57,7 @@ def test_widths_of_16_leave_everything_as_it_is():
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "odd"])
 @pytest.mark.parametrize("bits", [(4, 4, 4), (3, 8, 2), (4, 16, 16), (16, 4, 16), (16, 16, 4)])
 def test_the_frozen_model_says_what_the_simulated_one_said(name, bits):
-    # in float64 no code is on the edge to the next; stored scales of weights are float32
+    # in float64 no code is on the edge to the next, though stored scales of weights are float32
     model = tiny(name, torch.float64, num_hidden_layers=1)
     widths = dict(zip(("weight_bits", "activation_bits", "kv_bits"), bits, strict=True))
     config = QuantizationConfig(transform="flatquant", **widths)

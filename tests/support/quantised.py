@@ -65,7 +65,10 @@ def simulate(model, config: QuantizationConfig, *, only: str | None = None) -> l
     simulated = []
     for index, block in enumerate(blocks_of(model)):
         generator = torch.Generator().manual_seed(index)
-        maxima = {site.name: torch.rand(site.width(shape)) + 0.1 for site in INPUT_SITES}
+        maxima = {
+            site.name: torch.rand(site.width(shape), generator=generator) + 0.1
+            for site in INPUT_SITES
+        }
         parts = SimulatedBlock(block, layout, shape, config, maxima, generator)
         scramble(parts, seed=index)
         if only is not None:
