@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import pytest
@@ -14,3 +15,13 @@ torch.set_num_threads(1)
 def original(tmp_path_factory) -> Path:
     """A directory with a tiny Llama, for reading only."""
     return save(tiny_llama(), tmp_path_factory.mktemp("models") / "original")
+
+
+@pytest.fixture
+def said(capfd, monkeypatch):
+    """A function that returns all that was printed or logged by transformers so far."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [handler])
+    return lambda: "".join([*capfd.readouterr(), *(record.getMessage() for record in records)])

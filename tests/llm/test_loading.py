@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers.utils import logging
 
 from support.checkpoints import change_config, change_weights, save
@@ -95,14 +96,14 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_each_damage_has_one_clear_line(directory, name, capfd):
+def test_each_damage_has_one_clear_line(directory, name, said):
     change, message = DAMAGE[name]
     change(directory)
     with pytest.raises(CheckpointError, match=message) as caught:
         load(directory)
     assert str(directory) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert capfd.readouterr() == ("", "")
+    assert said() == ""
 
 
 def test_a_missing_directory_is_named(tmp_path):
@@ -122,7 +123,7 @@ def test_an_unknown_architecture_is_named(directory, model_type):
         load(directory)
 
 
-def test_code_in_the_directory_is_never_run(directory, capfd):
+def test_code_in_the_directory_is_never_run(directory, said):
     marker = directory / "was run"
     code = f"open({str(marker)!r}, 'w')\nfrom transformers import LlamaConfig as C\n"
     (directory / "own.py").write_text(code)
@@ -133,7 +134,7 @@ def test_code_in_the_directory_is_never_run(directory, capfd):
     change_config(directory, model_type="llama")
     load(directory)
     assert not marker.exists()
-    assert capfd.readouterr() == ("", "")
+    assert said() == ""
 
 
 class _Payload:
@@ -156,6 +157,14 @@ def test_a_pickle_is_never_read(directory, name):
     assert not marker.exists()
 
 
+def test_weights_in_a_pickle_are_not_read_even_if_they_are_sound(directory):
+    state = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    torch.save(state, directory / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"no file named model\.safetensors"):
+        load(directory)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [({"bits": 4}, "unknown key 'bits'"), ({"version": 2}, "version must be one of 1, got 2")],
@@ -166,14 +175,14 @@ def test_an_unknown_quantisation_is_refused_in_its_own_words(directory, values, 
         load(directory)
 
 
-def test_a_whole_directory_gives_its_weights_ready_to_use(original, capfd):
+def test_a_whole_directory_gives_its_weights_ready_to_use(original, said):
     model, tokenizer = load(original)
     expected = tiny_llama().state_dict()
     assert all(torch.equal(t, expected[name]) for name, t in model.state_dict().items())
     assert not model.training
     assert model.config._attn_implementation == IMPLEMENTATION
     assert tokenizer.decode(tokenizer("It was.").input_ids) == "It was."
-    assert capfd.readouterr() == ("", "")
+    assert said() == ""
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -127,9 +127,9 @@ def test_the_source_is_only_read(original, tmp_path):
     assert [f.stat().st_mtime_ns for f in source.iterdir()] == times
 
 
-def test_nothing_is_printed(original, tmp_path, capfd):
+def test_nothing_is_printed(original, tmp_path, said):
     quantize(original, settings(), TEXT, tmp_path / "out")
-    assert capfd.readouterr() == ("", "")
+    assert said() == ""
 
 
 @pytest.mark.parametrize("transform", ["flatquant", "hadamard"])

@@ -17,11 +17,12 @@ def test_tokens_are_those_of_the_tokenizer_without_special_ones():
     assert tokens.tolist() == tokenizer().convert_tokens_to_ids(list("It was."))
 
 
-def test_a_long_text_warns_of_nothing():
+def test_a_long_text_warns_of_nothing(said):
     # the model holds 128 positions, of which the tokenizer may know
     reader = tokenizer()
     reader.model_max_length = 128
     assert len(tokenize(tiny_llama(), reader, TEXT)) == len(TEXT)
+    assert said() == ""
 
 
 def test_an_empty_text_has_no_tokens():

@@ -164,7 +164,7 @@ class QuantizationConfig:
 
 
 def _check_bits(name: str, bits: object) -> None:
-    if isinstance(bits, bool) or not isinstance(bits, int) or not (2 <= bits <= 8 or bits == OFF):
+    if not isinstance(bits, int) or not (2 <= bits <= 8 or bits == OFF):
         raise ParameterError(
             f"QuantizationConfig: {name} must be 2 to 8, or {OFF} for off, got {bits!r}."
         )
