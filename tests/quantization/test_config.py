@@ -77,6 +77,7 @@ def test_only_overriding_widths_may_be_missing(name):
         ("transform", "rotation", "transform must be one of 'none', 'hadamard', 'flatquant'"),
         ("transform", None, "transform must be one of .* got None"),
         ("rounding", "stochastic", "rounding must be one of 'nearest'"),
+        ("objective", "max", "objective must be one of 'token', 'mean'"),
         ("version", 2, "version must be one of 1, got 2"),
         ("version", "1", "version must be one of 1, got '1'"),
         ("propagate", 1, "propagate must be true or false, got 1"),

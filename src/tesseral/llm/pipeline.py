@@ -69,7 +69,7 @@ def quantize(
     DataError
         If the text is shorter than one sequence.
     CalibrationError
-        If the loss is not finite.
+        If the model, the loss or what was learned is not finite.
     OSError
         If the disk is full; the blocks done so far are kept.
     """

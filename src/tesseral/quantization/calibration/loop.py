@@ -98,10 +98,11 @@ def calibrate_block(
     Raises
     ------
     CalibrationError
-        If the loss is not finite.
+        If the original output, the loss, or what would be stored is not finite.
     """
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + task.index)
     outputs, maxima = observe(task, config.batch_size)
+    _check_finite("the original output", outputs, task.index)
     simulated = SimulatedBlock(task.block, task.layout, task.shape, config, maxima, generator)
     if config.learns:
         _learn(task, simulated, outputs, generator, report)
@@ -110,7 +111,12 @@ def calibrate_block(
     moments = None
     if config.rounding == "gptq":
         moments = second_moments(simulated, lambda: task.run_all(task.received, config.batch_size))
-    return frozen_state(simulated, working_dtype(task.inputs.dtype), moments), outputs
+        for name, moment in moments.items():
+            _check_finite(f"the second moment of {name}", moment, task.index)
+    state = frozen_state(simulated, working_dtype(task.inputs.dtype), moments)
+    for name, tensor in state.items():
+        _check_finite(name, tensor, task.index)
+    return state, outputs
 
 
 @torch.no_grad()
@@ -159,7 +165,7 @@ def _learn(
                 simulated.refresh()
                 error = task.run(task.received[rows]) - targets[rows]
                 loss = (error.square() * weights[rows]).mean()
-                _check_finite(loss, task.index, epoch * n_batches + step)
+                _check_finite(f"the loss at step {epoch * n_batches + step}", loss, task.index)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -184,9 +190,9 @@ def _cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sche
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _check_finite(loss: Tensor, block: int, step: int) -> None:
-    if not torch.isfinite(loss):
+def _check_finite(name: str, value: Tensor, block: int) -> None:
+    if not torch.isfinite(value).all():
         raise CalibrationError(
-            f"calibration: the loss of block {block} is {loss.item()} at step {step}; "
-            "lower learning_rate and clip_learning_rate, or check the model's weights."
+            f"calibration: {name} of block {block} is not finite; lower learning_rate and "
+            "clip_learning_rate, or check the model's weights."
         )
