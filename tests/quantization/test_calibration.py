@@ -23,6 +23,7 @@ def settings(**changes):
         "weight_bits": 3,
         "activation_bits": 3,
         "kv_bits": 3,
+        "objective": "token",
     }
     return QuantizationConfig(**known | changes)
 
