@@ -1,1 +1,1 @@
-"""TODO."""
+"""Records in, tables and pages out; knows no kernel."""

@@ -1,0 +1,171 @@
+"""Charts as SVG that takes its colours from the page around it.
+
+matplotlib draws each role (ink, grid, one series) in a colour of its own that nothing else
+uses; these are then replaced by the style variables of ``page.css``, so one picture serves
+light and dark pages. Text stays text. A chart is drawn as wide as a phone and scales up.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from html import escape
+from io import StringIO
+from types import ModuleType
+from typing import Any
+
+from tesseral.runtime.extras import require
+
+_WIDTH = 5.0  # inches of 72 px: what a phone shows at its natural size
+ROLES = ("ink", "muted", "grid", "full", "none", "hadamard", "flatquant")
+"""What has a colour; ``--role`` in ``page.css``."""
+
+_CODES = {role: f"#{number:06x}" for number, role in enumerate(ROLES, start=1)}
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tesseral",  # same data, same bytes
+    "font.sans-serif": ["DejaVu Sans"],  # widths; the page shows its own font
+    "font.size": 9.5,
+    "text.color": _CODES["ink"],
+    "axes.labelcolor": _CODES["muted"],
+    "axes.edgecolor": _CODES["grid"],
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "xtick.color": _CODES["muted"],
+    "ytick.color": _CODES["muted"],
+    "grid.color": _CODES["grid"],
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bar:
+    """One horizontal bar.
+
+    Attributes
+    ----------
+    label, text : str
+        What stands before it and after it.
+    value : float
+        Its length.
+    role : str
+        Its colour; one of :data:`ROLES`.
+    points : sequence of float
+        Single measurements whose mean is ``value``, drawn on it as dots.
+    """
+
+    label: str
+    text: str
+    value: float
+    role: str
+    points: Sequence[float] = ()
+
+
+def require_matplotlib() -> ModuleType:
+    """Return matplotlib.
+
+    Raises
+    ------
+    MissingExtraError
+        If it is not installed.
+    """
+    return require("matplotlib", extra="plot", purpose="drawing charts")
+
+
+def bars(title: str, rows: Sequence[Bar], *, xlabel: str) -> str:
+    """Draw horizontal bars, the first on top."""
+    with _style():
+        axes = _axes(title, 0.9 + 0.34 * len(rows))
+        places = range(len(rows))
+        axes.barh(places, [r.value for r in rows], 0.62, color=[_CODES[r.role] for r in rows])
+        for place, row in zip(places, rows, strict=True):
+            end = max((row.value, *row.points))
+            axes.annotate(row.text, (end, place), (6, 0), textcoords="offset points", va="center")
+            marks = [place] * len(row.points)
+            axes.plot(row.points, marks, "o", ms=4, mfc="none", mec=_CODES["ink"], mew=1)
+        axes.set_yticks(places, [r.label for r in rows])
+        axes.tick_params(axis="y", length=0, labelcolor=_CODES["ink"])
+        axes.invert_yaxis()
+        axes.margins(x=0.28)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(xlabel)
+        axes.grid(axis="x")
+        return _svg(axes)
+
+
+def grouped_bars(
+    title: str,
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[float]],
+    *,
+    xlabel: str,
+    ylabel: str,
+) -> str:
+    """Draw one group of vertical bars for each name in ``groups``; ``series`` is by role."""
+    with _style():
+        axes = _axes(title, 2.6)
+        width = 0.8 / len(series)
+        for index, (role, values) in enumerate(series.items()):
+            shift = (index - (len(series) - 1) / 2) * width
+            places = [place + shift for place in range(len(groups))]
+            axes.bar(places, values, width * 0.9, color=_CODES[role])
+        axes.set_xticks(range(len(groups)), groups)
+        axes.tick_params(axis="x", length=0)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.grid(axis="y")
+        return _svg(axes)
+
+
+def curves(title: str, series: Mapping[str, Sequence[float]], *, xlabel: str, ylabel: str) -> str:
+    """Draw one line for each role over the positions of its values, from zero upwards."""
+    with _style():
+        axes = _axes(title, 2.6)
+        for role, values in series.items():
+            axes.plot(range(1, len(values) + 1), values, color=_CODES[role])
+        axes.set_xscale("log")  # the few largest are what matters
+        axes.set_xlim(left=1)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.grid()
+        return _svg(axes)
+
+
+def _style() -> AbstractContextManager[Any]:
+    """Return the context in which charts are made and written."""
+    context: AbstractContextManager[Any] = require_matplotlib().rc_context(_STYLE)
+    return context
+
+
+def _axes(title: str, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(_WIDTH, height), layout="constrained").add_subplot()
+    axes.set_title(title, loc="left")
+    return axes
+
+
+def _svg(axes: Any) -> str:
+    """Return the chart for use inside a page: no header, no names, no colours of its own."""
+    file, nothing = StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    axes.figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    label = escape(axes.get_title(loc="left"))
+    svg = file.getvalue()
+    for pattern, replacement in (
+        (
+            r"^.*?<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>",
+            rf'<svg role="img" aria-label="{label}" \1>',
+        ),
+        (r"<style.*?</style>", ""),  # it would style the whole page; page.css says the same
+        (r'<g id="[^"]*"', "<g"),  # the same ids in every chart
+    ):
+        svg = re.sub(pattern, replacement, svg, flags=re.DOTALL)
+    for role, code in _CODES.items():
+        svg = svg.replace(code, f"var(--{role})")
+    return svg

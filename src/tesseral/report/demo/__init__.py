@@ -1,0 +1,1 @@
+"""The main job on what the package ships: plan, run, record, page."""

@@ -1,0 +1,103 @@
+"""The demo's report as one page."""
+
+from typing import Any
+
+from tesseral.report import page
+from tesseral.report.demo.flatness import flatness_section
+from tesseral.report.demo.measurements import accuracy_section, size_section
+from tesseral.report.demo.plan import NAMES, TRANSFORMED
+from tesseral.report.demo.record import DemoRecord
+from tesseral.report.units import bits_text, bytes_text, seconds_text
+
+
+def demo_page(record: DemoRecord) -> str:
+    """Return the report as a complete HTML document."""
+    return page.page(
+        f"A language model in {bits_text(record.plan.config)}",
+        [
+            *_summary(record),
+            accuracy_section(record),
+            size_section(record),
+            flatness_section(record),
+            _samples(record),
+            _making(record),
+        ],
+    )
+
+
+def _summary(record: DemoRecord) -> list[str]:
+    config, (original,) = record.plan.config, record.of("full")
+    keys, values = config.cache_bits
+    before, after = original.footprint, record.of("flatquant")[0].footprint
+    perplexity = record.mean("flatquant", lambda m: m.agreement.perplexity)
+    ratio = record.mean("flatquant", lambda m: m.agreement.ratio)
+    return [
+        page.paragraph(
+            f"Tesseral turned the language model “{record.plan.model.name}” into one with "
+            f"{config.weight_bits}-bit weights, {config.activation_bits}-bit activations, and a "
+            f"cache of {keys}-bit keys and {values}-bit values. It did so in three ways, and "
+            "measured each.",
+            "lead",
+        ),
+        page.facts(
+            [
+                (
+                    f"{perplexity:.1f}",
+                    "perplexity with FlatQuant; full precision has "
+                    f"{original.agreement.perplexity:.1f}",
+                ),
+                (f"{ratio:.3f}", "ratio of the two"),
+                (
+                    bytes_text(after.block_bytes),
+                    f"decoder blocks in memory, from {bytes_text(before.block_bytes)}",
+                ),
+                (
+                    bytes_text(after.cache_bytes_per_token),
+                    f"cache for a token, from {bytes_text(before.cache_bytes_per_token)}",
+                ),
+            ]
+        ),
+    ]
+
+
+def _samples(record: DemoRecord) -> str:
+    plan = record.plan
+    note = (
+        f"Each model went on from “{plan.prompt}” for {plan.new_tokens} tokens, drawn at "
+        f"temperature {plan.temperature:g} with the same seed. One draw is an illustration, "
+        "not a measurement."
+    )
+    texts = [
+        page.quotation(name, plan.prompt + record.of(method)[0].sample)
+        for method, name in NAMES.items()
+    ]
+    return page.section("What it writes", [page.paragraph(note, "note"), page.grid(texts)])
+
+
+def _making(record: DemoRecord) -> str:
+    plan = record.plan
+    varied = {"transform": ["none", *TRANSFORMED], "seed": list(plan.seeds)}
+    times = ", ".join(
+        f"{NAMES[method]} {seconds_text(record.of(method)[0].quantize_s)}"
+        for method in ("none", *TRANSFORMED)
+    )
+    words = (
+        f"{seconds_text(record.elapsed_s)} in all; quantising took {times}. The models are in "
+        "models/ beside this page and load with tesseral.llm.load."
+    )
+    tables = [
+        page.table(caption, ["what", "value"], [[k, _words(v)] for k, v in values.items()])
+        for caption, values in (
+            ("Settings", plan.config.to_dict() | varied),
+            ("Machine", record.machine),
+        )
+    ]
+    return page.section("How this was made", [page.paragraph(words), page.grid(tables)])
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(entry)}" for name, entry in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_words, value)) or "none"
+    return "" if value is None else str(value)
