@@ -10,10 +10,14 @@ import typer
 
 from tesseral import __version__
 from tesseral._errors import TesseralError
-from tesseral.cli import doctor
+from tesseral.cli import demo, doctor, evaluate, generate, quantize
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo.demo,
     "doctor": doctor.doctor,
+    "quantize": quantize.quantize,
+    "eval": evaluate.evaluate,
+    "generate": generate.generate,
 }
 """One file per subcommand; heavy rooms are imported inside its function."""
 

@@ -1,0 +1,156 @@
+"""``tesseral quantize``: make a low-bit model out of a model directory."""
+
+from dataclasses import fields
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tesseral.cli.console import print_json, progress
+from tesseral.cli.inputs import Model, model_directory, read_text, require_llm, text_to_use
+from tesseral.quantization.config import TRANSFORMS, QuantizationConfig
+from tesseral.report.units import bytes_text, seconds_text
+
+if TYPE_CHECKING:
+    from tesseral.quantization.calibration.loop import CalibrationStep
+
+_DEFAULTS = {field.name: field.default for field in fields(QuantizationConfig)}
+
+
+def _setting(name: str, meaning: str) -> Any:
+    """Return an option for a field of the configuration; ``None`` means that it was not given."""
+    return typer.Option(help=meaning, show_default=str(_DEFAULTS[name]))
+
+
+def quantize(
+    model: Model,
+    out: Annotated[Path, typer.Argument(help="Directory to write.", show_default=False)],
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Calibration text, UTF-8.", show_default="books in the package"),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file with the fields of QuantizationConfig; the options below override it.",
+            show_default="none",
+        ),
+    ] = None,
+    transform: Annotated[
+        str | None, _setting("transform", f"One of {', '.join(TRANSFORMS)}.")
+    ] = None,
+    weight_bits: Annotated[int | None, _setting("weight_bits", "2 to 8, or 16 for off.")] = None,
+    activation_bits: Annotated[
+        int | None, _setting("activation_bits", "2 to 8, or 16 for off.")
+    ] = None,
+    kv_bits: Annotated[int | None, _setting("kv_bits", "2 to 8, or 16 for off.")] = None,
+    epochs: Annotated[int | None, _setting("epochs", "Passes over the sequences.")] = None,
+    samples: Annotated[int | None, _setting("samples", "Calibration sequences.")] = None,
+    sequence_length: Annotated[
+        int | None, _setting("sequence_length", "Tokens in each, at most the model's maximum.")
+    ] = None,
+    batch_size: Annotated[int | None, _setting("batch_size", "Sequences in a step.")] = None,
+    learning_rate: Annotated[
+        float | None, _setting("learning_rate", "Initial step size of the transforms.")
+    ] = None,
+    clip_learning_rate: Annotated[
+        float | None, _setting("clip_learning_rate", "Initial step size of the clips.")
+    ] = None,
+    seed: Annotated[int | None, _setting("seed", "Fixes everything random.")] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with what an interrupted run left behind.")
+    ] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Quantise a language model: weights, activations and cache.
+
+    Example: tesseral quantize embedded lm-5m-w4a4 --epochs 6 --samples 32
+    """
+    given = {
+        "transform": transform,
+        "weight_bits": weight_bits,
+        "activation_bits": activation_bits,
+        "kv_bits": kv_bits,
+        "epochs": epochs,
+        "samples": samples,
+        "sequence_length": sequence_length,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "clip_learning_rate": clip_learning_rate,
+        "seed": seed,
+    }
+    settings = configuration(config, given)
+    source, words = model_directory(model), text_to_use(text, "calibration")
+    require_llm("quantize")
+    from tesseral import llm
+    from tesseral.llm.footprint import disk_bytes
+
+    started = monotonic()
+    with progress() as bars:
+        bar = BlockBar(bars)
+        written = llm.quantize(
+            source, settings, words, out, resume, overwrite=overwrite, report=bar.advance
+        )
+    record = {
+        "path": str(written),
+        "disk_bytes_before": disk_bytes(source),
+        "disk_bytes": disk_bytes(written),
+        "elapsed_s": round(monotonic() - started, 3),
+        "losses": bar.losses,
+        "config": settings.to_dict(),
+    }
+    if json:
+        print_json(record)
+    else:
+        typer.echo(_line(record))
+
+
+def configuration(file: Path | None, given: dict[str, Any]) -> QuantizationConfig:
+    """Return the configuration in ``file``, or the default one, with what was given on top."""
+    base = QuantizationConfig() if file is None else QuantizationConfig.from_json(read_text(file))
+    changes = {name: value for name, value in given.items() if value is not None}
+    return QuantizationConfig.from_dict(base.to_dict() | changes)
+
+
+class BlockBar:
+    """A progress bar over blocks and epochs that shows the present loss.
+
+    Parameters
+    ----------
+    bars : rich.progress.Progress
+        Where to draw it, from the first step on.
+
+    Attributes
+    ----------
+    losses : dict of int to float
+        Last loss of every block that was learned in this run.
+    """
+
+    def __init__(self, bars: Any) -> None:
+        self._bars, self._task = bars, None
+        self.losses: dict[int, float] = {}
+
+    def advance(self, step: "CalibrationStep") -> None:
+        """Show one more epoch of one block."""
+        if self._task is None:
+            self._task = self._bars.add_task("")
+        words, per_block = f"block {step.block + 1} of {step.n_blocks}", max(step.n_epochs, 1)
+        if step.loss is not None:
+            self.losses[step.block] = step.loss
+            words += f", loss {step.loss:.4f}"
+        done = step.block * per_block + (step.epoch if step.n_epochs else 1)
+        self._bars.update(
+            self._task, description=words, completed=done, total=step.n_blocks * per_block
+        )
+
+
+def _line(record: dict[str, Any]) -> str:
+    config = record["config"]
+    return (
+        f"wrote {record['path']}: W{config['weight_bits']}A{config['activation_bits']}"
+        f"KV{config['kv_bits']} with transform {config['transform']}, weights "
+        f"{bytes_text(record['disk_bytes_before'])} -> {bytes_text(record['disk_bytes'])}, "
+        f"{seconds_text(record['elapsed_s'])}"
+    )

@@ -1,0 +1,60 @@
+import json
+
+import pytest
+
+from tesseral.cli import generate as command
+from tesseral.llm import generate, load
+
+PROMPT = ("--prompt", "It was the best")
+
+
+def test_the_continuation_goes_to_stdout_and_the_speed_to_stderr(run, original):
+    result = run("generate", original, *PROMPT, "--max-new-tokens", 9)
+    model, tokenizer = load(original)
+    expected = generate(model, tokenizer, PROMPT[1], max_new_tokens=9)
+    assert (result.exit_code, result.stdout) == (0, expected + "\n")
+    assert result.stderr.startswith("9 tokens in ")
+    assert result.stderr.endswith(" tokens/s, reading the prompt included\n")
+
+
+def test_seed_and_temperature_are_passed_on(run, original):
+    options = ("--max-new-tokens", 20, "--temperature", 1.5, "--seed")
+    texts = [run("generate", original, *PROMPT, *options, seed).stdout for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_json_holds_text_and_speed_and_nothing_else_is_written(run, original):
+    result = run("generate", original, *PROMPT, "--max-new-tokens", 9, "--json")
+    record = json.loads(result.stdout)
+    assert result.stderr == ""
+    assert (record["model"], record["prompt"]) == (str(original), PROMPT[1])
+    assert record["n_tokens"] == 9
+    assert record["tokens_per_s"] == pytest.approx(9 / record["elapsed_s"])
+    assert len(record["text"]) == 9
+
+
+def test_words_are_written_as_they_come(run, monkeypatch):
+    written = []
+    monkeypatch.setattr(command, "_write", written.append)
+    run("generate", "embedded", "--prompt", "The old man opened the door", "--max-new-tokens", 12)
+    assert len(written) > 4
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--temperature", -1], "temperature must be at least 0"),
+        (["--temperature", "nan"], "temperature must be at least 0"),
+        (["--max-new-tokens", 0], "max_new_tokens at least 1"),
+        (["--max-new-tokens", 1000], "1000 new ones do not fit"),
+        (["--prompt", ""], "a prompt of 0 tokens"),
+        (["--prompt", "a" * 200], "a prompt of 200 tokens"),
+        (["--prompt", "caf\udce9"], "--prompt is not UTF-8 text"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(options, said, refused, original):
+    assert said in refused("generate", original, *PROMPT, *options)
+
+
+def test_a_missing_model_is_refused(refused, tmp_path):
+    assert "there is no such model directory" in refused("generate", tmp_path / "no", *PROMPT)

@@ -1,0 +1,199 @@
+import json
+import re
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from support.checkpoints import TEXT, change_config, contents, save
+from support.models import tiny_bert
+from tesseral.cli import quantize as command
+from tesseral.cli.main import COMMANDS, build
+from tesseral.llm import load
+from tesseral.llm.footprint import disk_bytes
+from tesseral.quantization import QuantizationConfig
+
+SETTINGS = (
+    *("weight_bits", "activation_bits", "kv_bits", "transform", "epochs", "batch_size"),
+    *("samples", "sequence_length", "learning_rate", "clip_learning_rate", "seed"),
+)
+QUICK = ("--epochs", 1, "--samples", 2, "--sequence-length", 16)
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory, original, text):
+    """A model that the command quantised, and what it printed."""
+    out = tmp_path_factory.mktemp("quantised") / "model"
+    arguments = ["quantize", original, out, "--text", text, *QUICK, "--kv-bits", 3, "--json"]
+    result = CliRunner().invoke(build(COMMANDS), list(map(str, arguments)))
+    assert result.exit_code == 0, result.stderr
+    return out, json.loads(result.stdout)
+
+
+def test_the_output_is_a_model_with_the_settings_asked_for(quantised):
+    out, record = quantised
+    model, _ = load(out)
+    settings = model.config.quantization_config.settings
+    asked = {"epochs": 1, "samples": 2, "sequence_length": 16, "kv_bits": 3}
+    assert settings == QuantizationConfig(**asked)
+    assert record["config"] == settings.to_dict()
+
+
+def test_the_record_says_where_how_large_and_how_good(quantised, original):
+    out, record = quantised
+    assert record["path"] == str(out)
+    assert record["disk_bytes_before"] == disk_bytes(original)
+    assert record["disk_bytes"] == disk_bytes(out)
+    assert record["elapsed_s"] > 0
+    assert list(record["losses"]) == ["0", "1"]
+    assert all(loss > 0 for loss in record["losses"].values())
+
+
+def test_without_json_it_ends_with_one_line(run, original, text, tmp_path):
+    out = tmp_path / "out"
+    result = run("quantize", original, out, "--text", text, "--transform", "none", *QUICK)
+    (line,) = result.stdout.splitlines()
+    assert line.startswith(f"wrote {out}: W4A4KV4 with transform none, weights ")
+    assert result.stderr == ""
+
+
+def test_without_text_the_excerpt_is_used_and_that_is_said(run, original, tmp_path, monkeypatch):
+    monkeypatch.setattr("tesseral.cli.inputs.load_books_excerpt", lambda split: TEXT + split)
+    result = run("quantize", original, tmp_path / "out", "--transform", "none", *QUICK)
+    assert result.exit_code == 0
+    assert result.stderr == "no --text given: using the calibration excerpt in the package\n"
+
+
+def test_the_bar_shows_each_block_with_its_loss(run, original, text, tmp_path, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    result = run("quantize", original, tmp_path / "out", "--text", text, *QUICK)
+    assert "block 2 of 2, loss 0." in result.stderr
+    assert "2/2" in result.stderr
+
+
+def test_options_default_to_the_configurations_own():
+    assert command.configuration(None, {"seed": None}) == QuantizationConfig()
+
+
+def test_the_help_shows_those_defaults(run):
+    words = " ".join(run("quantize", "--help").stdout.split())
+    shown = dict(re.findall(r"--([a-z-]+) <\w+> [^<]*?\[default: \((.*?)\)\]", words))
+    defaults = QuantizationConfig().to_dict()
+    settings = {name: shown[name.replace("_", "-")] for name in SETTINGS}
+    assert settings == {name: str(defaults[name]) for name in SETTINGS}
+
+
+def test_options_override_the_file(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"kv_bits": 8, "key_bits": 2, "seed": 3}))
+    got = command.configuration(file, {"seed": 0, "epochs": None})
+    assert got == QuantizationConfig(kv_bits=8, key_bits=2, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--weight-bits", 1], "weight_bits must be 2 to 8, or 16 for off, got 1"),
+        (["--activation-bits", 9], "activation_bits must be 2 to 8, or 16 for off, got 9"),
+        (["--kv-bits", 0], "kv_bits must be 2 to 8, or 16 for off, got 0"),
+        (["--transform", "warp"], "transform must be one of 'none', 'hadamard', 'flatquant'"),
+        (["--epochs", -1], "epochs must be an integer of at least 0, got -1"),
+        (["--samples", 0], "samples must be an integer of at least 1, got 0"),
+        (["--batch-size", 0], "batch_size must be an integer of at least 1, got 0"),
+        (["--sequence-length", 1], "sequence_length must be an integer of at least 2, got 1"),
+        (["--seed", -1], "seed must be an integer of at least 0, got -1"),
+        (["--learning-rate", "nan"], "learning_rate must be positive and finite, got nan"),
+        (["--clip-learning-rate", 0], "clip_learning_rate must be positive and finite, got 0.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options, said, refused, original, text, tmp_path):
+    out = tmp_path / "out"
+    assert said in refused("quantize", original, out, "--text", text, *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (b"{", "not valid JSON"),
+        (b"[4]", "expected a JSON object, got list"),
+        (b'{"weight_bit": 4}', "unknown key 'weight_bit'"),
+        (b"\xff", "is not UTF-8 text: byte 0 cannot be read"),
+    ],
+)
+def test_a_file_of_settings_that_is_none_is_refused(written, said, refused, original, tmp_path):
+    file = tmp_path / "config.json"
+    file.write_bytes(written)
+    assert said in refused("quantize", original, tmp_path / "out", "--config", file)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("missing.txt", "missing.txt cannot be read: No such file or directory"),
+        ("folder", "folder cannot be read: Is a directory"),
+        ("latin1.txt", "latin1.txt is not UTF-8 text: byte 2 cannot be read; convert it first"),
+        ("short.txt", "the text has 6 tokens, fewer than one sequence of 128"),
+    ],
+)
+def test_a_text_that_cannot_be_used_is_refused(name, said, refused, original, tmp_path, unreadable):
+    out = tmp_path / "out"
+    assert said in refused("quantize", original, out, "--text", unreadable / name)
+    assert not out.exists()
+
+
+def test_a_missing_model_is_refused(refused, text, tmp_path):
+    line = refused("quantize", tmp_path / "nowhere", tmp_path / "out", "--text", text)
+    assert "nowhere: there is no such model directory" in line
+
+
+def test_a_model_that_is_quantised_already_is_refused(refused, quantised, text, tmp_path):
+    line = refused("quantize", quantised[0], tmp_path / "out", "--text", text)
+    assert "is quantised already" in line
+
+
+def test_an_unknown_architecture_is_refused(refused, text, tmp_path):
+    path = save(tiny_bert(), tmp_path / "bert")
+    assert "'bert' is not supported" in refused("quantize", path, tmp_path / "out", "--text", text)
+
+
+def test_an_existing_output_is_kept_unless_overwritten(run, refused, original, text, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious.txt").write_text("mine")
+    arguments = ("quantize", original, out, "--text", text, "--transform", "none", *QUICK)
+    assert "exists; choose another output" in refused(*arguments)
+    assert contents(out) == {"precious.txt": b"mine"}
+    assert run(*arguments, "--overwrite").exit_code == 0
+    assert (out / "config.json").is_file()
+    assert not (out / "precious.txt").exists()
+
+
+def test_ctrl_c_leaves_no_output(run, original, text, tmp_path, monkeypatch):
+    def interrupt(self, step):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.BlockBar, "advance", interrupt)
+    out = tmp_path / "out"
+    result = run("quantize", original, out, "--text", text, *QUICK)
+    assert result.exit_code == 130
+    assert result.stderr == "tesseral: interrupted; nothing was left half-written.\n"
+    assert not out.exists()
+
+
+def test_a_damaged_model_is_refused(refused, original, text, tmp_path):
+    path = shutil.copytree(original, tmp_path / "model")
+    change_config(path, hidden_size=64)
+    assert "the weights do not fit config.json" in refused(
+        "quantize", path, tmp_path / "out", "--text", text
+    )
+
+
+def test_a_missing_extra_says_what_to_install(refused, original, text, tmp_path, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("tesseral.runtime.extras.importlib.import_module", missing)
+    line = refused("quantize", original, tmp_path / "out", "--text", text)
+    assert "tesseral quantize needs torch, which is not installed" in line
+    assert "pip install 'tesseral[llm]'" in line
