@@ -8,8 +8,9 @@ from support.quantised import logits_of, tiny
 from tesseral.llm.layouts import blocks_of, layout_of, shape_of
 from tesseral.llm.pipeline import block_arguments, hidden_states, quantize_blocks
 from tesseral.quantization.block import SimulatedBlock
-from tesseral.quantization.calibration.loop import BlockTask, observe
+from tesseral.quantization.calibration.loop import observe
 from tesseral.quantization.calibration.moments import second_moments
+from tesseral.quantization.calibration.task import BlockTask
 from tesseral.quantization.config import QuantizationConfig
 from tesseral.quantization.numerics import row_range, symmetric_codes, symmetric_scale
 from tesseral.quantization.placement import INPUT_SITES

@@ -73,3 +73,8 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
             f"quantization: {type(model).__name__} has no decoder blocks under model.layers."
         )
     return blocks
+
+
+def final_norm_of(model: nn.Module) -> nn.Module:
+    """Return the norm between the last block and the output embedding."""
+    return model.get_submodule("model.norm")

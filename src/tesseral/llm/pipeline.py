@@ -9,13 +9,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tesseral._errors import CheckpointError, OutputExistsError
-from tesseral.llm.layouts import blocks_of, layout_of, shape_of
+from tesseral.llm.layouts import blocks_of, final_norm_of, layout_of, shape_of
 from tesseral.llm.loading import load, quiet, read_config, stored_dtype
 from tesseral.llm.quantizer import mark_quantized
 from tesseral.llm.resume import Progress, disk_errors, identity
 from tesseral.llm.text import clip_length, sample, tokenize
 from tesseral.quantization.block import replace_with_quantized
-from tesseral.quantization.calibration.loop import BlockTask, Report, calibrate_block, observe
+from tesseral.quantization.calibration.gains import (
+    SEQUENCES,
+    entering_norms,
+    rescale_norm,
+    rescale_norms,
+)
+from tesseral.quantization.calibration.loop import calibrate_block, observe
+from tesseral.quantization.calibration.task import BlockTask, Report
 from tesseral.quantization.config import QuantizationConfig
 from tesseral.quantization.numerics import working_dtype
 from tesseral.runtime.files import atomic_directory, check_output
@@ -52,7 +59,7 @@ def quantize(
     overwrite : bool
         Replace ``out`` if it exists.
     report : callable, optional
-        Called with a :class:`~tesseral.quantization.calibration.loop.CalibrationStep` after
+        Called with a :class:`~tesseral.quantization.calibration.task.CalibrationStep` after
         every epoch of every block, and once for a block that needs none or was done before.
 
     Returns
@@ -129,6 +136,8 @@ def quantize_blocks(
     )
     arguments = block_arguments(model, sequences[0])
     hidden = received = hidden_states(model, sequences, config.batch_size)
+    if not config.propagate:
+        received = received[:SEQUENCES]
     for index, block in enumerate(blocks):
         task = BlockTask(
             block=block,
@@ -136,22 +145,34 @@ def quantize_blocks(
             shape=shape,
             arguments=arguments[index],
             inputs=hidden,
-            received=received,
+            received=received if config.propagate else hidden,
             index=index,
             n_blocks=len(blocks),
         )
         state = None if progress is None else progress.load(index)
         if state is None:
+            originals = entering_norms(task, hidden[:SEQUENCES])
             state, hidden = calibrate_block(task, config, report)
+            _replace(task, config, state)
+            if config.rescales:
+                state |= rescale_norms(task, originals, received[:SEQUENCES])
             if progress is not None:
                 progress.save(index, state)
         else:
             hidden, _ = observe(task, config.batch_size)
             report(task.step())
-        replace_with_quantized(block, layout, shape, config, working_dtype(hidden.dtype))
-        block.load_state_dict(state)
-        propagated = config.propagate and config.learns and index + 1 < len(blocks)
-        received = task.run_all(received, config.batch_size) if propagated else hidden
+            _replace(task, config, state)
+        if config.learns:
+            received = task.run_all(received, config.batch_size)
+    if config.rescales:
+        rescale_norm(final_norm_of(model), hidden[:SEQUENCES], received[:SEQUENCES])
+
+
+def _replace(task: BlockTask, config: QuantizationConfig, state: dict[str, Tensor]) -> None:
+    """Put the quantised parts in place of a block's linear layers."""
+    dtype = working_dtype(task.inputs.dtype)
+    replace_with_quantized(task.block, task.layout, task.shape, config, dtype)
+    task.block.load_state_dict(state)
 
 
 class _Stop(Exception):

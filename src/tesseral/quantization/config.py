@@ -44,6 +44,9 @@ class QuantizationConfig:
         What calibration minimises: the squared error of a block's output relative to the
         power of each token, or relative to the mean power of all, as in the paper. The first
         keeps a few tokens of huge norm from outweighing all others.
+    rescale_norms : bool
+        Whether, after learning, norms are rescaled so that their outputs match the original
+        ones in least squares; see :mod:`tesseral.quantization.calibration.gains`.
     learning_rate, clip_learning_rate : float
         Initial step sizes of transforms and scales, and of clips; both decay by a cosine.
     seed : int
@@ -72,8 +75,9 @@ class QuantizationConfig:
     batch_size: int = 4
     samples: int = 128
     sequence_length: int = 2048
-    propagate: bool = True
-    objective: str = "token"
+    propagate: bool = False
+    objective: str = "mean"
+    rescale_norms: bool = True
     learning_rate: float = 5e-3
     clip_learning_rate: float = 5e-2
     seed: int = 0
@@ -97,10 +101,12 @@ class QuantizationConfig:
             ("seed", 0),
         ):
             _check_integer(name, getattr(self, name), least)
-        if not isinstance(self.propagate, bool):
-            raise ParameterError(
-                f"QuantizationConfig: propagate must be true or false, got {self.propagate!r}."
-            )
+        for name in ("propagate", "rescale_norms"):
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(
+                    f"QuantizationConfig: {name} must be true or false, "
+                    f"got {getattr(self, name)!r}."
+                )
         for name in ("learning_rate", "clip_learning_rate"):
             _check_rate(name, getattr(self, name))
 
@@ -108,6 +114,11 @@ class QuantizationConfig:
     def learns(self) -> bool:
         """Whether there is anything to learn."""
         return self.transform == "flatquant" and self.epochs > 0
+
+    @property
+    def rescales(self) -> bool:
+        """Whether norms are rescaled."""
+        return self.rescale_norms and self.learns
 
     @property
     def cache_bits(self) -> tuple[int, int]:
