@@ -13,7 +13,7 @@ from tesseral.quantization.config import TRANSFORMS, QuantizationConfig
 from tesseral.report.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
-    from tesseral.quantization.calibration.loop import CalibrationStep
+    from tesseral.quantization.calibration.task import CalibrationStep
 
 _DEFAULTS = {field.name: field.default for field in fields(QuantizationConfig)}
 

@@ -11,7 +11,7 @@ from tesseral.llm.block_error import block_errors
 from tesseral.llm.evaluate import Agreement, agreement
 from tesseral.llm.flatness import SiteFlatness, flatness
 from tesseral.llm.footprint import footprint
-from tesseral.quantization.calibration.loop import CalibrationStep
+from tesseral.quantization.calibration.task import CalibrationStep
 from tesseral.report.charts import require_matplotlib
 from tesseral.report.demo.page import demo_page
 from tesseral.report.demo.plan import NAMES, DemoPlan
