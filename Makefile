@@ -32,7 +32,7 @@ demo: venv
 	$(BIN)/tesseral demo --out demo --overwrite
 
 test: venv
-	$(BIN)/python -m pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 lint: venv
 	$(BIN)/ruff format --check .
