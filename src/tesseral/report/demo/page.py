@@ -100,4 +100,4 @@ def _words(value: Any) -> str:
         return ", ".join(f"{name} {_words(entry)}" for name, entry in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_words, value)) or "none"
-    return "" if value is None else str(value)
+    return "not set" if value is None else str(value)

@@ -8,14 +8,14 @@ from tesseral.datasets import load_books_excerpt, load_embedded_lm
 from tesseral.quantization.config import QuantizationConfig
 
 DEMO_CONFIG = QuantizationConfig(
-    epochs=6,
-    samples=32,
-    sequence_length=256,
-    batch_size=1,
+    epochs=2,
+    samples=128,
+    sequence_length=512,
+    batch_size=2,
     learning_rate=2e-2,
     clip_learning_rate=1e-1,
 )
-"""Calibration of the embedded model within a minute or so on two cores."""
+"""Calibration of the embedded model within two minutes on two quiet cores."""
 
 NAMES = {
     "full": "Full precision",

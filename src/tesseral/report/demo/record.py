@@ -174,6 +174,6 @@ def size_table(record: DemoRecord) -> Table:
         "model",
         "weights on disk",
         "in memory",
-        "of it decoder blocks",
+        "decoder blocks",
         "cache per token",
     ], rows

@@ -74,7 +74,7 @@ def run_demo(
         record = DemoRecord(
             plan=plan,
             models=tuple(models),
-            machine=machine_record().as_dict(),
+            machine=machine_record(with_accelerators=True).as_dict(),
             elapsed_s=monotonic() - started,
         )
         (folder / "report.html").write_text(demo_page(record), encoding="utf-8")
