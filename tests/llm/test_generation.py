@@ -134,6 +134,12 @@ def test_values_out_of_range_are_refused(options, given):
         generate(tiny_llama(), tokenizer(), PROMPT, **options)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_refused(seed):
+    with pytest.raises(ParameterError, match=f"seed must be 0 to 4294967295, got {seed}"):
+        generate(tiny_llama(), tokenizer(), PROMPT, seed=seed)
+
+
 def test_a_tokenizer_of_another_model_is_refused():
     with pytest.raises(CheckpointError, match="they do not belong together"):
         generate(tiny_llama(), tokenizer(70), "page 8")

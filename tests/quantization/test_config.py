@@ -80,6 +80,8 @@ def test_only_overriding_widths_may_be_missing(name):
         ("objective", "max", "objective must be one of 'token', 'mean'"),
         ("version", 2, "version must be one of 1, got 2"),
         ("version", "1", "version must be one of 1, got '1'"),
+        ("seed", 2**32, "seed must be at most 4294967295, got 4294967296"),
+        ("rescale_norms", 0, "rescale_norms must be true or false, got 0"),
         ("propagate", 1, "propagate must be true or false, got 1"),
         ("epochs", -1, "epochs must be an integer of at least 0, got -1"),
         ("epochs", 1.5, "epochs must be an integer"),

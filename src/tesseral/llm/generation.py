@@ -10,6 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 from tesseral._errors import DataError, ParameterError
 from tesseral.llm.evaluate import new_cache
 from tesseral.llm.text import tokenize
+from tesseral.quantization.config import LARGEST_SEED
 
 
 def generate(
@@ -54,6 +55,8 @@ def generate(
             f"generate: temperature must be at least 0 and finite and max_new_tokens at least 1, "
             f"got {temperature} and {max_new_tokens}."
         )
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ParameterError(f"generate: seed must be 0 to {LARGEST_SEED}, got {seed}.")
     prompt_tokens = tokenize(model, tokenizer, prompt)[None].to(model.device)
     length, limit = prompt_tokens.shape[1], model.config.max_position_embeddings
     if not 0 < length <= limit - max_new_tokens:

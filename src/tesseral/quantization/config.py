@@ -12,6 +12,7 @@ TRANSFORMS = ("none", "hadamard", "flatquant")
 ROUNDINGS = ("nearest", "gptq")
 OBJECTIVES = ("token", "mean")
 OFF = 16
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,10 @@ class QuantizationConfig:
             ("seed", 0),
         ):
             _check_integer(name, getattr(self, name), least)
+        if self.seed > LARGEST_SEED:
+            raise ParameterError(
+                f"QuantizationConfig: seed must be at most {LARGEST_SEED}, got {self.seed}."
+            )
         for name in ("propagate", "rescale_norms"):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(
