@@ -151,18 +151,17 @@ def quantize_blocks(
         )
         state = None if progress is None else progress.load(index)
         if state is None:
-            originals = entering_norms(task, hidden[:SEQUENCES])
+            originals = entering_norms(task, hidden[:SEQUENCES]) if config.rescales else {}
             state, hidden = calibrate_block(task, config, report)
             _replace(task, config, state)
-            if config.rescales:
-                state |= rescale_norms(task, originals, received[:SEQUENCES])
+            state |= rescale_norms(task, originals, received[:SEQUENCES])
             if progress is not None:
                 progress.save(index, state)
         else:
             hidden, _ = observe(task, config.batch_size)
             report(task.step())
             _replace(task, config, state)
-        if config.learns:
+        if config.rescales or (config.propagate and config.learns):
             received = task.run_all(received, config.batch_size)
     if config.rescales:
         rescale_norm(final_norm_of(model), hidden[:SEQUENCES], received[:SEQUENCES])
