@@ -51,6 +51,13 @@ def test_every_sample_problem_of_every_family_is_answered(family, findings):
         assert all(v["ok"] or v["reason"] for v in answer["verdicts"].values())
 
 
+def test_caches_are_shown_with_the_number_of_cores_that_share_them():
+    caches = {"l1d": 49152, "l2": 2**21, "l3": 0, "source": "sysfs"}
+    caches |= {"l1d_cores": 1, "l2_cores": 2, "l3_cores": 1}
+    words = doctor._caches_words(caches)
+    assert words == "l1d 48 KiB / 1, l2 2048 KiB / 2 cores (from sysfs)"
+
+
 def test_a_forced_name_that_does_not_exist_is_shown_and_not_fatal(monkeypatch):
     monkeypatch.setenv("TESSERAL_ATTENTION_BACKEND", "warp")
     answer = next(iter(doctor.examine()["backends"]["attention"].values()))

@@ -145,3 +145,69 @@ def test_a_number_of_threads_that_is_none_is_refused(monkeypatch, value):
 def test_a_fraction_of_a_thread_is_refused():
     with pytest.raises(ParameterError, match=r"threads=1\.5 is not a number of threads"):
         cpu.cpu_threads(1.5)
+
+
+@pytest.fixture
+def sysfs(monkeypatch, tmp_path):
+    """A machine whose fourth core, the first this process may use, shares its L2 with another."""
+    monkeypatch.setattr(cpu, "_SYSFS", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {5, 3}, raising=False)
+
+    def write(*rows):
+        for index, row in enumerate(rows):
+            place = tmp_path / "cpu3" / "cache" / f"index{index}"
+            place.mkdir(parents=True)
+            for name, text in zip(("level", "type", "size", "shared_cpu_list"), row, strict=True):
+                (place / name).write_text(f"{text}\n")
+
+    return write
+
+
+def caches():
+    return cpu.cache_sizes.__wrapped__()
+
+
+def test_caches_are_read_from_sysfs_with_who_shares_them(sysfs):
+    sysfs(
+        ("1", "Data", "48K", "3"),
+        ("1", "Instruction", "32K", "3"),
+        ("2", "Unified", "2M", "2-3"),
+        ("3", "Unified", "4096K", "0-3,8-9,11"),
+        ("4", "Unified", "1G", "0-11"),
+    )
+    assert caches() == cpu.CacheSizes(
+        l1d=48 << 10, l2=2 << 20, l3=4 << 20, l2_cores=2, l3_cores=7, source="sysfs"
+    )
+
+
+def test_a_machine_without_l3_has_none(sysfs):
+    sysfs(("1", "Data", "64K", "3"), ("2", "Unified", "1024K", "0-3"))
+    assert caches() == cpu.CacheSizes(l1d=64 << 10, l2=1 << 20, l3=0, l2_cores=4, source="sysfs")
+
+
+def test_where_sysfs_is_silent_glibc_is_asked(sysfs, monkeypatch):
+    sysfs(("1", "Data", "", "3"), ("2", "Unified", "2M", "2-3"))
+    monkeypatch.setattr(cpu.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    told = {188: 48 << 10, 191: 2 << 20, 194: 6 << 20}
+    monkeypatch.setattr(os, "sysconf", told.__getitem__)
+    assert caches() == cpu.CacheSizes(
+        l1d=48 << 10, l2=2 << 20, l3=6 << 20, l3_cores=2, source="sysconf"
+    )
+    told[191] = -1
+    assert caches() == cpu.DEFAULT_CACHES
+
+
+@pytest.mark.parametrize("libc", ["musl", "glibc"])
+def test_where_nothing_tells_caches_have_their_stated_default(sysfs, monkeypatch, libc):
+    def refuse(_number):
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr(cpu.platform, "libc_ver", lambda: (libc, ""))
+    monkeypatch.setattr(os, "sysconf", refuse)
+    assert caches() == cpu.DEFAULT_CACHES
+
+
+def test_the_two_sources_agree_on_this_machine():
+    told = [source for source in (cpu._sysfs_caches(), cpu._sysconf_caches()) if source]
+    assert len({(source.l1d, source.l2) for source in told}) <= 1
+    assert 0 < cpu.cache_sizes().l1d <= cpu.cache_sizes().l2

@@ -52,8 +52,9 @@ def examine() -> dict[str, Any]:
 
 def show(findings: dict[str, Any]) -> None:
     """Print what :func:`examine` found as tables."""
-    machine = findings["machine"].items()
-    print_table("Machine", ("what", "value"), [(name, _words(value)) for name, value in machine])
+    machine = findings["machine"] | {"caches": _caches_words(findings["machine"]["caches"])}
+    rows = [(name, _words(value)) for name, value in machine.items()]
+    print_table("Machine", ("what", "value"), rows)
     print_table("CPU targets", ("target", "verdict"), _verdict_rows(findings["cpu_targets"]))
     for name, answers in findings["backends"].items():
         print_table(f"Backends: {name}", ("problem", "backend", "verdict"), _backend_rows(answers))
@@ -86,6 +87,16 @@ def _words(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "; ".join(_words(entry) for entry in value) or "none"
     return "unknown" if value is None else str(value)
+
+
+def _caches_words(caches: dict[str, Any]) -> str:
+    """Return the sizes of caches, each with the number of cores that share it."""
+    words = [
+        f"{level} {caches[level] / 2**10:.0f} KiB / {caches[f'{level}_cores']}"
+        for level in ("l1d", "l2", "l3")
+        if caches[level]
+    ]
+    return f"{', '.join(words)} cores (from {caches['source']})"
 
 
 def _verdict_rows(answer: Answer) -> Iterator[tuple[str, str]]:

@@ -1,10 +1,12 @@
-"""Instruction sets of this machine's CPU, the one the native kernels use, and how many threads."""
+"""Instruction sets of this machine's CPU, the one the kernels use, its caches, its threads."""
 
 import operator
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 
 from tesseral import _native
@@ -132,6 +134,94 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSizes:
+    """The data caches that a core of this machine reaches.
+
+    Attributes
+    ----------
+    l1d, l2, l3 : int
+        Bytes of the one cache of that level that a core uses; 0 where there is none.
+    l1d_cores, l2_cores, l3_cores : int
+        Logical cores that share that cache.
+    source : str
+        Who told: ``"sysfs"``, ``"sysconf"`` or ``"default"``; ``"sysconf"`` does not know who
+        shares, so there each core is taken to own its L1 and L2, and all to share the L3.
+    """
+
+    l1d: int
+    l2: int
+    l3: int
+    l1d_cores: int = 1
+    l2_cores: int = 1
+    l3_cores: int = 1
+    source: str
+
+
+DEFAULT_CACHES = CacheSizes(l1d=32 * 2**10, l2=256 * 2**10, l3=0, source="default")
+"""What is taken where nothing tells: no more than server and desktop chips of ten years have."""
+
+_SYSFS = Path("/sys/devices/system/cpu")
+# the numbers that glibc gives _SC_LEVEL1_DCACHE_SIZE and its like, which Python has no names for;
+# on x86 glibc answers from CPUID, also in sandboxes that show no sysfs
+_SYSCONF = {"l1d": 188, "l2": 191, "l3": 194}
+
+
+@cache
+def cache_sizes() -> CacheSizes:
+    """Return the caches of the first core that this process may run on.
+
+    Linux tells them in sysfs, glibc by ``sysconf``; elsewhere they are :data:`DEFAULT_CACHES`.
+    """
+    return _sysfs_caches() or _sysconf_caches() or DEFAULT_CACHES
+
+
+def _sysfs_caches() -> CacheSizes | None:
+    found: dict[str, int] = {}
+    for place in sorted(_SYSFS.glob(f"cpu{_first_core()}/cache/index*")):
+        try:
+            kind, level, size, sharing = (
+                (place / name).read_text(encoding="ascii").strip()
+                for name in ("type", "level", "size", "shared_cpu_list")
+            )
+            name = f"l{level}d" if level == "1" else f"l{level}"
+            if kind != "Instruction" and name in _SYSCONF:
+                found |= {name: _sysfs_bytes(size), f"{name}_cores": _count_cores(sharing)}
+        except (OSError, ValueError):  # some systems leave entries out
+            continue
+    if not (found.get("l1d") and found.get("l2")):
+        return None
+    return CacheSizes(**{"l3": 0} | found, source="sysfs")
+
+
+def _sysconf_caches() -> CacheSizes | None:
+    if platform.libc_ver()[0] != "glibc":
+        return None
+    try:
+        l1d, l2, l3 = (max(0, os.sysconf(number)) for number in _SYSCONF.values())
+    except (ValueError, OSError):
+        return None
+    if not (l1d and l2):
+        return None
+    return CacheSizes(l1d=l1d, l2=l2, l3=l3, l3_cores=available_cores(), source="sysconf")
+
+
+def _first_core() -> int:
+    return min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+
+
+def _sysfs_bytes(text: str) -> int:
+    """Return the bytes of a size such as ``48K``."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    return int(text.rstrip("KMG")) * units.get(text[-1], 1)
+
+
+def _count_cores(text: str) -> int:
+    """Return how many cores a list such as ``0-3,8`` names."""
+    ends = (part.split("-") for part in text.split(","))
+    return sum(int(end[-1]) - int(end[0]) + 1 for end in ends)
 
 
 def _positive(where: str, value: int | str) -> int:

@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 from tesseral import _native
 from tesseral._errors import TesseralError
 from tesseral.runtime.cpu import (
+    CacheSizes,
     available_cores,
+    cache_sizes,
     cpu_features,
     cpu_target,
     cpu_threads,
@@ -75,6 +77,8 @@ class MachineRecord:
         The one in use; ``None`` where the environment asks for one that cannot run.
     compiler : str
         What compiled the native kernels.
+    caches : CacheSizes
+        Data caches that a core reaches.
     memory_bytes : int or None
         Main memory; ``None`` where the system does not tell.
     system, python : str
@@ -93,6 +97,7 @@ class MachineRecord:
     targets: tuple[str, ...]
     target: str | None
     compiler: str
+    caches: CacheSizes
     memory_bytes: int | None
     system: str
     python: str
@@ -122,6 +127,7 @@ def machine_record(*, with_accelerators: bool = False) -> MachineRecord:
         targets=supported_targets(),
         target=_unless_refused(cpu_target),
         compiler=_native.COMPILER,
+        caches=cache_sizes(),
         memory_bytes=_memory_bytes(),
         system=platform.platform(),
         python=f"{platform.python_implementation()} {platform.python_version()}",
