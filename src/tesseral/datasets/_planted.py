@@ -1,76 +1,18 @@
-"""What the simulators share: sizes per mode, tied modes, and noise of three families."""
+"""What the simulators share: sizes, and noise of three families."""
 
-from collections.abc import Sequence
-from itertools import permutations, product
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tesseral._errors import ParameterError, ShapeError
-from tesseral.core.constraints import (
-    BOOLEAN,
-    Constraint,
-    check_parameter,
-    choice,
-    integer,
-    sequence_of,
-)
+from tesseral.core.constraints import Constraint, choice, sequence_of
+from tesseral.core.ties import SIZE, Ties
 
 FAMILY = choice("normal", "binomial", "poisson")
-SIZE = integer(1)
 SIZES = Constraint(
     "a sequence of at least two integers, each at least 1",
     lambda value: sequence_of(SIZE).accepts(value) and len(value) >= 2,
 )
-
-Ties: TypeAlias = tuple[tuple[int, ...], ...]
-"""Groups of modes that share everything; every mode is in exactly one."""
-
-
-def per_mode(where: str, name: str, value: Any, order: int, item: Constraint = SIZE) -> list[Any]:
-    """Return one value for each of ``order`` modes; a single one counts for all of them."""
-    check_parameter(where, name, value, item, sequence_of(item, length=order))
-    return [value] * order if item.accepts(value) else list(value)
-
-
-def tie_modes(where: str, symmetric: bool | Sequence[Sequence[int]], order: int) -> Ties:
-    """Return the groups of modes that ``symmetric`` ties together.
-
-    ``True`` ties all modes, ``False`` none; otherwise each item names modes to tie.
-    """
-    if isinstance(symmetric, bool):
-        return (tuple(range(order)),) if symmetric else tuple((mode,) for mode in range(order))
-    modes = sequence_of(integer(0, order - 1))
-    check_parameter(where, "symmetric", symmetric, BOOLEAN, sequence_of(modes))
-    groups: list[tuple[int, ...]] = [tuple(group) for group in symmetric]
-    named = [mode for group in groups for mode in group]
-    if len(set(named)) != len(named):
-        raise ParameterError(f"{where}: symmetric names a mode twice, got {symmetric!r}.")
-    groups.extend((mode,) for mode in range(order) if mode not in named)
-    return tuple(sorted(group for group in groups if group))
-
-
-def check_tied(where: str, name: str, values: Sequence[Any], ties: Ties) -> None:
-    """Raise ``ShapeError`` unless tied modes have equal ``values``."""
-    for group in ties:
-        if len({values[mode] for mode in group}) > 1:
-            raise ShapeError(
-                f"{where}: modes {group} are tied and need equal {name}, "
-                f"got {[values[mode] for mode in group]}."
-            )
-
-
-def symmetrise(tensor: NDArray[Any], ties: Ties) -> NDArray[Any]:
-    """Average a tensor over every reordering of its tied modes."""
-    reordered = []
-    for images_of in product(*(permutations(group) for group in ties)):
-        axes = [0] * tensor.ndim
-        for group, images in zip(ties, images_of, strict=True):
-            for mode, image in zip(group, images, strict=True):
-                axes[mode] = image
-        reordered.append(np.transpose(tensor, axes))
-    return np.asarray(np.mean(reordered, axis=0))
 
 
 def observe(

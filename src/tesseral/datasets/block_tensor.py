@@ -11,6 +11,7 @@ from tesseral._errors import ParameterError, ShapeError
 from tesseral.core import as_generator, multi_mode_product
 from tesseral.core.constraints import BOOLEAN, check_parameter, choice, real
 from tesseral.core.random import Seed
+from tesseral.core.ties import Ties, check_tied, per_mode, symmetrize, tie_modes
 from tesseral.datasets import _planted as planted
 
 _WHERE = "make_block_tensor"
@@ -122,10 +123,10 @@ def make_block_tensor(
     """
     check_parameter(_WHERE, "shape", shape, planted.SIZES)
     sizes = list(shape)
-    counts = planted.per_mode(_WHERE, "n_clusters", n_clusters, len(sizes))
-    ties = planted.tie_modes(_WHERE, symmetric, len(sizes))
-    planted.check_tied(_WHERE, "sizes", sizes, ties)
-    planted.check_tied(_WHERE, "n_clusters", counts, ties)
+    counts = per_mode(_WHERE, "n_clusters", n_clusters, len(sizes))
+    ties = tie_modes(_WHERE, symmetric, len(sizes))
+    check_tied(_WHERE, "sizes", sizes, ties)
+    check_tied(_WHERE, "n_clusters", counts, ties)
     check_parameter(_WHERE, "symmetric_noise", symmetric_noise, BOOLEAN)
     check_parameter(_WHERE, "family", family, planted.FAMILY)
     check_parameter(_WHERE, "degrees", degrees, DEGREES)
@@ -178,16 +179,14 @@ def _two_valued_core(counts: list[int], contrast: float, slice_norm: float) -> N
     return np.asarray(core * (slice_norm / max(norm.max() for norm in norms)))
 
 
-def _check_core(
-    core: NDArray[Any], counts: list[int], ties: planted.Ties, family: str
-) -> NDArray[Any]:
+def _check_core(core: NDArray[Any], counts: list[int], ties: Ties, family: str) -> NDArray[Any]:
     if core.shape != tuple(counts):
         raise ShapeError(
             f"{_WHERE}: core must have shape {tuple(counts)}, as n_clusters says, got {core.shape}."
         )
     if not np.isfinite(core).all():
         raise ParameterError(f"{_WHERE}: core must be finite.")
-    if not np.allclose(core, planted.symmetrise(core, ties), rtol=1e-12, atol=0):
+    if not np.allclose(core, symmetrize(core, ties), rtol=1e-12, atol=0):
         raise ParameterError(f"{_WHERE}: the core is not symmetric in the tied modes {ties}.")
     low, high = core.min(), core.max()
     if (family == "poisson" and low < 0) or (family == "binomial" and (low < 0 or high > 1)):
@@ -202,7 +201,7 @@ def _check_core(
 def _draw_nodes(
     sizes: list[int],
     counts: list[int],
-    ties: planted.Ties,
+    ties: Ties,
     degrees: str,
     pareto_shape: float,
     rng: np.random.Generator,

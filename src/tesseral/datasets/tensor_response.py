@@ -12,12 +12,13 @@ from tesseral._errors import ShapeError
 from tesseral.core import as_generator, multi_mode_product
 from tesseral.core.constraints import BOOLEAN, Constraint, check_parameter, real
 from tesseral.core.random import Seed
+from tesseral.core.ties import SIZE, Ties, check_tied, per_mode, symmetrize, tie_modes
 from tesseral.datasets import _planted as planted
 
 _WHERE = "make_tensor_response"
 _COUNT = Constraint(
-    f"{planted.SIZE.description} or None",
-    lambda value: value is None or planted.SIZE.accepts(value),
+    f"{SIZE.description} or None",
+    lambda value: value is None or SIZE.accepts(value),
 )
 _MEANS: dict[str, Callable[[Any], Any]] = {"normal": np.copy, "binomial": expit, "poisson": np.exp}
 
@@ -113,11 +114,11 @@ def make_tensor_response(
     """
     check_parameter(_WHERE, "shape", shape, planted.SIZES)
     sizes = list(shape)
-    ranks = planted.per_mode(_WHERE, "rank", rank, len(sizes))
-    counts = planted.per_mode(_WHERE, "n_covariates", n_covariates, len(sizes), _COUNT)
-    ties = planted.tie_modes(_WHERE, symmetric, len(sizes))
+    ranks = per_mode(_WHERE, "rank", rank, len(sizes))
+    counts = per_mode(_WHERE, "n_covariates", n_covariates, len(sizes), _COUNT)
+    ties = tie_modes(_WHERE, symmetric, len(sizes))
     for name, values in (("sizes", sizes), ("rank", ranks), ("n_covariates", counts)):
-        planted.check_tied(_WHERE, name, values, ties)
+        check_tied(_WHERE, name, values, ties)
     _check_ranks(ranks, [count or size for count, size in zip(counts, sizes, strict=True)])
     check_parameter(_WHERE, "symmetric_noise", symmetric_noise, BOOLEAN)
     check_parameter(_WHERE, "family", family, planted.FAMILY)
@@ -126,7 +127,7 @@ def make_tensor_response(
 
     rng = as_generator(random_state, _WHERE)
     covariates, factors = _draw_modes(sizes, ranks, counts, ties, rng)
-    core = planted.symmetrise(rng.uniform(-1.0, 1.0, ranks), ties)
+    core = symmetrize(rng.uniform(-1.0, 1.0, ranks), ties)
     theta = multi_mode_product(multi_mode_product(core, factors), covariates)
     core *= signal / np.abs(theta).max()
     coef = multi_mode_product(core, factors)
@@ -160,7 +161,7 @@ def _draw_modes(
     sizes: list[int],
     ranks: list[int],
     counts: list[int | None],
-    ties: planted.Ties,
+    ties: Ties,
     rng: np.random.Generator,
 ) -> tuple[list[NDArray[Any] | None], list[NDArray[Any]]]:
     """Return covariates and factors of every mode, drawn once for each group of tied modes."""
