@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tesseral.attention.call import run
 from tesseral.attention.mask import Window
 from tesseral.attention.plan import TilePlan
 from tesseral.attention.problem import AttentionArrays, AttentionProblem, state_problem
@@ -94,7 +95,7 @@ def attention(
     problem = state_problem(
         arrays, is_causal=is_causal, scale=scale, window=window, softcap=softcap
     )
-    output, lse = BACKENDS.choose(problem, backend).forward(problem, arrays)
+    output, lse = run(BACKENDS.choose(problem, backend), problem, arrays)
     return (output, lse) if return_lse else output
 
 

@@ -1,8 +1,9 @@
 """What one attention call asks for, stated without its arrays."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from tesseral._errors import DtypeError, ParameterError, ShapeError
 from tesseral.attention.mask import MaskKind, Window, check_dense_mask, check_window
@@ -20,7 +21,8 @@ class AttentionProblem:
     ----------
     batch, q_len, kv_len, q_heads, kv_heads, head_dim, value_dim : int
         Sizes of query (batch, q_heads, q_len, head_dim), key (batch, kv_heads, kv_len,
-        head_dim) and value (batch, kv_heads, kv_len, value_dim).
+        head_dim) and value (batch, kv_heads, kv_len, value_dim). Where sequences of several
+        lengths are packed, their number and the lengths of the longest.
     dtype : {"float16", "bfloat16", "float32", "float64"}
         Type of the query, of dense keys and values, and of the output.
     device : str
@@ -79,15 +81,17 @@ class AttentionArrays:
     alibi_slopes: Array | None = None
 
 
-def state_problem(
-    arrays: AttentionArrays,
-    *,
-    is_causal: bool,
-    scale: float | None,
-    window: Window | None,
-    softcap: float | None,
-) -> AttentionProblem:
-    """Check a call and state it as a problem.
+class Rules(TypedDict):
+    """What may be seen and how it is scored, as the caller gave it; see :func:`attention`."""
+
+    is_causal: bool
+    scale: float | None
+    window: Window | None
+    softcap: float | None
+
+
+def state_problem(arrays: AttentionArrays, **rules: Unpack[Rules]) -> AttentionProblem:
+    """Check a dense call and state it as a problem.
 
     Raises
     ------
@@ -98,34 +102,19 @@ def state_problem(
     ParameterError
         If ``scale``, ``window`` or ``softcap`` is not a value it may have.
     """
-    xp = _check_kinds(arrays)
-    sizes = _check_shapes(arrays)
-    batch, q_heads, q_len, kv_len = (sizes[s] for s in ("batch", "q_heads", "q_len", "kv_len"))
-    _check_per_head("sinks", arrays.sinks, xp, [(q_heads,)])
-    _check_per_head("alibi_slopes", arrays.alibi_slopes, xp, [(q_heads,), (batch, q_heads)])
-    mask: MaskKind = "none"
-    if arrays.mask is not None:
-        mask = check_dense_mask("attention", arrays.mask, xp, (batch, q_heads, q_len, kv_len))
-    if window is not None:
-        window = check_window("attention", window)
-    return AttentionProblem(
-        **sizes,
-        dtype=_dtype_name(arrays.query),
-        device=str(arrays.query.device),
-        key_format=_format(arrays.key),
-        value_format=_format(arrays.value),
-        causal=bool(is_causal),
-        window=None if window == (-1, -1) else window,
-        scale=_check_scale(scale, sizes["head_dim"]),
-        softcap=_check_softcap(softcap),
-        mask=mask,
-        alibi=arrays.alibi_slopes is not None,
-        sinks=arrays.sinks is not None,
-    )
+    xp = check_kinds("attention", arrays)
+    sizes = _check_shapes("attention", arrays)
+    return make_problem("attention", arrays, xp, sizes, rules)
 
 
-def _check_kinds(arrays: AttentionArrays) -> Namespace:
-    """Return the namespace of all arrays, which share framework, device and main type."""
+def check_kinds(where: str, arrays: AttentionArrays) -> Namespace:
+    """Return the namespace of all arrays, which share framework, device and main type.
+
+    Raises
+    ------
+    DtypeError
+        If they do not, or if a type is not supported.
+    """
     dense = {
         "query": arrays.query,
         "key": _storage(arrays.key),
@@ -134,50 +123,114 @@ def _check_kinds(arrays: AttentionArrays) -> Namespace:
         "sinks": arrays.sinks,
         "alibi_slopes": arrays.alibi_slopes,
     }
-    xp = array_namespace("attention", *dense.values())
+    xp = array_namespace(where, *dense.values())
     dtype = arrays.query.dtype
     if _dtype_name(arrays.query) not in DTYPES:
-        raise DtypeError(f"attention: query is {dtype}; supported are {', '.join(DTYPES)}.")
+        raise DtypeError(f"{where}: query is {dtype}; supported are {', '.join(DTYPES)}.")
     for name, array in (("key", arrays.key), ("value", arrays.value)):
         if not isinstance(array, PackedTensor) and array.dtype != dtype:
             raise DtypeError(
-                f"attention: query is {dtype} but {name} is {array.dtype}; they must be of one "
+                f"{where}: query is {dtype} but {name} is {array.dtype}; they must be of one "
                 f"type, or {name} a PackedTensor."
             )
     place = arrays.query.device
     for name, array in dense.items():
         if array is not None and array.device != place:
             raise DtypeError(
-                f"attention: query is on {place} but {name} is on {array.device}; all arrays "
+                f"{where}: query is on {place} but {name} is on {array.device}; all arrays "
                 "must be on one device."
             )
     return xp
 
 
-def _check_shapes(arrays: AttentionArrays) -> dict[str, int]:
-    """Return the sizes, by the names that AttentionProblem gives them."""
+def check_heads(
+    where: str, given: str, *, q_heads: int, kv_heads: int, dims: tuple[int, int, int]
+) -> None:
+    """Check that query heads can share key heads, and the head_dim of query, key and value.
+
+    ``given`` words the shapes for messages.
+
+    Raises
+    ------
+    ShapeError
+        If they do not fit.
+    """
+    if dims[0] != dims[1]:
+        raise ShapeError(f"{where}: query and key differ in head_dim: {given}.")
+    if 0 in (q_heads, kv_heads, *dims):
+        raise ShapeError(f"{where}: heads and head_dim must be at least 1: {given}.")
+    if q_heads % kv_heads:
+        raise ShapeError(
+            f"{where}: {q_heads} query heads cannot be shared among {kv_heads} key heads; "
+            "the second must divide the first."
+        )
+
+
+def make_problem(
+    where: str, arrays: AttentionArrays, xp: Namespace, sizes: Mapping[str, int], rules: Rules
+) -> AttentionProblem:
+    """Check what comes on top of queries, keys and values, and return the whole as a problem.
+
+    Parameters
+    ----------
+    where : str
+        Name of the calling function; starts messages.
+    arrays : AttentionArrays
+        Of kinds that :func:`check_kinds` accepts.
+    xp : namespace
+        Their array functions.
+    sizes : mapping of str to int
+        The sizes of the call, by the names that :class:`AttentionProblem` gives them.
+    rules : Rules
+        The rules as the caller gave them.
+
+    Raises
+    ------
+    ShapeError, DtypeError, ParameterError
+        If a mask, a bias or a rule does not fit.
+    """
+    batch, q_heads, q_len, kv_len = (sizes[s] for s in ("batch", "q_heads", "q_len", "kv_len"))
+    _check_per_head(where, "sinks", arrays.sinks, xp, [(q_heads,)])
+    _check_per_head(where, "alibi_slopes", arrays.alibi_slopes, xp, [(q_heads,), (batch, q_heads)])
+    mask: MaskKind = "none"
+    if arrays.mask is not None:
+        mask = check_dense_mask(where, arrays.mask, xp, (batch, q_heads, q_len, kv_len))
+    window = rules["window"]
+    if window is not None:
+        window = check_window(where, window)
+    return AttentionProblem(
+        **sizes,
+        dtype=_dtype_name(arrays.query),
+        device=str(arrays.query.device),
+        key_format=_format(arrays.key),
+        value_format=_format(arrays.value),
+        causal=bool(rules["is_causal"]),
+        window=None if window == (-1, -1) else window,
+        scale=_check_scale(where, rules["scale"], sizes["head_dim"]),
+        softcap=_check_softcap(where, rules["softcap"]),
+        mask=mask,
+        alibi=arrays.alibi_slopes is not None,
+        sinks=arrays.sinks is not None,
+    )
+
+
+def _check_shapes(where: str, arrays: AttentionArrays) -> dict[str, int]:
+    """Return the sizes of a dense call, by the names that AttentionProblem gives them."""
     shapes = {name: tuple(getattr(arrays, name).shape) for name in ("query", "key", "value")}
     for name, shape in shapes.items():
         if len(shape) != 4:
             raise ShapeError(
-                f"attention: {name} must have 4 axes (batch, heads, length, head_dim), "
+                f"{where}: {name} must have 4 axes (batch, heads, length, head_dim), "
                 f"got shape {shape}."
             )
     query, key, value = shapes.values()
     given = f"query {query}, key {key}, value {value}"
     if not query[0] == key[0] == value[0]:
-        raise ShapeError(f"attention: the batch sizes differ: {given}.")
+        raise ShapeError(f"{where}: the batch sizes differ: {given}.")
     if key[1:3] != value[1:3]:
-        raise ShapeError(f"attention: key and value differ in heads or length: {given}.")
-    if query[3] != key[3]:
-        raise ShapeError(f"attention: query and key differ in head_dim: {given}.")
-    if 0 in (query[1], key[1], query[3], value[3]):
-        raise ShapeError(f"attention: heads and head_dim must be at least 1: {given}.")
-    if query[1] % key[1]:
-        raise ShapeError(
-            f"attention: {query[1]} query heads cannot be shared among {key[1]} key heads; "
-            "the second must divide the first."
-        )
+        raise ShapeError(f"{where}: key and value differ in heads or length: {given}.")
+    dims = (query[3], key[3], value[3])
+    check_heads(where, given, q_heads=query[1], kv_heads=key[1], dims=dims)
     return {
         "batch": query[0],
         "q_len": query[2],
@@ -190,33 +243,33 @@ def _check_shapes(arrays: AttentionArrays) -> dict[str, int]:
 
 
 def _check_per_head(
-    name: str, array: Array | None, xp: Namespace, shapes: list[tuple[int, ...]]
+    where: str, name: str, array: Array | None, xp: Namespace, shapes: list[tuple[int, ...]]
 ) -> None:
     if array is None:
         return
     if tuple(array.shape) not in shapes:
         raise ShapeError(
-            f"attention: {name} must have shape {' or '.join(map(str, shapes))}, one number for "
+            f"{where}: {name} must have shape {' or '.join(map(str, shapes))}, one number for "
             f"each query head, got {tuple(array.shape)}."
         )
     if not xp.isdtype(array.dtype, "real floating"):
-        raise DtypeError(f"attention: {name} must be floating, got {array.dtype}.")
+        raise DtypeError(f"{where}: {name} must be floating, got {array.dtype}.")
 
 
-def _check_scale(scale: float | None, head_dim: int) -> float:
+def _check_scale(where: str, scale: float | None, head_dim: int) -> float:
     if scale is None:
         return 1 / math.sqrt(head_dim)
     if not math.isfinite(scale):
-        raise ParameterError(f"attention: scale={scale} must be finite.")
+        raise ParameterError(f"{where}: scale={scale} must be finite.")
     return float(scale)
 
 
-def _check_softcap(softcap: float | None) -> float | None:
+def _check_softcap(where: str, softcap: float | None) -> float | None:
     if softcap is None:
         return None
     if not (math.isfinite(softcap) and softcap > 0):
         raise ParameterError(
-            f"attention: softcap={softcap} must be finite and above 0; None leaves scores uncapped."
+            f"{where}: softcap={softcap} must be finite and above 0; None leaves scores uncapped."
         )
     return float(softcap)
 

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from tesseral.attention.plan import TilePlan
 from tesseral.attention.problem import AttentionArrays, AttentionProblem
+from tesseral.attention.sequences import Sequences
 from tesseral.core._arrays import Array
 from tesseral.runtime.registry import Backend, Registry
 
@@ -17,6 +18,26 @@ class AttentionBackend(Backend[AttentionProblem], Protocol):
 
     def forward(self, problem: AttentionProblem, arrays: AttentionArrays) -> tuple[Array, Array]:
         """Return output and lse."""
+        ...
+
+
+class SequencesBackend(AttentionBackend, Protocol):
+    """A backend that also runs many sequences in one call; optional, found by its method.
+
+    A backend without it is called once for each sequence. One that has it is called for every
+    problem that it supports, and may leave what it cannot do at once to
+    :func:`tesseral.attention.call.run_each`.
+    """
+
+    def forward_sequences(
+        self, problem: AttentionProblem, arrays: AttentionArrays, sequences: Sequences
+    ) -> tuple[Array, Array]:
+        """Return output (total_q, q_heads, value_dim) and lse (total_q, q_heads).
+
+        ``problem.batch`` is the number of sequences, ``problem.q_len`` and ``kv_len`` are
+        those of the longest; the diagonal of each ends at its own last query and key. There is
+        no dense mask. Arrays lie as :class:`~tesseral.attention.sequences.Sequences` says.
+        """
         ...
 
 

@@ -1,0 +1,291 @@
+"""The public entries for sequences of several lengths: packed one after another, or paged."""
+
+import dataclasses
+
+import numpy as np
+
+from tesseral._errors import ParameterError, ShapeError
+from tesseral.attention.call import run
+from tesseral.attention.mask import Window
+from tesseral.attention.problem import (
+    AttentionArrays,
+    Rules,
+    check_heads,
+    check_kinds,
+    make_problem,
+)
+from tesseral.attention.registry import BACKENDS
+from tesseral.attention.sequences import (
+    Integers,
+    Sequences,
+    check_block_tables,
+    check_lengths,
+    spans_from_cumulative,
+)
+from tesseral.core import PackedTensor
+from tesseral.core._arrays import Array
+
+
+def attention_varlen(
+    query: Array,
+    key: Array | PackedTensor,
+    value: Array | PackedTensor,
+    *,
+    cu_seqlens_q: Array,
+    cu_seqlens_k: Array,
+    block_tables: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    window: Window | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Array | tuple[Array, Array]:
+    """Return exact attention of several sequences that are packed one after another.
+
+    Each sequence sees its own keys only, as if :func:`tesseral.attention.attention` were
+    called for it alone: the rules count from its own last query and key. The layout is that
+    of flash_attn, with heads after tokens.
+
+    Parameters
+    ----------
+    query : array of shape (total_q, q_heads, head_dim)
+        NumPy array or torch tensor; float16, bfloat16, float32 or float64. Any strides.
+    key : array or PackedTensor of shape (total_k, kv_heads, head_dim)
+        ``kv_heads`` divides ``q_heads``. With ``block_tables``, a pool of shape (n_blocks,
+        block_size, kv_heads, head_dim).
+    value : array or PackedTensor of shape (total_k, kv_heads, value_dim)
+        Or a pool. Dense keys and values are of the type of ``query``.
+    cu_seqlens_q, cu_seqlens_k : int32 or int64 array of shape (n_sequences + 1,)
+        Where each sequence starts and, last, where the last one ends: 0 first, ``total_q`` or
+        ``total_k`` last, never decreasing. Of any framework, on any device. With
+        ``block_tables``, the differences of the second are the numbers of keys.
+    block_tables : int32 or int64 array of shape (n_sequences, max_blocks), optional
+        Keys and values are in pools: token ``t`` of sequence ``s`` is row ``t % block_size``
+        of block ``block_tables[s, t // block_size]``. Entries past the blocks that a sequence
+        needs are not read.
+    is_causal, scale, window, softcap, sinks
+        As of :func:`tesseral.attention.attention`, for each sequence.
+    alibi_slopes : array of shape (q_heads,) or (n_sequences, q_heads), optional
+        As of :func:`tesseral.attention.attention`.
+    return_lse : bool
+        Also return the logarithms of the softmax denominators.
+    backend : str, optional
+        Backend to use or fail; as of :func:`tesseral.attention.attention`.
+
+    Returns
+    -------
+    output : array of shape (total_q, q_heads, value_dim)
+        Of the framework, device and type of ``query``.
+    lse : array of shape (total_q, q_heads)
+        Only with ``return_lse``; rows in the order of ``output``, in float32 (float64 for
+        float64 inputs).
+
+    Raises
+    ------
+    ShapeError, DtypeError, ParameterError
+        If the arguments do not fit together; the message says which and how.
+    BackendError
+        If the backend asked for is unknown or cannot run the call.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> zeros, value = np.zeros((3, 1, 4)), np.array([1.0, 3.0, 5.0]).reshape(3, 1, 1)
+    >>> edges = np.array([0, 2, 3])  # two tokens, then one
+    >>> attention_varlen(zeros, zeros, value, cu_seqlens_q=edges, cu_seqlens_k=edges)[:, 0, 0]
+    array([2., 2., 5.])
+    """
+    where = "attention_varlen"
+    arrays = AttentionArrays(
+        query=query, key=key, value=value, sinks=sinks, alibi_slopes=alibi_slopes
+    )
+    xp = check_kinds(where, arrays)
+    sizes = _check_shapes(where, arrays, paged=block_tables is not None)
+    sequences = _packed(where, arrays, cu_seqlens_q, cu_seqlens_k, block_tables)
+    rules = Rules(is_causal=is_causal, scale=scale, window=window, softcap=softcap)
+    problem = make_problem(where, arrays, xp, _with_lengths(sizes, sequences), rules)
+    output, lse = run(BACKENDS.choose(problem, backend), problem, arrays, sequences)
+    return (output, lse) if return_lse else output
+
+
+def attention_decode(
+    query: Array,
+    key_pool: Array | PackedTensor,
+    value_pool: Array | PackedTensor,
+    *,
+    block_tables: Array,
+    seq_lens: Array,
+    scale: float | None = None,
+    window: Window | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Array | tuple[Array, Array]:
+    """Return exact attention of the last tokens of sequences whose keys lie in blocks of a pool.
+
+    The queries are the last ``q_len`` positions of their sequence, whose keys are in the pool
+    already, and causal among themselves: query ``i`` of sequence ``s`` sees keys up to
+    ``seq_lens[s] - q_len + i``. A query before the first key, as all are in an empty
+    sequence, gets zeros.
+
+    Parameters
+    ----------
+    query : array of shape (batch, q_len, q_heads, head_dim)
+        NumPy array or torch tensor; float16, bfloat16, float32 or float64. Any strides.
+    key_pool : array or PackedTensor of shape (n_blocks, block_size, kv_heads, head_dim)
+        ``kv_heads`` divides ``q_heads``. Rows that no sequence reaches are not read.
+    value_pool : array or PackedTensor of shape (n_blocks, block_size, kv_heads, value_dim)
+        A dense pool is of the type of ``query``.
+    block_tables : int32 or int64 array of shape (batch, max_blocks)
+        Token ``t`` of sequence ``s`` is row ``t % block_size`` of block
+        ``block_tables[s, t // block_size]``. Entries past the blocks that a sequence needs are
+        not read. Of any framework, on any device.
+    seq_lens : int32 or int64 array of shape (batch,)
+        Number of keys of each sequence, those of the queries included.
+    scale, window, softcap, sinks
+        As of :func:`tesseral.attention.attention`, for each sequence.
+    alibi_slopes : array of shape (q_heads,) or (batch, q_heads), optional
+        As of :func:`tesseral.attention.attention`.
+    return_lse : bool
+        Also return the logarithms of the softmax denominators.
+    backend : str, optional
+        Backend to use or fail; as of :func:`tesseral.attention.attention`.
+
+    Returns
+    -------
+    output : array of shape (batch, q_len, q_heads, value_dim)
+        Of the framework, device and type of ``query``.
+    lse : array of shape (batch, q_len, q_heads)
+        Only with ``return_lse``; in float32 (float64 for float64 inputs).
+
+    Raises
+    ------
+    ShapeError, DtypeError, ParameterError
+        If the arguments do not fit together; the message says which and how.
+    BackendError
+        If the backend asked for is unknown or cannot run the call.
+
+    References
+    ----------
+    Kwon et al., arXiv 2309.06180 (paged keys and values).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> pool = np.arange(8.0).reshape(4, 2, 1, 1)  # four blocks of two tokens
+    >>> tables = np.array([[3, 0]])  # tokens 6, 7, 0, 1
+    >>> query = np.zeros((1, 1, 1, 1))
+    >>> attention_decode(query, pool, pool, block_tables=tables, seq_lens=np.array([3]))
+    array([[[[4.33333333]]]])
+    """
+    where = "attention_decode"
+    arrays = AttentionArrays(
+        query=query, key=key_pool, value=value_pool, sinks=sinks, alibi_slopes=alibi_slopes
+    )
+    xp = check_kinds(where, arrays)
+    if query.ndim != 4:
+        raise ShapeError(
+            f"{where}: query must have 4 axes (batch, q_len, q_heads, head_dim), "
+            f"got shape {tuple(query.shape)}."
+        )
+    rows = tuple(query.shape[:2])
+    flat = xp.reshape(query, (rows[0] * rows[1], *query.shape[2:]))
+    arrays = dataclasses.replace(arrays, query=flat)
+    sizes = _check_shapes(where, arrays, paged=True)
+    sequences = _last_tokens(where, rows, seq_lens, block_tables, tuple(key_pool.shape))
+    rules = Rules(is_causal=True, scale=scale, window=window, softcap=softcap)
+    problem = make_problem(where, arrays, xp, _with_lengths(sizes, sequences), rules)
+    output, lse = run(BACKENDS.choose(problem, backend), problem, arrays, sequences)
+    output = xp.reshape(output, (*rows, *output.shape[1:]))
+    return (output, xp.reshape(lse, (*rows, lse.shape[1]))) if return_lse else output
+
+
+def _check_shapes(where: str, arrays: AttentionArrays, *, paged: bool) -> dict[str, int]:
+    """Return heads and dimensions, by the names that AttentionProblem gives them."""
+    tokens = "n_blocks, block_size" if paged else "total_k"
+    axes = {
+        "query": "total_q, q_heads, head_dim",
+        "key": f"{tokens}, kv_heads, head_dim",
+        "value": f"{tokens}, kv_heads, value_dim",
+    }
+    shapes = {name: tuple(getattr(arrays, name).shape) for name in axes}
+    for name, shape in shapes.items():
+        if len(shape) != axes[name].count(",") + 1:
+            raise ShapeError(f"{where}: {name} must have shape ({axes[name]}), got {shape}.")
+    query, key, value = shapes.values()
+    given = f"query {query}, key {key}, value {value}"
+    if key[:-1] != value[:-1]:
+        raise ShapeError(f"{where}: key and value differ in {tokens} or kv_heads: {given}.")
+    if paged and key[1] == 0:
+        raise ShapeError(f"{where}: block_size must be at least 1: {given}.")
+    dims = (query[-1], key[-1], value[-1])
+    check_heads(where, given, q_heads=query[1], kv_heads=key[-2], dims=dims)
+    return {
+        "q_heads": query[1],
+        "kv_heads": key[-2],
+        "head_dim": query[-1],
+        "value_dim": value[-1],
+    }
+
+
+def _packed(
+    where: str, arrays: AttentionArrays, edges_q: Array, edges_k: Array, tables: Array | None
+) -> Sequences:
+    """Return where the sequences of a packed call lie, checked."""
+    q_starts, q_lens = spans_from_cumulative(where, "cu_seqlens_q", edges_q)
+    kv_starts, kv_lens = spans_from_cumulative(where, "cu_seqlens_k", edges_k)
+    if len(q_lens) != len(kv_lens):
+        raise ShapeError(
+            f"{where}: cu_seqlens_q is for {len(q_lens)} sequences, cu_seqlens_k for "
+            f"{len(kv_lens)}."
+        )
+    _check_end(where, "cu_seqlens_q", q_lens, "query", arrays.query.shape[0])
+    if tables is None:
+        _check_end(where, "cu_seqlens_k", kv_lens, "key", arrays.key.shape[0])
+        return Sequences(q_starts=q_starts, q_lens=q_lens, kv_starts=kv_starts, kv_lens=kv_lens)
+    return Sequences(
+        q_starts=q_starts,
+        q_lens=q_lens,
+        kv_starts=np.zeros_like(kv_starts),
+        kv_lens=kv_lens,
+        block_tables=check_block_tables(where, tables, kv_lens, tuple(arrays.key.shape)),
+    )
+
+
+def _last_tokens(
+    where: str, rows: tuple[int, ...], lengths: Array, tables: Array, pool: tuple[int, ...]
+) -> Sequences:
+    """Return where the last ``q_len`` tokens of each sequence lie; rows are (batch, q_len)."""
+    batch, q_len = rows
+    kv_lens = check_lengths(where, lengths)
+    if len(kv_lens) != batch:
+        raise ShapeError(
+            f"{where}: seq_lens of shape {kv_lens.shape} must have one entry for each of the "
+            f"{batch} batch rows of query."
+        )
+    return Sequences(
+        q_starts=np.arange(batch, dtype=np.int64) * q_len,
+        q_lens=np.full(batch, q_len, dtype=np.int64),
+        kv_starts=np.zeros_like(kv_lens),
+        kv_lens=kv_lens,
+        block_tables=check_block_tables(where, tables, kv_lens, pool),
+    )
+
+
+def _check_end(where: str, name: str, lengths: Integers, of: str, total: int) -> None:
+    if lengths.sum() != total:
+        raise ParameterError(
+            f"{where}: {name} ends at {lengths.sum()}, but {of} has {total} tokens; they must "
+            "be equal."
+        )
+
+
+def _with_lengths(sizes: dict[str, int], sequences: Sequences) -> dict[str, int]:
+    """Add the sizes of a call as AttentionProblem counts them: as many as the longest has."""
+    q_len, kv_len = sequences.longest
+    return {"batch": len(sequences), "q_len": q_len, "kv_len": kv_len, **sizes}
