@@ -134,6 +134,25 @@ void sizes_out_of_range_are_refused() {
   EXPECT(linear_int4(targets().back(), call, 0) == Status::invalid);
 }
 
+void reading_depends_on_every_byte_and_on_nothing_past_them() {
+  for (const Target& candidate : targets()) {
+    const Target* target = find_target(candidate.name);
+    if (target == nullptr) continue;
+    for (const std::size_t bytes : {0, 1, 63, 64, 511, 512, 513, 1500}) {
+      std::vector<std::uint8_t> data(bytes, 1);
+      const auto read = [&] {
+        return target->ceilings.read(data.data(), static_cast<std::int64_t>(bytes));
+      };
+      const std::uint64_t whole = read();
+      for (std::uint8_t& byte : data) {
+        byte = 2;
+        EXPECT(read() != whole);
+        byte = 1;
+      }
+    }
+  }
+}
+
 bool each_index_once(std::int64_t n_tasks, int n_threads) {
   std::vector<int> seen(static_cast<std::size_t>(n_tasks), 0);
   bool workers_fit = true;
@@ -192,6 +211,7 @@ int main() {
   a_target_runs_only_if_the_system_saves_its_registers();
   every_target_is_exact_at_every_edge();
   sizes_out_of_range_are_refused();
+  reading_depends_on_every_byte_and_on_nothing_past_them();
   a_job_runs_each_index_once();
   two_callers_do_not_wait_for_one_another();
   a_forked_child_starts_threads_of_its_own();

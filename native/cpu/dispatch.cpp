@@ -11,15 +11,18 @@ namespace tesseral {
 
 #if defined(TESSERAL_X86)
 namespace avx512 {
+extern const CeilingKernels ceilings;
 extern const LinearInt4Kernels linear_int4;
-}
+}  // namespace avx512
 namespace avx2 {
+extern const CeilingKernels ceilings;
 extern const LinearInt4Kernels linear_int4;
-}
+}  // namespace avx2
 #endif
 namespace scalar {
+extern const CeilingKernels ceilings;
 extern const LinearInt4Kernels linear_int4;
-}
+}  // namespace scalar
 
 namespace {
 
@@ -103,10 +106,13 @@ std::vector<Feature> features_of(const CpuWords& words) {
 const std::vector<Target>& targets() {
   static const std::vector<Target> all = {
 #if defined(TESSERAL_X86)
-      {"avx512", {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"}, avx512::linear_int4},
-      {"avx2", {"avx2", "fma"}, avx2::linear_int4},
+      {"avx512",
+       {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
+       avx512::ceilings,
+       avx512::linear_int4},
+      {"avx2", {"avx2", "fma"}, avx2::ceilings, avx2::linear_int4},
 #endif
-      {"scalar", {}, scalar::linear_int4},
+      {"scalar", {}, scalar::ceilings, scalar::linear_int4},
   };
   return all;
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "tesseral/ceilings.h"
 #include "tesseral/linear_int4.h"
 
 namespace tesseral {
@@ -33,6 +34,7 @@ struct CpuWords {
 struct Target {
   const char* name;
   std::vector<std::string> needs;  // names of features
+  CeilingKernels ceilings;
   LinearInt4Kernels linear_int4;
 };
 
