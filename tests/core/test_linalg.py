@@ -8,10 +8,14 @@ from support.frameworks import every_framework, to_numpy
 from tesseral._errors import DtypeError, ParameterError, ShapeError
 from tesseral.core import (
     fix_signs,
+    leading_eigenvectors,
     left_singular_vectors,
+    linalg,
+    mode_gram,
     orthonormality_error,
     randomized_svd,
     truncated_svd,
+    unfold,
 )
 
 
@@ -175,3 +179,31 @@ def test_options_out_of_range_are_refused():
         randomized_svd(np.ones((3, 4)), 1, power_iterations=0.5)
     with pytest.raises(ParameterError, match="'auto' or 'exact' or 'randomized'; got 'fast'"):
         left_singular_vectors(np.ones((3, 4)), 1, method="fast")
+
+
+@every_framework
+@pytest.mark.parametrize("piece", [1, 40, 2**20])
+@pytest.mark.parametrize("shape", [(5, 4), (4, 5, 3), (3, 4, 2, 5)], ids=str)
+def test_the_gram_matrix_of_every_unfolding_is_found_in_pieces(make, piece, shape, monkeypatch):
+    monkeypatch.setattr(linalg, "_GRAM_PIECE", piece)
+    tensor = np.random.default_rng(0).standard_normal(shape)
+    for mode in range(-1, len(shape)):
+        rows = unfold(tensor, mode)
+        got = to_numpy(mode_gram(make(tensor), mode))
+        np.testing.assert_allclose(got, rows @ rows.T, atol=1e-13)
+        turned = np.asfortranarray(tensor)
+        np.testing.assert_allclose(mode_gram(turned, mode), rows @ rows.T, atol=1e-13)
+
+
+def test_a_gram_matrix_needs_a_mode_and_floating_numbers():
+    with pytest.raises(ShapeError, match=r"^mode_gram: mode=2 does not exist"):
+        mode_gram(np.ones((2, 3)), 2)
+    with pytest.raises(DtypeError, match=r"^mode_gram: needs a real floating-point array"):
+        mode_gram(np.ones((2, 3), dtype=int), 0)
+
+
+@every_framework
+def test_leading_eigenvectors_of_a_gram_matrix_are_left_singular_vectors(make):
+    matrix, u = matrix_with_spectrum([5.0, 3.0, 2.0, 1.0], (6, 9))
+    got = to_numpy(leading_eigenvectors(make(matrix @ matrix.T), 3))
+    np.testing.assert_allclose(got, fix_signs(u[:, :3])[0], atol=1e-13)

@@ -9,7 +9,9 @@ from tesseral.core.kronecker import balanced_factors, kronecker_apply
 from tesseral.core.labels import membership_matrix
 from tesseral.core.linalg import (
     fix_signs,
+    leading_eigenvectors,
     left_singular_vectors,
+    mode_gram,
     orthonormality_error,
     randomized_svd,
     truncated_svd,
@@ -40,8 +42,10 @@ __all__ = [
     "hooi",
     "hosvd",
     "kronecker_apply",
+    "leading_eigenvectors",
     "left_singular_vectors",
     "membership_matrix",
+    "mode_gram",
     "mode_product",
     "multi_mode_product",
     "orthonormality_error",

@@ -1,5 +1,6 @@
 """Singular vectors: exact, from a Gram matrix, or by random projection."""
 
+from math import prod
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -8,9 +9,13 @@ from tesseral._errors import ShapeError
 from tesseral.core._arrays import Array, array_namespace, check_floating, to_float, to_numpy
 from tesseral.core.constraints import check_parameter, choice, integer
 from tesseral.core.random import Seed, standard_normal
+from tesseral.core.unfold import check_mode
 
 SvdMethod: TypeAlias = Literal["auto", "exact", "randomized"]
 SVD_METHODS = choice("auto", "exact", "randomized")
+
+_GRAM_PIECE = 2**20
+"""Entries that :func:`mode_gram` copies at a time where slices are too small for products."""
 
 
 def truncated_svd(matrix: Array, rank: int) -> tuple[Array, Array, Array]:
@@ -166,6 +171,84 @@ def left_singular_vectors(
         if vectors is not None:
             return vectors
     return truncated_svd(matrix, rank)[0]
+
+
+def mode_gram(tensor: Array, mode: int) -> Array:
+    """Compute the Gram matrix of an unfolding without copying the tensor.
+
+    Parameters
+    ----------
+    tensor : floating array of shape (d_0, ..., d_{K-1})
+        Best in C order; any other is copied.
+    mode : int
+        Mode that the rows of the unfolding run along, in ``range(-K, K)``.
+
+    Returns
+    -------
+    array of shape (d_mode, d_mode)
+        ``unfold(tensor, mode) @ unfold(tensor, mode).mT``, up to rounding.
+
+    Raises
+    ------
+    ShapeError, DtypeError
+        If the mode does not exist or ``tensor`` is not floating.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mode_gram(np.arange(6.0).reshape(1, 2, 3), mode=1)
+    array([[ 5., 14.],
+           [14., 50.]])
+    """
+    check_floating("mode_gram", tensor)
+    xp = array_namespace("mode_gram", tensor)
+    mode = check_mode("mode_gram", tensor, mode)
+    shape = tuple(tensor.shape)
+    left, size, right = prod(shape[:mode]), shape[mode], prod(shape[mode + 1 :])
+    if right == 1:
+        rows = xp.reshape(tensor, (left, size))
+        return xp.matmul(rows.mT, rows)
+    slabs = xp.reshape(tensor, (left, size, right))
+    step = max(_GRAM_PIECE // (size * right), 1)
+    gram: Array = 0.0
+    for start in range(0, left, step):
+        # one slab is a view; several are copied side by side, up to a piece's size
+        piece = xp.reshape(xp.moveaxis(slabs[start : start + step, :, :], 1, 0), (size, -1))
+        gram = gram + xp.matmul(piece, piece.mT)
+    return gram
+
+
+def leading_eigenvectors(gram: Array, rank: int) -> Array:
+    """Compute the leading eigenvectors of a symmetric matrix.
+
+    Parameters
+    ----------
+    gram : floating array of shape (d, d)
+        Symmetric; only one triangle is read.
+    rank : int
+        How many, from 1 to d.
+
+    Returns
+    -------
+    array of shape (d, rank)
+        Orthonormal columns, by falling eigenvalue, signs as in :func:`fix_signs`.
+
+    Raises
+    ------
+    ShapeError, DtypeError, ParameterError
+        As for :func:`truncated_svd`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> leading_eigenvectors(np.diag([1.0, 3.0]), rank=1)
+    array([[0.],
+           [1.]])
+    """
+    _check_svd("leading_eigenvectors", gram, rank)
+    xp = array_namespace("leading_eigenvectors", gram)
+    _, vectors = xp.linalg.eigh(gram)
+    return fix_signs(xp.flip(vectors[:, -rank:], axis=1))[0]
 
 
 def fix_signs(u: Array, vh: Array | None = None) -> tuple[Array, Array | None]:
