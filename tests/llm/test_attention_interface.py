@@ -11,12 +11,12 @@ from transformers.masking_utils import causal_mask_function, sliding_window_caus
 from support.budget import assert_within_budget
 from support.models import (
     BUILDERS,
+    DECODERS,
     VOCABULARY,
     tiny_bert,
-    tiny_gemma2,
-    tiny_gpt_oss,
     tiny_llama,
     tiny_modern_bert,
+    tiny_t5,
     token_ids,
 )
 from tesseral._errors import BackendError, DtypeError, ParameterError, ShapeError
@@ -28,7 +28,6 @@ register()
 LENGTH = 15
 FLOOR = 1e-6
 
-DECODERS = BUILDERS | {"gemma2": tiny_gemma2, "gpt_oss": tiny_gpt_oss}
 ENCODERS = {"bert": tiny_bert, "modern_bert": tiny_modern_bert}
 
 CACHES = {
@@ -75,7 +74,7 @@ def logits_without_padding(model, ids, mask):
 
 def assert_as_exact_as_eager(got, oracle, peer, mask=None):
     real = torch.ones(got.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
-    got, oracle, peer = (x[real].double().numpy() for x in (got, oracle, peer))
+    got, oracle, peer = (x[real].detach().double().numpy() for x in (got, oracle, peer))
     assert_within_budget(got, oracle, peer, floor=FLOOR)
 
 
@@ -121,6 +120,21 @@ def test_an_encoder_sees_both_ways(name, padding):
     assert_as_exact_as_eager(got, oracle, peer, mask)
 
 
+@pytest.mark.parametrize("padding", ["full", "left"])
+def test_an_encoder_and_decoder_with_a_position_bias_is_as_exact_as_eager(padding):
+    ids, mask = padded(padding)
+    targets = token_ids(2, 7, seed=1)
+    models = tiny_t5("tesseral"), tiny_t5("sdpa").double(), tiny_t5()
+    with torch.no_grad():
+        got, oracle, peer = (
+            m(ids, attention_mask=mask, decoder_input_ids=targets).logits for m in models
+        )
+    assert_as_exact_as_eager(got, oracle, peer)
+    options = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False}
+    got, _, peer = (m.generate(ids, **options) for m in models)
+    assert torch.equal(got, peer)
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_packed_sequences_do_not_see_each_other(name):
     model = BUILDERS[name]("tesseral")
@@ -144,24 +158,45 @@ def test_changing_a_future_token_never_changes_a_past_output(name, cache):
     assert not torch.equal(first[:, 10], second[:, 10])
 
 
+@pytest.mark.parametrize("chunk", [None, 4], ids=["whole", "chunked"])
 @pytest.mark.parametrize("implementation", ["dynamic", "static"])
-@pytest.mark.parametrize("name", BUILDERS)
-def test_greedy_generation_equals_that_of_eager_attention(name, implementation):
+@pytest.mark.parametrize("name", DECODERS)
+def test_greedy_generation_equals_that_of_eager_attention(name, implementation, chunk):
     ids, mask = padded("left")
     options = {"attention_mask": mask, "max_new_tokens": 10, "do_sample": False}
-    options["cache_implementation"] = implementation
-    got, peer = (BUILDERS[name](a).generate(ids, **options) for a in ("tesseral", "eager"))
-    assert torch.equal(got, peer)
+    expected = DECODERS[name]("eager").generate(ids, **options)
+    options |= {"cache_implementation": implementation, "prefill_chunk_size": chunk}
+    assert torch.equal(DECODERS[name]("tesseral").generate(ids, **options), expected)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
-def test_gradients_are_those_of_eager_attention(name):
-    ids = token_ids(2, LENGTH)
-    gradients = []
-    for model in (BUILDERS[name](a) for a in ("tesseral", "eager")):
-        model(ids, labels=ids).loss.backward()
-        gradients.append(model.model.layers[0].self_attn.q_proj.weight.grad)
-    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+def gradients_of(model, ids, mask):
+    """Run a training step without its update and return the gradients by parameter."""
+    model.train()
+    model(ids, attention_mask=mask, labels=ids.masked_fill(ids == 0, -100)).loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("padding", ["full", "right"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_gradients_are_as_exact_as_those_of_eager_attention(name, padding):
+    build, (ids, mask) = DECODERS[name], padded(padding)
+    found = gradients_of(build("tesseral"), ids, mask)
+    oracle, peer = gradients_of(build().double(), ids, mask), gradients_of(build(), ids, mask)
+    for parameter, gradient in found.items():
+        assert gradient is not None, parameter
+        assert_as_exact_as_eager(gradient[None], oracle[parameter][None], peer[parameter][None])
+
+
+def test_a_model_learns_under_our_attention():
+    model, ids = tiny_llama("tesseral").train(), token_ids(4, LENGTH)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(12):
+        losses.append(model(ids, labels=ids).loss)
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] / 2
 
 
 def test_function_and_mask_are_registered_under_one_name():
@@ -197,7 +232,7 @@ def seen(q_len, kv_len, before=None, after=None):
         visible &= distance >= -before
     if after is not None:
         visible &= distance <= after
-    return visible
+    return visible[None, None]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +262,7 @@ def test_a_causal_call_that_does_not_say_where_its_queries_stand_is_refused(q_le
 
 def test_a_floating_mask_is_added_to_the_scores():
     visible = seen(5, 9, after=0)
-    added = torch.zeros(5, 9).masked_fill(~visible, torch.finfo(torch.float32).min)
+    added = torch.zeros(1, 1, 5, 9).masked_fill(~visible, torch.finfo(torch.float32).min)
     expected = attend(BIDIRECTIONAL, 5, 9, mask=visible)
     torch.testing.assert_close(attend(CAUSAL, 5, 9, mask=added), expected)
 
@@ -256,6 +291,12 @@ def test_a_mask_of_other_sizes_is_refused():
         attend(CAUSAL, 5, 9, mask=attention_mask(1, 5, 7))
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (5, 5), (1, 5, 5)])
+def test_a_mask_whose_axes_would_have_to_be_guessed_is_refused(shape):
+    with pytest.raises(ShapeError, match=r"a mask must have 4 axes .* got shape"):
+        attend(CAUSAL, 5, 5, mask=torch.ones(shape, dtype=torch.bool))
+
+
 def test_a_mask_of_another_kind_is_refused():
     with pytest.raises(DtypeError, match="mask of type list cannot be read"):
         attend(CAUSAL, 5, 5, mask=[])
@@ -266,8 +307,10 @@ def test_a_mask_of_another_kind_is_refused():
     [
         ({"dropout": 0.1}, "dropout=0.1 is not supported"),
         ({"output_attentions": True}, "output_attentions=True is not supported"),
-        ({"position_bias": torch.zeros(1)}, "learned position bias is not supported"),
-        ({"cache": object()}, "paged cache of continuous batching is not supported"),
+        ({"indices": torch.zeros(1, 5, 2)}, r"attention to chosen keys \(indices\) is not support"),
+        ({"block_indices": torch.zeros(1)}, "chosen blocks of keys .* is not supported"),
+        ({"sinks": torch.zeros(1, 4, 5, 1)}, "a sink for each query .* is not supported"),
+        ({"head_mask": torch.ones(4)}, "a mask of heads .* is not supported"),
     ],
 )
 def test_what_cannot_be_done_is_refused(option, message):

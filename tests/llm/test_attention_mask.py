@@ -95,6 +95,29 @@ def test_the_unused_end_of_a_static_cache_is_left_out():
     assert mask.padding is None
 
 
+@settings(deadline=None)
+@given(
+    name=st.sampled_from(["causal", "full", "window", "window_both_ways"]),
+    q_len=st.integers(1, 6),
+    past=st.integers(0, 6),
+    padding=st.none() | st.lists(st.booleans(), min_size=12, max_size=12),
+)
+def test_the_rule_hides_what_the_mask_hides_and_names_nothing_else(name, q_len, past, padding):
+    padding = None if padding is None else torch.tensor([padding])
+    mask = attention_mask(1, q_len, q_len + past, past, 0, PATTERNS[name], padding)
+    seen = torch.ones(1, 1, q_len, q_len + past, dtype=torch.bool)
+    distance = torch.arange(q_len + past) - torch.arange(past, q_len + past)[:, None]
+    before, after = mask.rule.get("window", (-1, -1))
+    if mask.rule.get("is_causal"):
+        after = 0
+    bands = [distance >= -before] * (before >= 0) + [distance <= after] * (after >= 0)
+    for band in bands:
+        assert not band.all(), "a rule that hides nothing was named"
+        seen = seen & band
+    seen = seen & mask.rule.get("mask", torch.tensor(True))
+    assert torch.equal(seen, mask.materialize())
+
+
 @pytest.mark.parametrize("name", ["chunks", "window_or_more", "causal_and_more", "own"])
 def test_a_pattern_that_is_no_band_becomes_an_array(name):
     assert not isinstance(attention_mask(2, 5, 5, 0, 0, PATTERNS[name]), BandMask)
@@ -117,8 +140,13 @@ def test_a_packed_sequence_becomes_an_array():
 
 
 def test_an_ordinary_tensor_is_given_where_transformers_needs_one():
-    mask = attention_mask(1, 1, 5, 4, allow_is_causal_skip=False)
+    mask = attention_mask(1, 1, 5, 4, allow_is_causal_skip=False, device="meta")
     assert type(mask) is torch.Tensor
+
+
+def test_a_rule_is_given_on_a_cpu_where_transformers_compiles_nothing():
+    mask = attention_mask(1, 1, 100, 4, allow_is_causal_skip=False)
+    assert (mask.n_keys, mask.rule) == (5, {})
 
 
 def test_an_ordinary_tensor_is_given_while_compiling():

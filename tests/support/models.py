@@ -6,6 +6,8 @@ from transformers import (
     BertForMaskedLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GptOssConfig,
     GptOssForCausalLM,
     LlamaConfig,
@@ -14,11 +16,15 @@ from transformers import (
     MistralForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 VOCABULARY = 61
@@ -83,6 +89,24 @@ def tiny_gemma2(attention: str = "eager", seed: int = 0, **changes) -> PreTraine
     return _build(Gemma2ForCausalLM, config, seed)
 
 
+def tiny_gemma3(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:
+    """Return a Gemma 3: heads of 256, norms on queries and keys, a window on the first layer."""
+    changes = {
+        "head_dim": 256,
+        "sliding_window": SLIDING_WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+    } | changes
+    config = Gemma3TextConfig(**_SHAPE | changes, attn_implementation=attention)
+    return _build(Gemma3ForCausalLM, config, seed)
+
+
+def tiny_phi3(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:
+    """Return a Phi-3: one matrix for queries, keys and values, and a sliding window."""
+    changes = {"sliding_window": SLIDING_WINDOW} | changes
+    config = Phi3Config(**_SHAPE | changes, attn_implementation=attention)
+    return _build(Phi3ForCausalLM, config, seed)
+
+
 def tiny_gpt_oss(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:
     """Return a GPT-OSS: attention sinks, windows on every other layer, experts."""
     changes = {
@@ -118,8 +142,29 @@ def tiny_modern_bert(attention: str = "eager", seed: int = 0, **changes) -> PreT
     return _build(ModernBertForMaskedLM, config, seed)
 
 
+def tiny_t5(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:
+    """Return a T5: encoder and decoder, scores with a learned bias by distance."""
+    shape = {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2}
+    rest = {"num_heads": 4, "dropout_rate": 0.0, "decoder_start_token_id": 1, "eos_token_id": None}
+    config = T5Config(**shape | rest | changes, attn_implementation=attention)
+    model = _build(T5ForConditionalGeneration, config, seed)
+    for part in (model.encoder, model.decoder):
+        table = part.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+        table.data = torch.linspace(-3, 3, table.numel()).reshape(table.shape)
+    return model
+
+
 BUILDERS = {"llama": tiny_llama, "mistral": tiny_mistral, "qwen3": tiny_qwen3}
 """The decoders that every test of a model should hold for."""
+
+DECODERS = BUILDERS | {
+    "qwen2": tiny_qwen2,
+    "gemma2": tiny_gemma2,
+    "gemma3": tiny_gemma3,
+    "gpt_oss": tiny_gpt_oss,
+    "phi3": tiny_phi3,
+}
+"""The decoders that every test of attention should hold for."""
 
 
 def token_ids(batch: int, length: int, seed: int = 0) -> torch.Tensor:

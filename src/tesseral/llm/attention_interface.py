@@ -51,6 +51,7 @@ def attention_forward(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    position_bias: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend, as transformers asks an attention function to.
@@ -82,6 +83,8 @@ def attention_forward(
         Bounds the scores to ``softcap * tanh(scores / softcap)``.
     s_aux : tensor of shape (q_heads,), optional
         Attention sinks: a score of nothing for each head.
+    position_bias : tensor that broadcasts to (batch, q_heads, q_len, kv_len), optional
+        Added to the scaled scores, beside any mask.
 
     Returns
     -------
@@ -92,24 +95,39 @@ def attention_forward(
     Raises
     ------
     BackendError
-        For dropout, attention weights, a position bias or a paged cache.
+        For dropout, attention weights, or another argument of a model that changes the result
+        and is not listed here.
     ShapeError, DtypeError, ParameterError
         If mask, keys and codec do not fit together.
     """
     _refuse_unsupported(dropout, kwargs)
     query, key, value = _encode(module, query, key, value)
     sizes = query.shape[-2], key.shape[-2]
-    if attention_mask is None:
+    if isinstance(attention_mask, BandMask):
+        rule = _rule_of_band(attention_mask, sizes)
+        if attention_mask.n_keys < sizes[1]:
+            # keys that no query sees go, so that the band ends at the last key
+            key, value = key[:, :, : attention_mask.n_keys], value[:, :, : attention_mask.n_keys]
+    elif attention_mask is None:
         if is_causal is None:
             is_causal = getattr(module, "is_causal", True)
         rule = _rule_without_mask(*sizes, is_causal=is_causal, size=sliding_window)
     else:
-        rule = _rule_of_mask(attention_mask, *sizes)
-    if isinstance(attention_mask, BandMask):
-        # keys that no query sees go, so that the band ends at the last key
-        key, value = key[:, :, : attention_mask.n_keys], value[:, :, : attention_mask.n_keys]
+        rule = _rule_of_mask(attention_mask)
+    if position_bias is not None:
+        rule = rule | {"mask": _biased(rule.get("mask"), position_bias[..., : key.shape[2]])}
     output: Any = attention(query, key, value, scale=scaling, softcap=softcap, sinks=s_aux, **rule)
     return output.transpose(1, 2).contiguous(), None
+
+
+_UNSUPPORTED = {
+    "output_attentions": "attention weights are never formed, so output_attentions=True is",
+    "indices": "attention to chosen keys (indices) is",
+    "block_indices": "attention to chosen blocks of keys (block_indices) is",
+    "sinks": "a sink for each query (sinks) is",
+    "head_mask": "a mask of heads (head_mask) is",
+}
+"""Arguments by which some models ask for what we do not do, and how a message names them."""
 
 
 def _refuse_unsupported(dropout: float, options: dict[str, Any]) -> None:
@@ -118,21 +136,14 @@ def _refuse_unsupported(dropout: float, options: dict[str, Any]) -> None:
             f"tesseral attention: dropout={dropout} is not supported; train with "
             "attention_dropout=0 or another attn_implementation."
         )
-    if options.get("output_attentions"):
-        raise BackendError(
-            "tesseral attention: attention weights are never formed, so output_attentions=True "
-            "is not supported; use attn_implementation='eager'."
-        )
-    if options.get("position_bias") is not None:
-        raise BackendError(
-            "tesseral attention: a learned position bias is not supported; use "
-            "attn_implementation='eager' or 'sdpa'."
-        )
-    if options.get("cache") is not None:
-        raise BackendError(
-            "tesseral attention: the paged cache of continuous batching is not supported; use "
-            "generate() or attn_implementation='sdpa'."
-        )
+    if _UNSUPPORTED.keys().isdisjoint(options):
+        return
+    for name, what in _UNSUPPORTED.items():
+        # None and False say that it is not asked for; of an array neither may be asked
+        if options.get(name) is not None and options[name] is not False:
+            raise BackendError(
+                f"tesseral attention: {what} not supported; use attn_implementation='eager'."
+            )
 
 
 def _encode(
@@ -151,6 +162,15 @@ def _encode(
         if not encoded:
             key, value = codec.encode(cast(torch.Tensor, key), cast(torch.Tensor, value))
     return query, _plain(key), _plain(value)
+
+
+def _biased(mask: torch.Tensor | None, bias: torch.Tensor) -> torch.Tensor:
+    """Return the additive mask that hides what ``mask`` hides and else adds ``bias``."""
+    if mask is None:
+        return bias
+    if mask.dtype == torch.bool:
+        return torch.where(mask, bias, -torch.inf)
+    return mask + bias
 
 
 def _plain(states: States) -> States:
@@ -173,19 +193,27 @@ def _rule_without_mask(
     return {"is_causal": is_causal, "window": (size - 1, size - 1)}
 
 
-def _rule_of_mask(mask: torch.Tensor, q_len: int, kv_len: int) -> dict[str, Any]:
-    """Return what to see under a mask, once keys past those of a band are gone."""
+def _rule_of_band(mask: BandMask, sizes: tuple[int, int]) -> dict[str, Any]:
+    """Return what to see under a band, once keys past the last one seen are gone."""
+    if mask.sizes != sizes:
+        raise ShapeError(
+            f"tesseral attention: a mask for {mask.sizes[0]} queries on {mask.sizes[1]} keys "
+            f"does not fit {sizes[0]} queries on {sizes[1]} keys."
+        )
+    return mask.rule
+
+
+def _rule_of_mask(mask: torch.Tensor) -> dict[str, Any]:
+    """Return what to see under a dense mask."""
     if not isinstance(mask, torch.Tensor):
         raise DtypeError(
             f"tesseral attention: a mask of type {type(mask).__name__} cannot be read; "
             "a boolean or floating tensor can."
         )
-    if not isinstance(mask, BandMask):
-        return {"mask": mask}
-    if tuple(mask.shape[-2:]) != (q_len, kv_len):
+    if mask.ndim != 4:
+        # of two axes it would be padding by row, or what each query sees: not to be guessed
         raise ShapeError(
-            f"tesseral attention: a mask for {mask.shape[-2]} queries on {mask.shape[-1]} keys "
-            f"does not fit {q_len} queries on {kv_len} keys."
+            f"tesseral attention: a mask must have 4 axes (batch, heads, q_len, kv_len), got "
+            f"shape {tuple(mask.shape)}."
         )
-    padding = None if mask.padding is None else mask.padding[:, None, None, :]
-    return {"mask": padding, "is_causal": mask.window[1] == 0, "window": mask.window}
+    return {"mask": mask}

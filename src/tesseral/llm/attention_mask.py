@@ -49,6 +49,11 @@ class BandMask(torch.Tensor):
         How many of the ``kv_len`` keys any query may see.
     padding : bool tensor of shape (batch, n_keys), or None
         True where a key is no padding; ``None`` when none is.
+    sizes : (int, int)
+        Number of queries and of keys, unseen ones included.
+    rule : dict
+        The arguments ``mask``, ``is_causal`` and ``window`` with which our attention sees the
+        same of the first ``n_keys`` keys; what hides no key is left out.
 
     Raises
     ------
@@ -59,6 +64,8 @@ class BandMask(torch.Tensor):
     window: Window
     n_keys: int
     padding: torch.Tensor | None
+    sizes: tuple[int, int]
+    rule: dict[str, Any]
 
     # operations on the mask return plain tensors, not masks
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -77,6 +84,9 @@ class BandMask(torch.Tensor):
             cls, tuple(shape), dtype=torch.bool, device=torch.device(device)
         )
         mask.window, mask.n_keys, mask.padding = window, n_keys, padding
+        # every layer reads these, so they are made once
+        mask.sizes = shape[2], shape[3]
+        mask.rule = _rule(window, shape[2], n_keys, padding)
         return mask
 
     @classmethod
@@ -146,8 +156,9 @@ def attention_mask(
     attention_mask : bool tensor of shape (batch, positions), optional
         True where a position is no padding; positions past its end are padding.
     allow_is_causal_skip, allow_is_bidirectional_skip : bool
-        Whether transformers would allow no mask at all; when neither, it needs an ordinary
-        tensor, for instance as the input of a compiled model.
+        Whether transformers would allow no mask at all; when neither, it may need an ordinary
+        tensor as the input of a compiled model. It compiles by itself on accelerators only,
+        so on a CPU a rule is given all the same.
     device : torch.device or str
         Where the mask will be used.
 
@@ -156,7 +167,7 @@ def attention_mask(
     BandMask or bool tensor of shape (batch, 1, q_length, kv_length)
         True = attend. Never ``None``: that would leave open where the queries stand.
     """
-    rule_allowed = allow_is_causal_skip or allow_is_bidirectional_skip
+    rule_allowed = allow_is_causal_skip or allow_is_bidirectional_skip or str(device) == "cpu"
     # while tracing, positions and padding have no values that could be read
     if rule_allowed and not is_tracing():
         window = _window(mask_function)
@@ -211,6 +222,23 @@ def _intersection(windows: Sequence[Window]) -> Window:
         return min((bound for bound in bounds if bound >= 0), default=-1)
 
     return tightest(before for before, _ in windows), tightest(after for _, after in windows)
+
+
+def _rule(window: Window, q_len: int, n_keys: int, padding: torch.Tensor | None) -> dict[str, Any]:
+    """Return the arguments of our attention that hide what a band hides."""
+    before, after = window
+    if before >= n_keys - 1:  # the last query, which sees least far back, sees the first key
+        before = -1
+    if after >= q_len - 1:  # the first query sees the last key
+        after = -1
+    rule: dict[str, Any] = {}
+    if padding is not None:
+        rule["mask"] = padding[:, None, None, :]
+    if after == 0:
+        rule["is_causal"], after = True, -1
+    if (before, after) != (-1, -1):
+        rule["window"] = (before, after)
+    return rule
 
 
 def _visible(window: Window, q_len: int, kv_len: int, diagonal: int) -> int | None:
