@@ -1,8 +1,10 @@
 import re
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import tesseral.report
 from tesseral._errors import MissingExtraError
@@ -71,6 +73,22 @@ def test_every_role_has_a_colour_on_light_and_on_dark_pages():
     for role in charts.ROLES:
         assert f"--{role}: #" in light
         assert f"--{role}: #" in dark
+
+
+def test_paper_has_the_colours_of_a_light_page():
+    light = CSS.split("@media (prefers-color-scheme: dark)", 1)[0]
+    assert set(charts.PAPER) == set(charts.ROLES)
+    for role, colour in charts.PAPER.items():
+        assert f"--{role}: {colour};" in light
+
+
+def test_bars_are_drawn_as_an_image_in_their_colours():
+    png = charts.bars_png("Size", BARS, xlabel="MB")
+    assert png == charts.bars_png("Size", BARS, xlabel="MB")
+    with Image.open(BytesIO(png)) as image:
+        seen = {f"#{r:02x}{g:02x}{b:02x}" for r, g, b, *_ in image.get_flattened_data()}
+    assert {charts.PAPER["full"], charts.PAPER["flatquant"]} <= seen
+    assert charts.PAPER["none"] not in seen
 
 
 @every_chart

@@ -1,4 +1,4 @@
-"""Charts as SVG that takes its colours from the page around it.
+"""Charts as SVG that takes its colours from the page around it, and as PNG in those of paper.
 
 matplotlib draws each role (ink, grid, one series) in a colour of its own that nothing else
 uses; these are then replaced by the style variables of ``page.css``, so one picture serves
@@ -10,35 +10,51 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
-from io import StringIO
+from io import BytesIO, StringIO
 from types import ModuleType
 from typing import Any
 
 from tesseral.runtime.extras import require
 
 _WIDTH = 5.0  # inches of 72 px: what a phone shows at its natural size
-ROLES = ("ink", "muted", "grid", "full", "none", "hadamard", "flatquant")
+ROLES = ("ink", "muted", "grid", "full", "none", "hadamard", "flatquant", "peer", "ours")
 """What has a colour; ``--role`` in ``page.css``."""
 
 _CODES = {role: f"#{number:06x}" for number, role in enumerate(ROLES, start=1)}
+PAPER = {
+    "ink": "#1c1e21",
+    "muted": "#5c6370",
+    "grid": "#dfe1e5",
+    "full": "#7a808c",
+    "none": "#c8501e",
+    "hadamard": "#2a6fb8",
+    "flatquant": "#0b8f6a",
+    "peer": "#7a808c",
+    "ours": "#0b8f6a",
+}
+"""The colours of a light page, for pictures that cannot ask the page."""
+
+_PNG_DPI = 160
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tesseral",  # same data, same bytes
     "font.sans-serif": ["DejaVu Sans"],  # widths; the page shows its own font
     "font.size": 9.5,
-    "text.color": _CODES["ink"],
-    "axes.labelcolor": _CODES["muted"],
-    "axes.edgecolor": _CODES["grid"],
     "axes.titlesize": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
-    "xtick.color": _CODES["muted"],
-    "ytick.color": _CODES["muted"],
-    "grid.color": _CODES["grid"],
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.6,
+}
+_STYLE_COLOURS = {
+    "text.color": "ink",
+    "axes.labelcolor": "muted",
+    "axes.edgecolor": "grid",
+    "xtick.color": "muted",
+    "ytick.color": "muted",
+    "grid.color": "grid",
 }
 
 
@@ -79,22 +95,16 @@ def require_matplotlib() -> ModuleType:
 def bars(title: str, rows: Sequence[Bar], *, xlabel: str) -> str:
     """Draw horizontal bars, the first on top."""
     with _style():
-        axes = _axes(title, 0.9 + 0.34 * len(rows))
-        places = range(len(rows))
-        axes.barh(places, [r.value for r in rows], 0.62, color=[_CODES[r.role] for r in rows])
-        for place, row in zip(places, rows, strict=True):
-            end = max((row.value, *row.points))
-            axes.annotate(row.text, (end, place), (6, 0), textcoords="offset points", va="center")
-            marks = [place] * len(row.points)
-            axes.plot(row.points, marks, "o", ms=4, mfc="none", mec=_CODES["ink"], mew=1)
-        axes.set_yticks(places, [r.label for r in rows])
-        axes.tick_params(axis="y", length=0, labelcolor=_CODES["ink"])
-        axes.invert_yaxis()
-        axes.margins(x=0.28)
-        axes.set_xlim(left=0)
-        axes.set_xlabel(xlabel)
-        axes.grid(axis="x")
-        return _svg(axes)
+        return _svg(_bar_axes(title, rows, xlabel, _CODES))
+
+
+def bars_png(title: str, rows: Sequence[Bar], *, xlabel: str) -> bytes:
+    """Draw what :func:`bars` draws as a PNG image."""
+    with _style(PAPER):
+        axes, file = _bar_axes(title, rows, xlabel, PAPER), BytesIO()
+        # without its version the same data give the same bytes
+        axes.figure.savefig(file, format="png", dpi=_PNG_DPI, metadata={"Software": None})
+    return file.getvalue()
 
 
 def grouped_bars(
@@ -137,10 +147,30 @@ def curves(title: str, series: Mapping[str, Sequence[float]], *, xlabel: str, yl
         return _svg(axes)
 
 
-def _style() -> AbstractContextManager[Any]:
+def _style(colours: Mapping[str, str] = _CODES) -> AbstractContextManager[Any]:
     """Return the context in which charts are made and written."""
-    context: AbstractContextManager[Any] = require_matplotlib().rc_context(_STYLE)
+    style = _STYLE | {name: colours[role] for name, role in _STYLE_COLOURS.items()}
+    context: AbstractContextManager[Any] = require_matplotlib().rc_context(style)
     return context
+
+
+def _bar_axes(title: str, rows: Sequence[Bar], xlabel: str, colours: Mapping[str, str]) -> Any:
+    axes = _axes(title, 0.9 + 0.34 * len(rows))
+    places = range(len(rows))
+    axes.barh(places, [r.value for r in rows], 0.62, color=[colours[r.role] for r in rows])
+    for place, row in zip(places, rows, strict=True):
+        end = max((row.value, *row.points))
+        axes.annotate(row.text, (end, place), (6, 0), textcoords="offset points", va="center")
+        marks = [place] * len(row.points)
+        axes.plot(row.points, marks, "o", ms=4, mfc="none", mec=colours["ink"], mew=1)
+    axes.set_yticks(places, [r.label for r in rows])
+    axes.tick_params(axis="y", length=0, labelcolor=colours["ink"])
+    axes.invert_yaxis()
+    axes.margins(x=0.28)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(xlabel)
+    axes.grid(axis="x")
+    return axes
 
 
 def _axes(title: str, height: float) -> Any:
