@@ -49,9 +49,29 @@ class CalibrationError(TesseralError, ArithmeticError):
     """Calibration met a non-finite loss."""
 
 
+class InformationError(TesseralError, ArithmeticError):
+    """Data do not tell enough of parameters to say how uncertain they are."""
+
+
 class TesseralWarning(UserWarning):
     """Base of all warnings raised on purpose."""
 
 
 class ConvergenceWarning(TesseralWarning):
     """An iteration stopped before its stopping rule was met."""
+
+
+class CollinearityWarning(TesseralWarning):
+    """Covariates depend linearly on one another."""
+
+
+class SeparationWarning(TesseralWarning):
+    """The likelihood has no maximum: covariates separate the values of the response."""
+
+
+class MissingSliceWarning(TesseralWarning):
+    """Nothing was observed of a slice of a tensor."""
+
+
+class EvidenceWarning(TesseralWarning):
+    """The data cannot support the answer that was asked for."""
