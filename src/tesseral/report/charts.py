@@ -34,7 +34,7 @@ PAPER = {
 }
 """The colours of a light page, for pictures that cannot ask the page."""
 
-_PNG_DPI = 160
+_PNG_WIDTH, _PNG_DPI = 10.0, 160  # no phone has to show it
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tesseral",  # same data, same bytes
@@ -101,7 +101,7 @@ def bars(title: str, rows: Sequence[Bar], *, xlabel: str) -> str:
 def bars_png(title: str, rows: Sequence[Bar], *, xlabel: str) -> bytes:
     """Draw what :func:`bars` draws as a PNG image."""
     with _style(PAPER):
-        axes, file = _bar_axes(title, rows, xlabel, PAPER), BytesIO()
+        axes, file = _bar_axes(title, rows, xlabel, PAPER, _PNG_WIDTH), BytesIO()
         # without its version the same data give the same bytes
         axes.figure.savefig(file, format="png", dpi=_PNG_DPI, metadata={"Software": None})
     return file.getvalue()
@@ -154,8 +154,14 @@ def _style(colours: Mapping[str, str] = _CODES) -> AbstractContextManager[Any]:
     return context
 
 
-def _bar_axes(title: str, rows: Sequence[Bar], xlabel: str, colours: Mapping[str, str]) -> Any:
-    axes = _axes(title, 0.9 + 0.34 * len(rows))
+def _bar_axes(
+    title: str,
+    rows: Sequence[Bar],
+    xlabel: str,
+    colours: Mapping[str, str],
+    width: float = _WIDTH,
+) -> Any:
+    axes = _axes(title, 0.9 + 0.34 * len(rows), width)
     places = range(len(rows))
     axes.barh(places, [r.value for r in rows], 0.62, color=[colours[r.role] for r in rows])
     for place, row in zip(places, rows, strict=True):
@@ -173,10 +179,10 @@ def _bar_axes(title: str, rows: Sequence[Bar], xlabel: str, colours: Mapping[str
     return axes
 
 
-def _axes(title: str, height: float) -> Any:
+def _axes(title: str, height: float, width: float = _WIDTH) -> Any:
     from matplotlib.figure import Figure
 
-    axes = Figure(figsize=(_WIDTH, height), layout="constrained").add_subplot()
+    axes = Figure(figsize=(width, height), layout="constrained").add_subplot()
     axes.set_title(title, loc="left")
     return axes
 
