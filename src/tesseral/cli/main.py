@@ -3,23 +3,33 @@
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, NoReturn
 
 import typer
 
 from tesseral import __version__
 from tesseral._errors import TesseralError
-from tesseral.cli import demo, doctor, evaluate, generate, quantize
+from tesseral.cli import bench, demo, doctor, evaluate, generate, quantize
 
-COMMANDS: dict[str, Callable[..., None]] = {
+Commands = Mapping[str, "Callable[..., None] | Commands"]
+"""By name: a subcommand, or a group of them."""
+
+COMMANDS: Commands = {
     "demo": demo.demo,
     "doctor": doctor.doctor,
     "quantize": quantize.quantize,
     "eval": evaluate.evaluate,
     "generate": generate.generate,
+    "bench": bench.BENCHES,
 }
 """One file per subcommand; heavy rooms are imported inside its function."""
+
+GROUPS = {
+    "bench": "Measure ours against others, and both against what this machine could do.\n\n"
+    "Example: tesseral bench attention --quick"
+}
+"""What the help says of a group of subcommands."""
 
 USERS_MISTAKE = 2
 FAILURE = 1
@@ -31,18 +41,28 @@ def main() -> None:
     build(COMMANDS)()
 
 
-def build(commands: dict[str, Callable[..., None]]) -> typer.Typer:
+def build(commands: Commands) -> typer.Typer:
     """Return the application that offers ``commands`` by name."""
+    app = _group(
+        "Exact attention, 4-bit language models, tensor clustering and tensor regression.", commands
+    )
+    app.callback()(_options)
+    return app
+
+
+def _group(words: str, commands: Commands) -> typer.Typer:
     app = typer.Typer(
-        help="Exact attention, 4-bit language models, tensor clustering and tensor regression.",
+        help=words,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # brackets in help texts are brackets
     )
-    app.callback()(_options)
     for name, command in commands.items():
-        app.command(name)(reporting(command))
+        if isinstance(command, Mapping):
+            app.add_typer(_group(GROUPS[name], command), name=name)
+        else:
+            app.command(name)(reporting(command))
     return app
 
 

@@ -1,0 +1,1 @@
+"""``tesseral bench attention``: our attention against others on this machine."""

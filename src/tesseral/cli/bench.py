@@ -1,0 +1,133 @@
+"""``tesseral bench``: what is fast here, how fast it could be, and what must hold."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tesseral.cli.console import print_table, progress
+from tesseral.runtime.extras import require
+from tesseral.runtime.files import atomic_file, check_output
+
+if TYPE_CHECKING:
+    from tesseral.bench.attention.record import AttentionRecord
+    from tesseral.bench.attention.run import Step
+
+
+def attention(
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all numbers here, as JSON.")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the table here, as a PNG image.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure less often, and no peak memory.")
+    ] = False,
+    grid: Annotated[
+        bool,
+        typer.Option(
+            "--grid",
+            help="Instead of the table, a grid of shapes; with --json it can be interrupted.",
+        ),
+    ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Threads of all sides.", show_default="as kernels use"),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Also show plans, and why backends refused.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that exist.")
+    ] = False,
+) -> None:
+    """Measure our attention against torch's, and both against what this machine could do.
+
+    Example: tesseral bench attention --json out.json --png out.png
+    """
+    require("torch", extra="torch", purpose="tesseral bench attention")
+    if png is not None:
+        from tesseral.report.charts import require_matplotlib
+
+        require_matplotlib()
+        check_output(png, overwrite=overwrite)
+    if json is not None and not grid:
+        check_output(json, overwrite=overwrite)
+    record = _measure(json, quick=quick, grid=grid, threads=threads, overwrite=overwrite)
+    if json is not None:
+        from tesseral.bench.attention.record import write_record
+
+        write_record(record, json)
+    if png is not None:
+        from tesseral.bench.attention.chart import chart
+
+        with atomic_file(png, overwrite=True) as temporary:
+            temporary.write_bytes(chart(record))
+    _show(record, explain=explain)
+
+
+BENCHES: dict[str, Callable[..., None]] = {"attention": attention}
+"""One function per benchmark; heavy rooms are imported inside it."""
+
+
+def _measure(
+    file: Path | None, *, quick: bool, grid: bool, threads: int | None, overwrite: bool
+) -> "AttentionRecord":
+    from tesseral.bench.attention import cases
+    from tesseral.bench.attention.grid import run_grid
+    from tesseral.bench.attention.record import continue_record, write_record
+    from tesseral.bench.attention.run import FULL, QUICK, run_table, start_record
+    from tesseral.bench.timing import using_threads
+
+    with using_threads(threads) as count, progress() as bars:
+        task = bars.add_task("ceilings", total=None)
+
+        def watch(step: "Step") -> None:
+            bars.update(task, description=step.name, completed=step.done, total=step.total)
+
+        record = start_record(QUICK if quick else FULL, count)
+        if not grid:
+            return run_table(record, watch, threads=count, with_memory=not quick)
+        if file is not None and not overwrite:
+            record = continue_record(record, file)
+
+        def save(record: "AttentionRecord") -> None:
+            if file is not None:
+                write_record(record, file)
+
+        return run_grid(record, tuple(cases.grid()), watch, save)
+
+
+def _show(record: "AttentionRecord", *, explain: bool) -> None:
+    from tesseral.bench.attention import tables
+
+    machine = record.machine
+    method = record.method
+    typer.echo(
+        f"{machine['cpu']}, {record.ceilings.threads} threads, target {machine['target']}, "
+        f"torch {machine['packages'].get('torch')}; medians of {method.repeats}, sides in turns, "
+        f"each section of {1e3 * method.section_s:.0f} ms or more begun when nothing spins\n"
+    )
+    read = f"read bandwidth {record.ceilings.read / 1e9:.1f} GB/s"
+    print_table(f"Ceilings; {read}", *tables.ceilings_table(record))
+    if record.rows:
+        print_table("Every side", *tables.peers_table(record))
+        print_table("Without one part", *tables.ablation_table(record))
+        print_table("What must hold", *tables.main_table(record))
+        typer.echo(tables.verdict(record))
+    if record.shapes:
+        _show_shapes(record)
+    if explain:
+        for row in record.rows:
+            typer.echo(f"\n{row.case.name}\n{row.explanation}")
+
+
+def _show_shapes(record: "AttentionRecord") -> None:
+    from tesseral.bench.attention import tables
+
+    columns, rows = tables.slower_table(record)
+    if rows:
+        print_table("Slower than torch", columns, rows)
+    typer.echo(f"slower on {len(rows)} of {len(record.shapes)} shapes measured")
