@@ -33,7 +33,8 @@ def attention(
     """Return exact attention: a softmax over the visible keys, applied to the values.
 
     Each rule given hides more or biases more; none replaces another. A query that sees no
-    key gets zeros.
+    key gets zeros. Torch's autograd gets gradients of every floating array; those of quantised
+    keys and values, and second derivatives, are refused with a ``BackendError`` when asked for.
 
     Parameters
     ----------

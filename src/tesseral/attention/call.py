@@ -1,5 +1,7 @@
 """Running a call that has been checked: by one backend, all sequences at once or one by one."""
 
+import dataclasses
+
 from array_api_compat import array_namespace
 
 from tesseral.attention.problem import AttentionArrays, AttentionProblem
@@ -14,7 +16,7 @@ def run(
     arrays: AttentionArrays,
     sequences: Sequences | None = None,
 ) -> tuple[Array, Array]:
-    """Return output and lse as ``backend`` computes them.
+    """Return output and lse as ``backend`` computes them, recorded by torch where it records.
 
     Parameters
     ----------
@@ -33,6 +35,10 @@ def run(
         Shapes as of :func:`tesseral.attention.attention`; with ``sequences``, of
         :func:`tesseral.attention.attention_varlen`.
     """
+    if _is_recorded(arrays):
+        from tesseral.attention.autograd import run_recorded
+
+        return run_recorded(backend, problem, arrays, sequences)
     if sequences is None:
         return backend.forward(problem, arrays)
     together = getattr(backend, "forward_sequences", None)
@@ -61,7 +67,7 @@ def run_each(
     """
     xp = array_namespace(arrays.query)
     outputs, lses = [], []
-    for _, alone, parts in split(problem, arrays, sequences):
+    for alone, parts in split(problem, arrays, sequences):
         output, lse = backend.forward(alone, parts)
         outputs.append(xp.permute_dims(output[0], (1, 0, 2)))
         lses.append(lse[0].mT)
@@ -73,3 +79,15 @@ def run_each(
         outputs = [xp.zeros(shape, dtype=arrays.query.dtype, device=place)]
         lses = [xp.zeros((rows, heads), dtype=lse_dtype, device=place)]
     return xp.concat(outputs, axis=0), xp.concat(lses, axis=0)
+
+
+def _is_recorded(arrays: AttentionArrays) -> bool:
+    """Return whether torch will want gradients of any of the arrays."""
+    if not hasattr(arrays.query, "requires_grad"):
+        return False
+    given = (getattr(arrays, field.name) for field in dataclasses.fields(arrays))
+    if not any(getattr(array, "requires_grad", False) for array in given):
+        return False
+    import torch
+
+    return torch.is_grad_enabled()

@@ -49,11 +49,18 @@ class Sequences:
         """Most queries and most keys that one sequence has."""
         return int(self.q_lens.max(initial=0)), int(self.kv_lens.max(initial=0))
 
+    def spans(self) -> Iterator[tuple[slice, slice]]:
+        """Yield, for each sequence, the rows of its queries and of its keys."""
+        starts = zip(self.q_starts.tolist(), self.q_lens.tolist(), strict=True)
+        others = zip(self.kv_starts.tolist(), self.kv_lens.tolist(), strict=True)
+        for (q_start, q_len), (kv_start, kv_len) in zip(starts, others, strict=True):
+            yield slice(q_start, q_start + q_len), slice(kv_start, kv_start + kv_len)
+
 
 def split(
     problem: AttentionProblem, arrays: AttentionArrays, sequences: Sequences
-) -> Iterator[tuple[slice, AttentionProblem, AttentionArrays]]:
-    """Yield each sequence as a dense call of its own, after the span of its queries.
+) -> Iterator[tuple[AttentionProblem, AttentionArrays]]:
+    """Yield each sequence as a dense call of its own.
 
     Parameters
     ----------
@@ -66,27 +73,25 @@ def split(
 
     Yields
     ------
-    slice
-        Rows of the query.
     AttentionProblem, AttentionArrays
         The dense call, of batch 1. Its arrays are views, but for keys and values from a
         pool, which are gathered.
     """
     slopes = arrays.alibi_slopes
-    for s in range(len(sequences)):
-        queries = _span(sequences.q_starts[s], sequences.q_lens[s])
-        key, value = (_tokens(array, sequences, s) for array in (arrays.key, arrays.value))
+    for s, (queries, keys) in enumerate(sequences.spans()):
+        key, value = (
+            _tokens(array, keys, sequences.block_tables, s) for array in (arrays.key, arrays.value)
+        )
         alone = dataclasses.replace(
-            problem, batch=1, q_len=int(sequences.q_lens[s]), kv_len=int(sequences.kv_lens[s])
+            problem, batch=1, q_len=queries.stop - queries.start, kv_len=keys.stop - keys.start
         )
         yield (
-            queries,
             alone,
             dataclasses.replace(
                 arrays,
-                query=_heads_first(arrays.query[queries]),
-                key=_heads_first(key),
-                value=_heads_first(value),
+                query=heads_first(arrays.query[queries]),
+                key=heads_first(key),
+                value=heads_first(value),
                 alibi_slopes=slopes if slopes is None or slopes.ndim == 1 else slopes[s : s + 1],
             ),
         )
@@ -193,17 +198,14 @@ def _integers(where: str, name: str, array: Array, *, axes: str) -> Integers:
     return np.ascontiguousarray(to_numpy(array), dtype=np.int64)
 
 
-def _span(start: Any, length: Any) -> slice:
-    return slice(int(start), int(start) + int(length))
-
-
-def _tokens(array: Array | PackedTensor, sequences: Sequences, s: int) -> Array | PackedTensor:
-    """Return keys or values of one sequence: (kv_len, kv_heads, head_dim or value_dim)."""
-    if sequences.block_tables is None:
-        return array[_span(sequences.kv_starts[s], sequences.kv_lens[s])]
-    length = int(sequences.kv_lens[s])
-    blocks = sequences.block_tables[s, : -(-length // array.shape[1])]
-    return _map(array, lambda part: _gather(part, blocks)[:length])
+def _tokens(
+    array: Array | PackedTensor, keys: slice, tables: Integers | None, s: int
+) -> Array | PackedTensor:
+    """Return keys or values of sequence ``s``: (kv_len, kv_heads, head_dim or value_dim)."""
+    if tables is None:
+        return array[keys]
+    blocks = tables[s, : -(-keys.stop // array.shape[1])]
+    return _map(array, lambda part: _gather(part, blocks)[: keys.stop])
 
 
 def _gather(pool: Array, blocks: Integers) -> Array:
@@ -214,7 +216,7 @@ def _gather(pool: Array, blocks: Integers) -> Array:
     return xp.reshape(taken, (-1, *pool.shape[2:]))
 
 
-def _heads_first(array: Array | PackedTensor) -> Array | PackedTensor:
+def heads_first(array: Array | PackedTensor) -> Any:
     """Return (length, heads, dim) as (1, heads, length, dim), a view."""
 
     def turn(part: Array) -> Array:

@@ -47,7 +47,7 @@ def attention_varlen(
 
     Each sequence sees its own keys only, as if :func:`tesseral.attention.attention` were
     called for it alone: the rules count from its own last query and key. The layout is that
-    of flash_attn, with heads after tokens.
+    of flash_attn, with heads after tokens. Gradients flow, but not to pools or through them.
 
     Parameters
     ----------

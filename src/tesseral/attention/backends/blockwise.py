@@ -17,8 +17,7 @@ from tesseral.runtime.registry import YES, Verdict
 class BlockwiseBackend:
     """Portable attention with memory that grows with the lengths, not with their product.
 
-    Works in float32 (float64 for float64 inputs) and rounds the output once. Torch records
-    it for autograd, which keeps the weights of every tile until the backward pass.
+    Works in float32 (float64 for float64 inputs) and rounds the output once.
     Deterministic as far as the framework's matrix product is.
     """
 
