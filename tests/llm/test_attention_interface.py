@@ -22,6 +22,7 @@ from support.models import (
 from tesseral._errors import BackendError, DtypeError, ParameterError, ShapeError
 from tesseral.llm.attention_interface import EncodedTensor, attention_forward, register
 from tesseral.llm.attention_mask import BandMask, attention_mask
+from tesseral.llm.paged_cache import PACKED, PagedKVCache
 
 register()
 
@@ -316,6 +317,20 @@ def test_a_mask_of_another_kind_is_refused():
 def test_what_cannot_be_done_is_refused(option, message):
     with pytest.raises(BackendError, match=message):
         attend(CAUSAL, 5, 5, **option)
+
+
+def test_a_paged_cache_that_is_not_ours_is_refused():
+    with pytest.raises(BackendError, match=r"type object cannot be read; call tesseral.llm.gen"):
+        attend(CAUSAL, 5, 5, cache=object())
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 1, 5, 5, dtype=torch.bool)])
+def test_a_mask_beside_a_paged_cache_is_refused(mask):
+    ours = object.__new__(PagedKVCache)
+    with pytest.raises(BackendError, match="takes neither masks nor position biases"):
+        attend(CAUSAL, 5, 5, mask, cache=ours)
+    with pytest.raises(BackendError, match="takes neither masks nor position biases"):
+        attend(CAUSAL, 5, 5, PACKED, cache=ours, position_bias=torch.zeros(1, 4, 5, 5))
 
 
 def test_training_with_dropout_is_refused_by_the_model():

@@ -5,6 +5,7 @@ transformers, so that ``AutoModelForCausalLM.from_pretrained`` reads a quantised
 """
 
 from tesseral.llm.attention_interface import register
+from tesseral.llm.batching import continuous_batching, generate_batch
 from tesseral.llm.cache import QuantizedKVCache
 from tesseral.llm.evaluate import perplexity
 from tesseral.llm.generation import generate
@@ -18,7 +19,9 @@ __all__ = [
     "QuantizedKVCache",
     "TesseralConfig",
     "TesseralQuantizer",
+    "continuous_batching",
     "generate",
+    "generate_batch",
     "load",
     "perplexity",
     "quantize",

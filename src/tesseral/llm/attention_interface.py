@@ -6,7 +6,7 @@ function and mask are registered together: without the second, transformers woul
 mask at all and causality would be lost.
 """
 
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -15,6 +15,8 @@ from tesseral._errors import BackendError, DtypeError, ParameterError, ShapeErro
 from tesseral.attention import attention
 from tesseral.core.packed import PackedTensor
 from tesseral.llm.attention_mask import BandMask, attention_mask
+from tesseral.llm.paged_cache import PACKED, PagedKVCache
+from tesseral.llm.paged_rows import States
 from tesseral.quantization.kvcodec import KVCodec
 
 IMPLEMENTATION = "tesseral"
@@ -23,10 +25,6 @@ IMPLEMENTATION = "tesseral"
 
 class EncodedTensor(torch.Tensor):
     """Keys or values that their layer's codec has encoded already but keeps in 16 or 32 bits."""
-
-
-States: TypeAlias = torch.Tensor | PackedTensor
-"""Keys or values: a tensor as the model computed it, or one that a codec encoded."""
 
 
 def register() -> None:
@@ -95,13 +93,18 @@ def attention_forward(
     Raises
     ------
     BackendError
-        For dropout, attention weights, or another argument of a model that changes the result
-        and is not listed here.
+        For dropout, attention weights, another argument of a model that changes the result
+        and is not listed here, or a paged cache that is not ours.
     ShapeError, DtypeError, ParameterError
         If mask, keys and codec do not fit together.
     """
     _refuse_unsupported(dropout, kwargs)
     query, key, value = _encode(module, query, key, value)
+    if kwargs.get("cache") is not None:
+        cache = _paged(kwargs["cache"], attention_mask, position_bias)
+        rules = {"scale": scaling, "softcap": softcap, "sinks": s_aux}
+        layer: Any = module.layer_idx
+        return cache.attend(layer, query, key, value, kwargs, **rules), None
     sizes = query.shape[-2], key.shape[-2]
     if isinstance(attention_mask, BandMask):
         rule = _rule_of_band(attention_mask, sizes)
@@ -144,6 +147,23 @@ def _refuse_unsupported(dropout: float, options: dict[str, Any]) -> None:
             raise BackendError(
                 f"tesseral attention: {what} not supported; use attn_implementation='eager'."
             )
+
+
+def _paged(
+    cache: Any, mask: torch.Tensor | None, position_bias: torch.Tensor | None
+) -> PagedKVCache:
+    """Return the cache of continuous batching, once it is sure that it says all of what is seen."""
+    if not isinstance(cache, PagedKVCache):
+        raise BackendError(
+            f"tesseral attention: a paged cache of type {type(cache).__name__} cannot be read; "
+            "call tesseral.llm.generate_batch(model, ...) in place of model.generate_batch(...)."
+        )
+    if mask is not PACKED or position_bias is not None:
+        raise BackendError(
+            "tesseral attention: continuous batching takes neither masks nor position biases; "
+            "use generate() for this model."
+        )
+    return cache
 
 
 def _encode(

@@ -11,7 +11,8 @@ from transformers.cache_utils import CacheLayerMixin
 
 from tesseral._errors import ParameterError, ShapeError
 from tesseral.core.packed import PackedTensor
-from tesseral.llm.attention_interface import IMPLEMENTATION, EncodedTensor, States
+from tesseral.llm.attention_interface import IMPLEMENTATION, EncodedTensor
+from tesseral.llm.paged_rows import States
 from tesseral.quantization.kvcodec import KVCodec
 
 _ROOM = 64
@@ -42,7 +43,7 @@ class QuantizedKVCache(Cache):  # type: ignore[misc]  # transformers is untyped 
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__(layers=[QuantizedKVLayer(codec) for codec in _codecs(model)])
+        super().__init__(layers=[QuantizedKVLayer(codec) for codec in kv_codecs(model)])
 
     @property
     def nbytes(self) -> int:
@@ -243,8 +244,14 @@ def _write(array: torch.Tensor, new: torch.Tensor, start: int) -> torch.Tensor:
     return array
 
 
-def _codecs(model: Any) -> list[KVCodec]:
-    """Return the codecs of a model's attention modules by layer."""
+def kv_codecs(model: Any) -> list[KVCodec]:
+    """Return the codecs of a model's attention modules by layer.
+
+    Raises
+    ------
+    ParameterError
+        If some layer has none, or attention cannot read what they encode.
+    """
     where = f"QuantizedKVCache: {type(model).__name__}"
     modules = [m for m in model.modules() if getattr(m, "kv_codec", None) is not None]
     if not modules:

@@ -1,0 +1,65 @@
+"""Encoded keys and values as rows of bytes, which a cache of any kind can store and copy."""
+
+from dataclasses import replace
+from typing import TypeAlias
+
+import torch
+
+from tesseral.core.packed import PackedTensor
+
+States: TypeAlias = torch.Tensor | PackedTensor
+"""Keys or values: a tensor as the model computed it, or one that a codec encoded."""
+
+_ALIGNMENT = 8
+"""Rows are as long as a multiple of this, the size of the largest number in them."""
+
+
+class RowLayout:
+    """Where codes, scales and offsets of one token and head lie in a row of bytes.
+
+    Parameters
+    ----------
+    like : PackedTensor or tensor of shape (..., head_dim)
+        An encoding as the rows shall hold them; only its types and its last axes are read.
+
+    Attributes
+    ----------
+    nbytes : int
+        Length of a row.
+    """
+
+    def __init__(self, like: States) -> None:
+        self._like = like
+        self._fields: list[tuple[int, int, torch.dtype]] = []
+        end = 0
+        for array in _arrays(like):
+            start = -(-end // array.itemsize) * array.itemsize
+            end = start + array.shape[-1] * array.itemsize
+            self._fields.append((start, end, array.dtype))
+        self.nbytes = -(-end // _ALIGNMENT) * _ALIGNMENT
+
+    def write(self, states: States, width: int) -> torch.Tensor:
+        """Return states of shape (..., head_dim) as rows (..., width) of uint8."""
+        arrays = _arrays(states)
+        rows = arrays[0].new_zeros((*arrays[0].shape[:-1], width), dtype=torch.uint8)
+        for field, array in zip(self._views(rows), arrays, strict=True):
+            field.copy_(array)
+        return rows
+
+    def read(self, rows: torch.Tensor) -> States:
+        """Return what rows (..., width) hold as views of them, of shape (..., head_dim)."""
+        views = self._views(rows)
+        if not isinstance(self._like, PackedTensor):
+            return views[0]
+        data, scale, *offset = views
+        return replace(self._like, data=data, scale=scale, offset=offset[0] if offset else None)
+
+    def _views(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        return [rows[..., start:end].view(dtype) for start, end, dtype in self._fields]
+
+
+def _arrays(states: States) -> list[torch.Tensor]:
+    if not isinstance(states, PackedTensor):
+        return [states]
+    arrays = (states.data, states.scale, states.offset)
+    return [array for array in arrays if array is not None]
