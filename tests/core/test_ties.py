@@ -13,7 +13,7 @@ def tensor_of(*shape):
     return np.random.default_rng(0).standard_normal(shape)
 
 
-@pytest.fixture(params=[32768, 27], autouse=True)
+@pytest.fixture(params=[65536, 27], autouse=True)
 def tile_entries(request, monkeypatch):
     monkeypatch.setattr(ties, "TILE_ENTRIES", request.param)
 

@@ -114,6 +114,11 @@ def _split_missing(
     where: str, values: Array, mask: Array | None, allow_missing: bool
 ) -> tuple[Array, Array | None]:
     xp = array_namespace(where, values)
+    if mask is None:
+        with np.errstate(all="ignore"):
+            total = xp.sum(values)
+        if xp.isfinite(total):  # then so is every entry, and this was the cheapest way to know
+            return values, None
     refused = ~xp.isfinite(values)
     missing = xp.isnan(values) if allow_missing else xp.zeros_like(refused)
     if mask is not None:

