@@ -1,0 +1,13 @@
+"""Clustering every mode of a tensor, network or hypergraph at once.
+
+>>> from tesseral.datasets import make_block_tensor
+>>> planted = make_block_tensor((30, 30, 30), 3, contrast=40, symmetric=True, random_state=0)
+>>> model = DegreeCorrectedTensorBlockModel(3, symmetric=True).fit(planted.tensor)
+>>> clustering_error_rate(planted.labels[0], model.labels_[0])
+0.0
+"""
+
+from tesseral.cluster._degree_corrected import DegreeCorrectedTensorBlockModel
+from tesseral.cluster.metrics import clustering_error_rate
+
+__all__ = ["DegreeCorrectedTensorBlockModel", "clustering_error_rate"]

@@ -1,0 +1,249 @@
+"""The base of every estimator that clusters all modes of a tensor."""
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from tesseral._errors import EvidenceWarning, ParameterError, ShapeError
+from tesseral.cluster._angles import Assignment
+from tesseral.cluster._blocks import BlockFit
+from tesseral.cluster._dense import DenseSource
+from tesseral.cluster._likelihood import Family
+from tesseral.cluster._order import by_size
+from tesseral.cluster._problem import Problem, state_counts, state_ties
+from tesseral.cluster._select import Outcome, select
+from tesseral.cluster._source import Floats, Grouping, Source
+from tesseral.core._arrays import Array, like
+from tesseral.core.estimator import TensorEstimator
+from tesseral.core.inputs import check_tensor
+from tesseral.core.labels import Labels
+from tesseral.core.modeprod import multi_mode_product
+from tesseral.core.random import Seed, as_generator
+from tesseral.core.ties import find_ties
+from tesseral.core.unfold import check_mode_of_shape
+
+
+class TensorBlockClusterer(TensorEstimator):
+    """Base of estimators that find clusters on every mode and the block means between them.
+
+    A subclass says where labels begin, how they are improved, and which cluster a new node
+    joins. Its constructor has at least the parameters annotated below.
+    """
+
+    _allow_missing: ClassVar[bool] = True
+
+    n_clusters: int | Sequence[int] | str
+    symmetric: str | bool | Sequence[Sequence[int]]
+    tied: str
+    family: str
+    candidates: Sequence[Any] | None
+    random_state: Seed
+
+    def fit(self, X: Any, y: None = None, *, mask: Any = None) -> Any:  # noqa: ARG002
+        """Find the clusters of every mode.
+
+        Parameters
+        ----------
+        X : array of shape (d_0, ..., d_{K-1})
+            NumPy, torch or another framework of the array API, K from 2 to 5; numbers of any
+            real type. NaN stands for a missing entry.
+        y : None
+            Not used; here for scikit-learn.
+        mask : boolean array of the same shape, optional
+            True where an entry is observed.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ParameterError, ShapeError, DtypeError
+            If a parameter or the tensor cannot be used.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the iteration stopped before labels repeated.
+        EvidenceWarning
+            If the data cannot support the number of clusters asked for.
+        """
+        self._check_parameters()
+        where = type(self).__name__
+        values, observed = self._check_tensor(X, mask)
+        family = Family.of(where, self.family, values)
+        shape = tuple(values.shape)
+        ties = state_ties(where, self.symmetric, shape, lambda: find_ties(values, observed))
+        problem = Problem(where=where, shape=shape, ties=ties, pooled=self.tied == "pool")
+        source = DenseSource(values, None if observed is None else like(observed, values))
+        if problem.pooled and not isinstance(self.symmetric, str):
+            source = source.pooled(ties)  # what "auto" ties is symmetric already
+        fit = self._fit_source(problem, source, family)
+        self.core_ = like(fit.core, values)
+        self.degrees_ = [like(theta, values) for theta in fit.degrees]
+        return self
+
+    def predict(self, X: Any, mode: int = 0, *, mask: Any = None) -> Labels:
+        """Return the clusters of new nodes of one mode.
+
+        Parameters
+        ----------
+        X : array of shape (d_0, ..., n, ..., d_{K-1})
+            Slices of n new nodes along ``mode``; the other modes are those of the fit.
+        mode : int
+            The mode of the new nodes.
+        mask : boolean array of the same shape, optional
+            True where an entry is observed.
+
+        Returns
+        -------
+        int array of shape (n,)
+            A node without signal gets the largest cluster, number 0.
+
+        Raises
+        ------
+        ParameterError, ShapeError, DtypeError
+            If X does not fit what was fitted.
+        """
+        check_is_fitted(self)
+        where = f"{type(self).__name__}.predict"
+        values, observed = check_tensor(X, where=where, mask=mask, allow_missing=True)
+        mode = check_mode_of_shape(where, self._shape, mode)
+        expected = (*self._shape[:mode], values.shape[mode], *self._shape[mode + 1 :])
+        if values.ndim != len(self._shape) or tuple(values.shape) != expected:
+            raise ShapeError(
+                f"{where}: new nodes of mode {mode} need shape "
+                f"{(*self._shape[:mode], 'n', *self._shape[mode + 1 :])}, "
+                f"got {tuple(values.shape)}."
+            )
+        source = DenseSource(values, None if observed is None else like(observed, values))
+        groupings = list(self._fit.groupings)
+        # the new nodes' own clusters are not used along their mode
+        blank = np.zeros(values.shape[mode], dtype=np.intp)
+        groupings[mode] = Grouping(labels=blank, size=self._fit.sizes[mode])
+        clusters = np.moveaxis(self._fit.core, mode, 0).reshape(self._fit.sizes[mode], -1)
+        sums = source.sums([g.unweighted() for g in groupings], [mode])[mode]
+        weighted = [g.unweighted() for g in groupings] if source.complete else groupings
+        exposures = source.exposures(weighted, [mode])[mode]
+        nodes = sums / np.where(exposures > 0, exposures, 1.0)
+        return self._nearest(nodes, clusters)
+
+    def reconstruct(self) -> Array:
+        """Return the fitted mean of every entry, an array of the shape of the data."""
+        check_is_fitted(self)
+        matrices = [grouping.matrix(self.core_) for grouping in self._fit.groupings]
+        return multi_mode_product(self.core_, matrices)
+
+    def score(self, X: Any, y: None = None, *, mask: Any = None) -> float:  # noqa: ARG002
+        """Return the mean log-likelihood of the observed entries of a tensor under the fit.
+
+        Parameters
+        ----------
+        X : array of the shape that was fitted
+            NaN stands for a missing entry.
+        y : None
+            Not used; here for scikit-learn.
+        mask : boolean array of the same shape, optional
+            True where an entry is observed.
+
+        Raises
+        ------
+        ParameterError, ShapeError, DtypeError
+            If X does not fit what was fitted.
+        """
+        check_is_fitted(self)
+        where = f"{type(self).__name__}.score"
+        values, observed = check_tensor(X, where=where, mask=mask, allow_missing=True)
+        if tuple(values.shape) != self._shape:
+            raise ShapeError(f"{where}: needs shape {self._shape}, got {tuple(values.shape)}.")
+        family = Family.of(where, self.family, values)
+        source = DenseSource(values, None if observed is None else like(observed, values))
+        found = family.evaluate(source, self._fit, variance=self.noise_variance_)
+        return found.log_likelihood / source.n_observed
+
+    def _fit_source(self, problem: Problem, source: Source, family: Family) -> BlockFit:
+        """Find clusters, set what is learned, and return the fit."""
+        if source.squared_norm == 0:
+            raise ParameterError(
+                f"{problem.where}: every entry is zero, so no node has a direction to be "
+                "clustered by."
+            )
+        seed = int(as_generator(self.random_state).integers(2**63))
+
+        def run(counts: tuple[int, ...]) -> Outcome:
+            # every number of clusters sees the same random numbers, whatever else is tried
+            return self._attempt(problem, source, family, counts, np.random.default_rng(seed))
+
+        if isinstance(self.n_clusters, str):
+            outcome, self.bic_path_ = select(problem, self.candidates, run)
+        else:
+            outcome = run(state_counts(problem, self.n_clusters))
+            self.bic_path_ = {outcome.fit.sizes: outcome.criterion}
+        self._shape, self._fit = problem.shape, outcome.fit
+        self.labels_ = [grouping.labels for grouping in outcome.fit.groupings]
+        self.start_labels_ = [grouping.labels for grouping in outcome.start]
+        self.n_clusters_, self.symmetric_ = outcome.fit.sizes, problem.ties
+        self.log_likelihood_ = outcome.evaluation.log_likelihood
+        self.noise_variance_, self.bic_ = outcome.evaluation.variance, outcome.criterion
+        self._warn_of_refilled(outcome.assignment)
+        self.reason_ = outcome.assignment.result.reason
+        self._store_result(outcome.assignment.result)
+        return outcome.fit
+
+    def _attempt(
+        self,
+        problem: Problem,
+        source: Source,
+        family: Family,
+        counts: tuple[int, ...],
+        rng: np.random.Generator,
+    ) -> Outcome:
+        start = self._start(problem, source, counts, rng)
+        assignment = self._improve(problem, source, family, start)
+        fit = by_size(self._finish(problem, source, family, assignment), problem.ties)
+        evaluation = family.evaluate(source, fit)
+        return Outcome(
+            start=start,
+            assignment=assignment,
+            fit=fit,
+            evaluation=evaluation,
+            criterion=evaluation.criterion(source, fit, problem.ties),
+        )
+
+    def _warn_of_refilled(self, assignment: Assignment) -> None:
+        for mode, count in enumerate(assignment.refilled):
+            if count:
+                warnings.warn(
+                    f"{type(self).__name__}: {count} of the clusters of mode {mode} were empty "
+                    "and were given the nodes that fitted worst; the data show fewer clusters "
+                    "than were asked for.",
+                    EvidenceWarning,
+                    stacklevel=4,
+                )
+                return
+
+    @abstractmethod
+    def _start(
+        self, problem: Problem, source: Source, counts: tuple[int, ...], rng: np.random.Generator
+    ) -> list[Grouping]:
+        """Return the labels to begin with."""
+
+    @abstractmethod
+    def _improve(
+        self, problem: Problem, source: Source, family: Family, start: list[Grouping]
+    ) -> Assignment:
+        """Return the labels that they lead to."""
+
+    @abstractmethod
+    def _finish(
+        self, problem: Problem, source: Source, family: Family, assignment: Assignment
+    ) -> BlockFit:
+        """Return block means and, if nodes differ in it, degrees for given labels."""
+
+    @abstractmethod
+    def _nearest(self, nodes: Floats, clusters: Floats) -> Labels:
+        """Return the cluster of each node, from its mean row and the clusters' rows."""

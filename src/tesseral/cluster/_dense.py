@@ -1,0 +1,153 @@
+"""Dense tensors of any framework as a source."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from tesseral.cluster._source import Floats, Grouping, Rows, complete_exposures
+from tesseral.cluster._spectral import projected_rows
+from tesseral.core._arrays import Array, array_namespace, like, to_float, to_numpy
+from tesseral.core.linalg import leading_eigenvectors, left_singular_vectors, mode_gram
+from tesseral.core.modeprod import mode_product, multi_mode_product
+from tesseral.core.ties import Ties, symmetrize
+from tesseral.core.unfold import unfold
+
+IMPUTATIONS = 5
+"""How often missing entries are replaced by the low-rank fit before the spectral start."""
+
+SLAB_ENTRIES = 2**20
+"""Entries whose means are held at a time."""
+
+CLIP = 1e-6
+"""How far the mean of a 0 or 1 is kept from both; degrees may push it beyond."""
+
+
+class DenseSource:
+    """A dense tensor; where entries are missing, it is zero and so is its weight."""
+
+    def __init__(
+        self, tensor: Array, weights: Array | None = None, squared_norm: float | None = None
+    ) -> None:
+        xp = array_namespace("DenseSource", tensor)
+        self.shape = tuple(tensor.shape)
+        self.complete = weights is None
+        # every product reads it in C order; another order would be copied each time
+        self.tensor = xp.reshape(xp.reshape(tensor, (-1,)), self.shape)
+        self.weights = weights
+        self.n_observed = float(prod(self.shape)) if weights is None else to_float(xp.sum(weights))
+        if squared_norm is None:
+            flat = xp.reshape(self.tensor, (-1,))
+            squared_norm = to_float(xp.matmul(flat, flat))
+        self.squared_norm = squared_norm
+        self._eigenvectors: dict[int, Array] = {}
+
+    def pooled(self, ties: Ties) -> "DenseSource":
+        """Return the source that averages over tied modes; the squared norm stays."""
+        weights = None if self.weights is None else symmetrize(self.weights, ties)
+        return DenseSource(symmetrize(self.tensor, ties), weights, self.squared_norm)
+
+    def spectral_rows(
+        self, ranks: Sequence[int], factor_of: Sequence[int], modes: Sequence[int]
+    ) -> Rows:
+        """Return rows of the tensor projected twice; missing entries filled by its fit."""
+        if self.complete:
+            return projected_rows(self, ranks, factor_of, modes)
+        return projected_rows(self.filled(ranks), ranks, factor_of, modes)
+
+    def vectors(self, mode: int, rank: int) -> Array:
+        """Return leading left singular vectors of an unfolding; one Gram matrix for all ranks."""
+        size, others = self.shape[mode], prod(self.shape) // self.shape[mode]
+        if size > others:
+            return left_singular_vectors(unfold(self.tensor, mode), min(rank, others))
+        if mode not in self._eigenvectors:
+            self._eigenvectors[mode] = leading_eigenvectors(mode_gram(self.tensor, mode), size)
+        return self._eigenvectors[mode][:, :rank]
+
+    def project(self, matrices: Sequence[Array], modes: Sequence[int]) -> dict[int, Array]:
+        """Return, for each of ``modes``, its unfolding after products with the other matrices.
+
+        ``matrices`` has one array of shape (d_k, m_k) for each mode.
+        """
+        return dict(_branches(self.tensor, matrices, list(range(len(matrices))), list(modes)))
+
+    def sums(self, groupings: Sequence[Grouping], modes: Sequence[int]) -> Rows:
+        """Return sums of the entries of each node of ``modes`` over blocks of the others."""
+        return _block_sums(self.tensor, groupings, modes)
+
+    def exposures(self, groupings: Sequence[Grouping], modes: Sequence[int]) -> Rows:
+        """Return such sums of the weights; one row for all nodes if nothing is missing."""
+        if self.weights is None:
+            return complete_exposures(groupings, modes)
+        return _block_sums(self.weights, groupings, modes)
+
+    def bernoulli(self, groupings: Sequence[Grouping], core: Floats) -> float:
+        """Return the log-likelihood of 0 and 1; means are kept ``CLIP`` away from both."""
+        xp = array_namespace("DenseSource", self.tensor)
+        matrices = [grouping.matrix(self.tensor) for grouping in groupings]
+        blocks = like(core, self.tensor)
+        inner = multi_mode_product(blocks, [None, *matrices[1:]])
+        step, total = max(SLAB_ENTRIES // prod(self.shape[1:]), 1), 0.0
+        for start in range(0, self.shape[0], step):
+            part = slice(start, start + step)
+            mean = mode_product(inner, matrices[0][part, :], 0)
+            mean = xp.clip(mean, CLIP, 1 - CLIP)
+            ones = self.tensor[part, ...]
+            seen = 1.0 if self.weights is None else self.weights[part, ...]
+            likelihood = ones * xp.log(mean) + (seen - ones) * xp.log1p(-mean)
+            total += to_float(xp.sum(likelihood))
+        return total
+
+    def filled(self, ranks: Sequence[int]) -> "DenseSource":
+        """Return a complete source whose missing entries come from a low-rank fit."""
+        assert self.weights is not None
+        xp = array_namespace("DenseSource", self.tensor)
+        seen = self.weights > 0
+        values = self.tensor / xp.where(seen, self.weights, xp.ones_like(self.weights))
+        fit: Array = xp.sum(self.tensor) / xp.sum(self.weights)
+        ranks = [min(rank, size) for rank, size in zip(ranks, self.shape, strict=True)]
+        for _ in range(IMPUTATIONS):
+            current = DenseSource(xp.where(seen, values, fit), squared_norm=0.0)
+            factors = [current.vectors(mode, rank) for mode, rank in enumerate(ranks)]
+            core = multi_mode_product(current.tensor, factors, transpose=True)
+            fit = multi_mode_product(core, factors)
+        return DenseSource(xp.where(seen, values, fit))
+
+
+def _block_sums(tensor: Array, groupings: Sequence[Grouping], modes: Sequence[int]) -> Rows:
+    matrices = [grouping.matrix(tensor) for grouping in groupings]
+    found = _branches(tensor, matrices, list(range(len(matrices))), list(modes))
+    return {mode: _as_floats(rows) for mode, rows in found}
+
+
+def _branches(
+    tensor: Array, matrices: Sequence[Array], pending: list[int], wanted: list[int]
+) -> list[tuple[int, Array]]:
+    """Contract the modes of ``pending`` but one, for each of ``wanted`` in turn.
+
+    What two wanted modes share is contracted once: their modes are halved, and each half is
+    reached by contracting the other, so the whole tensor is read twice however many there are.
+    """
+    if not wanted:
+        return []
+    if len(wanted) == 1:
+        chosen = [matrices[mode] if mode in pending else None for mode in range(tensor.ndim)]
+        product = multi_mode_product(tensor, chosen, skip=wanted[0], transpose=True)
+        return [(wanted[0], unfold(product, wanted[0]))]
+    half = (len(pending) + 1) // 2
+    left, right = pending[:half], pending[half:]
+    found = []
+    for kept, contracted in ((left, right), (right, left)):
+        inside = [mode for mode in wanted if mode in kept]
+        if inside:
+            part = tensor
+            for mode in reversed(contracted):
+                part = mode_product(part, matrices[mode], mode, transpose=True)
+            found += _branches(part, matrices, kept, inside)
+    return found
+
+
+def _as_floats(array: Array) -> Floats:
+    values: np.ndarray[Any, Any] = to_numpy(array)
+    return values.astype(np.float64, copy=False)

@@ -1,0 +1,146 @@
+"""How well a block model explains the data, in three families."""
+
+from dataclasses import dataclass
+from math import log, pi, prod
+from typing import Any
+
+import numpy as np
+from scipy.special import gammaln, xlogy
+
+from tesseral._errors import ParameterError
+from tesseral.cluster._blocks import BlockFit, cluster_sums
+from tesseral.cluster._source import Floats, Grouping, Source
+from tesseral.core._arrays import Array, array_namespace, to_float, to_numpy
+from tesseral.core.ties import Ties
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """The distribution of entries around their mean.
+
+    Attributes
+    ----------
+    name : {"normal", "binomial", "poisson"}
+    log_factorials : float
+        Sum of log(y!) over the entries, for counts.
+    """
+
+    name: str
+    log_factorials: float = 0.0
+
+    @classmethod
+    def of(cls, where: str, name: str, values: Array) -> "Family":
+        """Return a family for a tensor, or say why its entries cannot be of that family.
+
+        ``values`` are zero where nothing is observed.
+        """
+        xp = array_namespace(where, values)
+        if name == "binomial" and not xp.all((values == 0) | (values == 1)):
+            raise ParameterError(f"{where}: family='binomial' needs entries 0 and 1 only.")
+        if name != "poisson":
+            return cls(name=name)
+        if xp.any(values < 0):
+            raise ParameterError(
+                f"{where}: family='poisson' needs counts; the smallest entry is "
+                f"{to_float(xp.min(values)):g}."
+            )
+        return cls(name=name, log_factorials=_log_factorials(to_numpy(values)))
+
+    def evaluate(
+        self, source: Source, fit: BlockFit, variance: float | None = None
+    ) -> "Evaluation":
+        """Return the log-likelihood of data under a fit, and what it is made of.
+
+        Normal data take their mean squared residual as variance unless one is given.
+        """
+        if self.name == "normal":
+            squares = residual_squares(source, fit)
+            mean_square = squares / source.n_observed
+            variance = mean_square if variance is None else variance
+            value = -source.n_observed / 2 * (log(2 * pi * variance) + mean_square / variance)
+            return Evaluation(log_likelihood=value, residual_squares=squares, variance=mean_square)
+        if self.name == "binomial":
+            return Evaluation(log_likelihood=source.bernoulli(fit.groupings, fit.core))
+        value = _log_mean_of_counts(source, fit) - _total_mean(source, fit) - self.log_factorials
+        return Evaluation(log_likelihood=value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """How well a fit explains data.
+
+    Attributes
+    ----------
+    log_likelihood : float
+        Constants included.
+    residual_squares, variance : float or None
+        Sum and mean of squared residuals, of normal data.
+    """
+
+    log_likelihood: float
+    residual_squares: float | None = None
+    variance: float | None = None
+
+    def criterion(self, source: Source, fit: BlockFit, ties: Ties) -> float:
+        """Return the Bayesian information criterion; smaller is better.
+
+        For normal data, N log RSS + f log N with N entries and f free parameters, which
+        leaves out constants, as in the paper; otherwise -2 log-likelihood + f log N.
+        """
+        penalty = free_parameters(fit, ties) * log(prod(source.shape))
+        if self.residual_squares is not None:
+            return source.n_observed * log(self.residual_squares) + penalty
+        return penalty - 2 * self.log_likelihood
+
+
+def free_parameters(fit: BlockFit, ties: Ties) -> float:
+    """Return the paper's count: the blocks, the labels and, tied modes once, the degrees."""
+    found = float(prod(fit.sizes))
+    for group in ties:
+        nodes, size = len(fit.groupings[group[0]].labels), fit.sizes[group[0]]
+        found += nodes * log(size) + nodes - size
+    return found
+
+
+def residual_squares(source: Source, fit: BlockFit) -> float:
+    """Return the sum of squared residuals, at least what rounding of the data's own makes it."""
+    rows = fit.core.reshape(fit.sizes[0], -1)
+    explained = cluster_sums(source.sums(fit.groupings, [0])[0], fit.groupings[0])
+    squared = [_squared(grouping) for grouping in fit.groupings]
+    exposures = _total(source, squared)
+    rss = source.squared_norm - 2 * float((explained * rows).sum())
+    rss += float((exposures * rows**2).sum())
+    return max(rss, np.finfo(np.float64).eps * source.squared_norm)
+
+
+def _log_factorials(counts: np.ndarray[Any, Any]) -> float:
+    """Return the sum of log(y!), slice by slice: missing entries are 0 and add nothing."""
+    return float(sum(gammaln(part + 1.0).sum() for part in counts))
+
+
+def _squared(grouping: Grouping) -> Grouping:
+    assert grouping.weights is not None
+    return Grouping(labels=grouping.labels, size=grouping.size, weights=grouping.weights**2)
+
+
+def _total(source: Source, groupings: list[Grouping]) -> Floats:
+    """Return the exposure of every block, clusters of mode 0 by blocks of the others."""
+    exposures = source.exposures(groupings, [0])[0]
+    if len(exposures) == 1:
+        return groupings[0].totals()[:, None] * exposures
+    return cluster_sums(exposures, groupings[0])
+
+
+def _total_mean(source: Source, fit: BlockFit) -> float:
+    return float((_total(source, fit.groupings) * fit.core.reshape(fit.sizes[0], -1)).sum())
+
+
+def _log_mean_of_counts(source: Source, fit: BlockFit) -> float:
+    """Return the sum of entries times the logarithm of their mean."""
+    plain = [g.unweighted() for g in fit.groupings]
+    sums = source.sums(plain, range(len(plain)))
+    blocks = cluster_sums(sums[0], plain[0])
+    found = float(xlogy(blocks, fit.core.reshape(fit.sizes[0], -1)).sum())
+    for mode, degrees in enumerate(fit.degrees):
+        found += float(xlogy(sums[mode].sum(axis=1), degrees).sum())
+    return found
