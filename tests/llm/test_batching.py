@@ -11,8 +11,11 @@ from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConf
 from support.budget import assert_within_budget
 from support.codec import attach_codecs
 from support.models import BUILDERS, DECODERS, tiny_gemma2, tiny_llama, token_ids
+from support.quantised import freeze, simulate, tiny
 from tesseral._errors import DataError, ParameterError, ShapeError
 from tesseral.llm import QuantizedKVCache, continuous_batching, generate_batch
+from tesseral.llm.quantizer import mark_quantized
+from tesseral.quantization import QuantizationConfig
 
 NEW = 7
 LENGTHS = (3, 9, 17, 5, 26)  # of prompts: below, at and above windows and blocks
@@ -87,6 +90,14 @@ def test_a_quantised_model_stores_and_reads_codes(name, bits):
     model, prompts = attach_codecs(BUILDERS[name]("tesseral"), *bits), prompts_of((3, 9, 17))
     expected = alone(model, prompts, lambda: QuantizedKVCache(model))
     assert batched(model, prompts, max_batch_tokens=8) == expected
+
+
+def test_a_model_of_our_format_is_served():
+    model, config = tiny("llama"), QuantizationConfig()
+    freeze(model, config, simulate(model, config))
+    mark_quantized(model, config)
+    expected = alone(model, prompts_of(), lambda: QuantizedKVCache(model))
+    assert batched(model, prompts_of()) == expected
 
 
 def test_four_bits_take_less_room():

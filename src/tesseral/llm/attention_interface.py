@@ -170,8 +170,10 @@ def _encode(
     module: torch.nn.Module, query: torch.Tensor, key: States, value: States
 ) -> tuple[torch.Tensor, States, States]:
     """Bring queries, keys and values into the form in which they are attended to."""
-    codec: KVCodec | None = getattr(module, "kv_codec", None)
-    encoded = isinstance(key, PackedTensor | EncodedTensor)
+    # asking a module for an attribute that it lacks takes as long as all the rest here
+    parts = module.__dict__.get("_modules", module.__dict__)
+    codec: KVCodec | None = parts.get("kv_codec")
+    encoded = isinstance(key, (PackedTensor, EncodedTensor))
     if codec is None and encoded:
         raise ParameterError(
             f"tesseral attention: {type(module).__name__} has no kv_codec but gets encoded keys; "

@@ -261,7 +261,9 @@ def _padding(
     """Return which of the visible keys are no padding, None when all are."""
     if attention_mask is None:
         return None
-    missing = max(0, kv_offset + n_keys - attention_mask.shape[-1])
-    padding = torch.nn.functional.pad(attention_mask.bool(), (0, missing))
+    padding = attention_mask.bool()
+    missing = kv_offset + n_keys - attention_mask.shape[-1]
+    if missing > 0:
+        padding = torch.nn.functional.pad(padding, (0, missing))
     padding = padding[:, kv_offset : kv_offset + n_keys]
     return None if bool(padding.all()) else padding
