@@ -5,6 +5,7 @@ scikit-learn.
 """
 
 from tesseral.core.blocks import block_means, block_sums, expand_blocks
+from tesseral.core.coo import CooTensor
 from tesseral.core.kronecker import balanced_factors, kronecker_apply
 from tesseral.core.labels import membership_matrix
 from tesseral.core.linalg import (
@@ -25,6 +26,7 @@ from tesseral.core.tucker import TuckerTensor, hooi, hosvd
 from tesseral.core.unfold import fold, unfold
 
 __all__ = [
+    "CooTensor",
     "PackedTensor",
     "Progress",
     "Reason",
