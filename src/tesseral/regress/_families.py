@@ -117,6 +117,10 @@ class Family(ABC):
         """Return the dispersion that maximises the likelihood; 1 where there is none."""
         return 1.0
 
+    def held_out(self, kernels: float, seen: Observations, dispersion: float) -> float:
+        """Return the log-likelihood at a dispersion that other data gave."""
+        return self.total(kernels, seen, dispersion)
+
 
 class Normal(Family):
     """Real values with a common variance, the dispersion; identity link."""
@@ -161,6 +165,11 @@ class Normal(Family):
         """Return the log-likelihood with the variance profiled out."""
         variance = max(self.profile_dispersion(kernels, seen), np.finfo(float).tiny)
         return -0.5 * seen.total_weight * (math.log(2 * math.pi * variance) + 1)
+
+    def held_out(self, kernels: float, seen: Observations, dispersion: float) -> float:
+        """Return the log-likelihood at that variance."""
+        logs = seen.total_weight * math.log(2 * math.pi * dispersion)
+        return (kernels + seen.constant) / dispersion - 0.5 * logs
 
     def profile_dispersion(self, kernels: float, seen: Observations) -> float:
         """Return the mean squared residual."""
@@ -377,7 +386,11 @@ class Gamma(Family):
 
     def total(self, kernels: float, seen: Observations, dispersion: float) -> float:
         """Return the log-likelihood with the dispersion profiled out."""
-        shape = 1 / self.profile_dispersion(kernels, seen)
+        return self.held_out(kernels, seen, self.profile_dispersion(kernels, seen))
+
+    def held_out(self, kernels: float, seen: Observations, dispersion: float) -> float:
+        """Return the log-likelihood at that dispersion."""
+        shape = 1 / dispersion
         normaliser = shape * math.log(shape) - float(gammaln(shape))
         # constant is minus the sum of log(y), which enters (shape - 1) times
         return shape * (kernels - seen.constant) + seen.constant + seen.total_weight * normaliser

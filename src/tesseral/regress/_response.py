@@ -3,10 +3,12 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import array_api_compat
 import numpy as np
+from numpy.typing import NDArray
 
 from tesseral._errors import MissingSliceWarning, ParameterError, ShapeError
 from tesseral.core._arrays import Array, array_namespace, like, to_numpy
@@ -163,6 +165,20 @@ def check_slices(
         )
 
 
+def orbit_labels(shape: tuple[int, ...], groups: Ties) -> NDArray[np.int64]:
+    """Return for every entry, in C order, the first of those that the ties make one with it."""
+    labels = np.arange(prod(shape)).reshape(shape)
+    if all(len(group) == 1 for group in groups):
+        return labels.reshape(-1)
+    indices = list(np.indices(shape))
+    for group in groups:
+        ordered = np.sort(np.stack([indices[mode] for mode in group]), axis=0)
+        for mode, index in zip(group, ordered, strict=True):
+            indices[mode] = index
+    firsts: NDArray[np.int64] = labels[tuple(indices)].reshape(-1)
+    return firsts
+
+
 def _beside(where: str, name: str, given: Any, tensor: Array) -> Array:
     """Return an array broadcast to the shape of the response, in its framework."""
     xp = array_namespace(where, tensor)
@@ -192,12 +208,7 @@ def _symmetric(xp: Any, arrays: list[Array | None], observed: Array | None, grou
 
 def _copies(observed: Array | None, shape: tuple[int, ...], groups: Ties) -> Any:
     """Return how many observed entries the symmetry makes one with each entry; at least 1."""
-    indices = list(np.indices(shape, sparse=False))
-    for group in groups:
-        ordered = np.sort(np.stack([indices[mode] for mode in group]), axis=0)
-        for mode, index in zip(group, ordered, strict=True):
-            indices[mode] = index
-    labels = np.ravel_multi_index(tuple(indices), shape)
+    labels = orbit_labels(shape, groups).reshape(shape)
     seen = None if observed is None else to_numpy(observed).astype(np.float64).reshape(-1)
     counts = np.bincount(labels.reshape(-1), weights=seen, minlength=labels.size)
     return np.maximum(counts[labels], 1.0)

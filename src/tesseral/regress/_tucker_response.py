@@ -1,10 +1,12 @@
 """The estimator: a tensor explained by covariates of its modes."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 from sklearn.utils.validation import check_is_fitted
 
 from tesseral._errors import ParameterError
@@ -15,12 +17,14 @@ from tesseral.core.constraints import (
     NONE,
     SEED,
     Constraint,
+    check_parameter,
     choice,
     integer,
     real,
     sequence_of,
 )
 from tesseral.core.estimator import TensorEstimator
+from tesseral.regress import _inference as inference
 from tesseral.regress._covariates import listed, new_rows
 from tesseral.regress._evaluate import evaluate
 from tesseral.regress._families import FAMILIES
@@ -31,10 +35,17 @@ from tesseral.regress._fitting import (
     fit_rank,
     warn_of_separation,
 )
+from tesseral.regress._information import Covariance, host
 from tesseral.regress._loop import Fit
 from tesseral.regress._problem import Penalty
+from tesseral.regress._response import orbit_labels
+from tesseral.regress._select import select_rank
 from tesseral.regress._setup import Setup, check_rank, degrees_of_freedom, prepare
 
+Floats = NDArray[np.float64]
+
+_LEVEL = Constraint("a number between 0 and 1", lambda v: isinstance(v, float) and 0 < v < 1)
+_CORRECTIONS = choice("holm", "bonferroni", "fdr", "none")
 _POSITIVE = integer(1)
 _ARRAY = Constraint("an array", lambda value: hasattr(value, "shape"))
 
@@ -263,7 +274,7 @@ class TensorResponseRegressor(TensorEstimator):
             mask=mask,
             stacklevel=3,
         )
-        rank = check_rank(type(self).__name__, setup.problem, self.rank)
+        rank = check_rank(type(self).__name__, setup.problem, self._chosen_rank(setup))
         fit, penalty, separation = fit_rank(setup, rank, self._options())
         if separation is not None:
             warn_of_separation(type(self).__name__, setup, separation, stacklevel=2)
@@ -303,6 +314,213 @@ class TensorResponseRegressor(TensorEstimator):
             return eta
         return self._setup.problem.family.mean(array_namespace("predict", eta), eta)
 
+    def standard_errors(self, *, information: str = "observed") -> Floats:
+        """Return the standard error of every coefficient.
+
+        Parameters
+        ----------
+        information : {"observed", "expected"}
+            Second derivatives of the likelihood at the data, or their expectation.
+
+        Returns
+        -------
+        float64 NumPy array of the shape of ``coef_``
+
+        Raises
+        ------
+        InformationError
+            If the data do not determine the coefficients, or the fit is not at a maximum.
+        """
+        found = self._covariance(information)
+        rows = inference.coefficient_rows(self._setup.bases)
+        return np.sqrt(found.variances(rows))
+
+    def coef_interval(
+        self,
+        level: float = 0.95,
+        *,
+        information: str = "observed",
+        bootstrap: inference.Bootstrap | None = None,
+    ) -> inference.Interval:
+        """Return a confidence interval for every coefficient.
+
+        Parameters
+        ----------
+        level : float
+            Between 0 and 1.
+        information : {"observed", "expected"}
+            See :meth:`standard_errors`.
+        bootstrap : Bootstrap, optional
+            Take quantiles of these draws instead.
+        """
+        check_parameter("coef_interval", "level", level, _LEVEL)
+        if bootstrap is not None:
+            return bootstrap.interval(level)
+        errors = self.standard_errors(information=information)
+        return inference.normal_interval(host(self.coef_), errors, level)
+
+    def mean_interval(
+        self,
+        covariates: Any = None,
+        level: float = 0.95,
+        *,
+        offset: Any = None,
+        information: str = "observed",
+        bootstrap: inference.Bootstrap | None = None,
+    ) -> inference.Interval:
+        """Return a confidence interval for every mean, of the fit or for new covariates.
+
+        It is found for the linear predictor and taken through the inverse link.
+
+        Parameters
+        ----------
+        covariates, offset
+            As for :meth:`predict`.
+        level, information, bootstrap
+            As for :meth:`coef_interval`.
+        """
+        check_parameter("mean_interval", "level", level, _LEVEL)
+        matrices = self._rows(covariates)
+        eta = host(self._linear_predictor(covariates, offset))
+        if bootstrap is None:
+            rows = inference.mean_rows(self._setup.bases, matrices)
+            errors = np.sqrt(self._covariance(information).variances(rows))
+            found = inference.normal_interval(eta, errors, level)
+        else:
+            shift = eta - multi_mode_product(host(self.coef_), matrices)
+            drawn = [multi_mode_product(coef, matrices) + shift for coef in bootstrap.coef]
+            found = inference.link_interval(np.stack(drawn), level)
+        mean = self._setup.problem.family.mean
+        return inference.Interval(low=mean(np, found.low), high=mean(np, found.high), level=level)
+
+    def wald_tests(
+        self, mode: int | str, *, correction: str = "holm", information: str = "observed"
+    ) -> inference.WaldTests:
+        """Test for every covariate of a mode whether it has any effect.
+
+        The p-values are right where every direction of the fitted rank is well determined; a
+        rank higher than the data tell of fits noise and makes them too small.
+
+        Parameters
+        ----------
+        mode : int or str
+            Number of the mode, or its name.
+        correction : {"holm", "bonferroni", "fdr", "none"}
+            How p-values are adjusted for the number of covariates.
+        information : {"observed", "expected"}
+            See :meth:`standard_errors`.
+        """
+        check_parameter("wald_tests", "correction", correction, _CORRECTIONS)
+        number = self._mode(mode)
+        return inference.wald_tests(
+            self._covariance(information),
+            self._setup.bases,
+            host(self.core_),
+            [host(factor) for factor in self.factors_],
+            self.covariate_names_[number],
+            number,
+            correction,
+        )
+
+    def coef_tests(
+        self, *, correction: str = "fdr", information: str = "observed"
+    ) -> inference.WaldTests:
+        """Test for every coefficient whether it is zero.
+
+        Coefficients that tied modes make equal are tested once, and count once.
+
+        Parameters
+        ----------
+        correction, information
+            As for :meth:`wald_tests`.
+
+        Returns
+        -------
+        WaldTests
+            Its arrays have the shape of ``coef_``.
+        """
+        check_parameter("coef_tests", "correction", correction, _CORRECTIONS)
+        coef = host(self.coef_)
+        statistic = (coef / self.standard_errors(information=information)) ** 2
+        p_value = stats.chi2.sf(statistic, 1)
+        firsts, places = np.unique(
+            orbit_labels(coef.shape, self._setup.problem.groups), return_inverse=True
+        )
+        adjusted = inference.adjusted(p_value.ravel()[firsts], correction)[places]
+        return inference.WaldTests(
+            names=(),
+            statistic=statistic,
+            df=1,
+            p_value=p_value,
+            adjusted=adjusted.reshape(coef.shape),
+            correction=correction,
+        )
+
+    def bootstrap(
+        self,
+        n_draws: int = 200,
+        *,
+        kind: str = "parametric",
+        n_jobs: int | None = None,
+        random_state: Any = None,
+    ) -> inference.Bootstrap:
+        """Fit data drawn anew, for intervals that do not rest on the information.
+
+        Parameters
+        ----------
+        n_draws : int
+        kind : {"parametric", "entries"}
+            Draw every entry from its fitted distribution, or entries with replacement.
+        n_jobs : int, optional
+            Fits at a time, as in joblib.
+        random_state : seed
+        """
+        check_is_fitted(self, "coef_")
+        check_parameter("bootstrap", "n_draws", n_draws, integer(2))
+        check_parameter("bootstrap", "kind", kind, choice("parametric", "entries"))
+        return inference.bootstrap(
+            self._setup,
+            replace(self._options(), penalty=self._penalty, guard=False),
+            self.rank_,
+            host(self.coef_),
+            host(self.predict()),
+            self.dispersion_,
+            kind=kind,
+            n_draws=n_draws,
+            n_jobs=n_jobs,
+            random_state=random_state,
+        )
+
+    def _covariance(self, information: str) -> Covariance:
+        """Return the covariance of the coefficients, found once for each kind."""
+        check_is_fitted(self, "coef_")
+        check_parameter(
+            "TensorResponseRegressor", "information", information, choice("observed", "expected")
+        )
+        if information not in self._covariances:
+            self._covariances[information] = inference.information_covariance(
+                self._setup,
+                self._point,
+                self._penalty,
+                scale=inference.scale_of(self._setup, self.dof_, self.dispersion_),
+                observed=information == "observed",
+            )
+        return self._covariances[information]
+
+    def _mode(self, mode: int | str) -> int:
+        """Return the number of a mode given by number or name."""
+        check_is_fitted(self, "coef_")
+        if isinstance(mode, str) and mode in self.dims_:
+            return self.dims_.index(mode)
+        check_parameter(
+            "TensorResponseRegressor",
+            "mode",
+            mode,
+            integer(0, len(self.dims_) - 1),
+            choice(*self.dims_),
+        )
+        return int(mode)
+
     def _linear_predictor(self, covariates: Any, offset: Any) -> Array:
         matrices = self._rows(covariates)
         theta = multi_mode_product(
@@ -333,6 +551,22 @@ class TensorResponseRegressor(TensorEstimator):
                 rows.append(new_rows("predict", mode, fitted, item))
         return rows
 
+    def _chosen_rank(self, setup: Setup) -> Any:
+        """Return the rank that was given, or the one that a search finds."""
+        if not isinstance(self.rank, str):
+            return self.rank
+        self.selection_ = select_rank(
+            type(self).__name__,
+            setup,
+            self._options(),
+            criterion=self.rank,
+            candidates=self.candidates,
+            search=self.search,
+            folds=self.cv,
+            n_jobs=self.n_jobs,
+        )
+        return self.selection_.best
+
     def _options(self) -> Options:
         bound = self.max_theta or (SEPARATED if self.constraint else None)
         penalty = Penalty(
@@ -352,6 +586,7 @@ class TensorResponseRegressor(TensorEstimator):
         """Set the learned attributes."""
         problem = setup.problem
         self._setup, self._point, self._penalty = setup, fit.point, penalty
+        self._covariances: dict[str, Covariance] = {}
         self.core_, self.factors_ = canonical(fit.point, setup)
         self.coef_ = multi_mode_product(self.core_, self.factors_)
         self.rank_ = fit.point.rank
