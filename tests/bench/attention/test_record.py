@@ -34,6 +34,7 @@ def test_json_says_what_is_computed_too():
     assert row["rate"] == RECORD.rows[0].case.flops / 2
     assert row["share"] == row["rate"] / row["ceiling"]
     assert [bar["met"] for bar in row["bars"]] == [True, False]
+    assert [bar["possible"] for bar in row["bars"]] == [True, False]
     assert record["rows"][1]["unit"] == "bytes/s"
     assert record["rows"][1]["rate"] == RECORD.rows[1].case.kv_bytes / 2
     assert record["ablations"][0]["factor"] == 2.0

@@ -42,6 +42,11 @@ class BarRecord:
         """Whether it holds."""
         return self.measured >= self.at_least
 
+    @property
+    def possible(self) -> bool:
+        """Whether it could hold here at all: not where even the ceiling is too low."""
+        return self.at_ceiling >= self.at_least
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowRecord:
@@ -90,7 +95,9 @@ class RowRecord:
             "rate": self.rate(self.ours),
             "ceiling": self.ceiling,
             "share": self.rate(self.ours) / self.ceiling,
-            "bars": [{**asdict(bar), "met": bar.met} for bar in self.bars],
+            "bars": [
+                {**asdict(bar), "met": bar.met, "possible": bar.possible} for bar in self.bars
+            ],
             "extra_bytes": self.extra_bytes,
         }
 
@@ -104,7 +111,7 @@ class RowRecord:
             ours=Timing.from_dict(record["ours"]),
             peers=_timings(record["peers"]),
             ceiling=record["ceiling"],
-            bars=tuple(BarRecord(**_without(bar, "met")) for bar in record["bars"]),
+            bars=tuple(BarRecord(**_without(bar, "met", "possible")) for bar in record["bars"]),
             extra_bytes=dict(record["extra_bytes"]),
         )
 
@@ -366,5 +373,5 @@ def _timings(record: Mapping[str, Any]) -> dict[str, Timing]:
     return {name: Timing.from_dict(timing) for name, timing in record.items()}
 
 
-def _without(record: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key != name}
+def _without(record: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in names}

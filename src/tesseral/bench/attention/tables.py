@@ -10,7 +10,7 @@ from tesseral.report.units import bytes_text
 Table = tuple[list[str], list[list[str]]]
 """Columns and rows, in words."""
 
-MISSED = "NO"
+MISSED, BEYOND = "NO", "NO: beyond this machine"
 
 
 def main_table(record: AttentionRecord) -> Table:
@@ -103,7 +103,10 @@ def verdict(record: AttentionRecord) -> str:
     met = [bar.met for row in record.rows for bar in row.bars]
     if record.memory is not None:
         met.append(record.memory.met)
+    beyond = sum(not (bar.met or bar.possible) for row in record.rows for bar in row.bars)
     words = f"{sum(met)} of {len(met)} met"
+    if beyond:
+        words += f", {beyond} beyond what this machine could do at most"
     return words if record.memory is not None else f"{words}; peak memory not measured"
 
 
@@ -129,7 +132,7 @@ def _bar_lines(row: RowRecord) -> Iterator[list[str]]:
             told = [f"{number:.0%}" for number in numbers]
         else:
             told = [f"{number:.3g}x" for number in numbers]
-        yield [name, bar.against, *told, _word(bar.met)]
+        yield [name, bar.against, *told, _word(bar.met, possible=bar.possible)]
         name = ""
 
 
@@ -137,5 +140,5 @@ def _mib(count: int) -> str:
     return f"{count / 2**20:.0f} MiB"
 
 
-def _word(met: bool) -> str:
-    return "yes" if met else MISSED
+def _word(met: bool, *, possible: bool = True) -> str:
+    return "yes" if met else MISSED if possible else BEYOND
