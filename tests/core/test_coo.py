@@ -58,6 +58,14 @@ def test_hyperedges_become_all_their_subsets_in_every_order(order, counts):
     assert got.find_ties() == (tuple(range(order)),)
 
 
+def test_an_array_of_edges_is_read_as_a_list_of_them():
+    edges = np.array([[2, 0, 1], [3, 3, 1], [4, 2, 3], [1, 2, 0]])
+    for order in (2, 3):
+        listed = CooTensor.from_hyperedges(edges.tolist(), order=order, counts=True)
+        at_once = CooTensor.from_hyperedges(edges, order=order, counts=True)
+        np.testing.assert_array_equal(at_once.to_dense(), listed.to_dense())
+
+
 def test_symmetry_is_found_and_made_as_in_dense_tensors():
     array, ties = dense(), ((0, 1), (2,))
     tensor = stored(array)

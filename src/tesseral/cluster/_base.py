@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from tesseral._errors import EvidenceWarning, ParameterError, ShapeError
 from tesseral.cluster._angles import Assignment
 from tesseral.cluster._blocks import BlockFit
-from tesseral.cluster._dense import DenseSource
+from tesseral.cluster._data import read
 from tesseral.cluster._likelihood import Family
 from tesseral.cluster._order import by_size
 from tesseral.cluster._problem import Problem, state_counts, state_ties
@@ -19,11 +19,9 @@ from tesseral.cluster._select import Outcome, select
 from tesseral.cluster._source import Floats, Grouping, Source
 from tesseral.core._arrays import Array, like
 from tesseral.core.estimator import TensorEstimator
-from tesseral.core.inputs import check_tensor
 from tesseral.core.labels import Labels
 from tesseral.core.modeprod import multi_mode_product
 from tesseral.core.random import Seed, as_generator
-from tesseral.core.ties import find_ties
 from tesseral.core.unfold import check_mode_of_shape
 
 
@@ -48,13 +46,15 @@ class TensorBlockClusterer(TensorEstimator):
 
         Parameters
         ----------
-        X : array of shape (d_0, ..., d_{K-1})
-            NumPy, torch or another framework of the array API, K from 2 to 5; numbers of any
-            real type. NaN stands for a missing entry.
+        X : array of shape (d_0, ..., d_{K-1}), or sparse
+            NumPy, torch or another framework of the array API; numbers of any real type. NaN
+            stands for a missing entry. Or a SciPy sparse matrix, an array of the library
+            ``sparse``, or a :class:`tesseral.core.CooTensor`, never made dense, whose entries
+            that are not stored are zeros.
         y : None
             Not used; here for scikit-learn.
         mask : boolean array of the same shape, optional
-            True where an entry is observed.
+            True where an entry is observed. Not for sparse data.
 
         Returns
         -------
@@ -74,17 +74,16 @@ class TensorBlockClusterer(TensorEstimator):
         """
         self._check_parameters()
         where = type(self).__name__
-        values, observed = self._check_tensor(X, mask)
-        family = Family.of(where, self.family, values)
-        shape = tuple(values.shape)
-        ties = state_ties(where, self.symmetric, shape, lambda: find_ties(values, observed))
+        data = read(where, X, mask)
+        family = Family.of(where, self.family, data.entries)
+        source, shape = data.source, data.source.shape
+        ties = state_ties(where, self.symmetric, shape, data.find_ties)
         problem = Problem(where=where, shape=shape, ties=ties, pooled=self.tied == "pool")
-        source = DenseSource(values, None if observed is None else like(observed, values))
         if problem.pooled and not isinstance(self.symmetric, str):
             source = source.pooled(ties)  # what "auto" ties is symmetric already
         fit = self._fit_source(problem, source, family)
-        self.core_ = like(fit.core, values)
-        self.degrees_ = [like(theta, values) for theta in fit.degrees]
+        self.core_ = like(fit.core, data.reference)
+        self.degrees_ = [like(theta, data.reference) for theta in fit.degrees]
         return self
 
     def predict(self, X: Any, mode: int = 0, *, mask: Any = None) -> Labels:
@@ -111,19 +110,19 @@ class TensorBlockClusterer(TensorEstimator):
         """
         check_is_fitted(self)
         where = f"{type(self).__name__}.predict"
-        values, observed = check_tensor(X, where=where, mask=mask, allow_missing=True)
+        source = read(where, X, mask).source
         mode = check_mode_of_shape(where, self._shape, mode)
-        expected = (*self._shape[:mode], values.shape[mode], *self._shape[mode + 1 :])
-        if values.ndim != len(self._shape) or tuple(values.shape) != expected:
+        before, after = self._shape[:mode], self._shape[mode + 1 :]
+        if len(source.shape) != len(self._shape) or (
+            source.shape[:mode] + source.shape[mode + 1 :] != before + after
+        ):
             raise ShapeError(
-                f"{where}: new nodes of mode {mode} need shape "
-                f"{(*self._shape[:mode], 'n', *self._shape[mode + 1 :])}, "
-                f"got {tuple(values.shape)}."
+                f"{where}: new nodes of mode {mode} need shape {(*before, 'n', *after)}, "
+                f"got {source.shape}."
             )
-        source = DenseSource(values, None if observed is None else like(observed, values))
         groupings = list(self._fit.groupings)
         # the new nodes' own clusters are not used along their mode
-        blank = np.zeros(values.shape[mode], dtype=np.intp)
+        blank = np.zeros(source.shape[mode], dtype=np.intp)
         groupings[mode] = Grouping(labels=blank, size=self._fit.sizes[mode])
         clusters = np.moveaxis(self._fit.core, mode, 0).reshape(self._fit.sizes[mode], -1)
         sums = source.sums([g.unweighted() for g in groupings], [mode])[mode]
@@ -157,11 +156,11 @@ class TensorBlockClusterer(TensorEstimator):
         """
         check_is_fitted(self)
         where = f"{type(self).__name__}.score"
-        values, observed = check_tensor(X, where=where, mask=mask, allow_missing=True)
-        if tuple(values.shape) != self._shape:
-            raise ShapeError(f"{where}: needs shape {self._shape}, got {tuple(values.shape)}.")
-        family = Family.of(where, self.family, values)
-        source = DenseSource(values, None if observed is None else like(observed, values))
+        data = read(where, X, mask)
+        if data.source.shape != self._shape:
+            raise ShapeError(f"{where}: needs shape {self._shape}, got {data.source.shape}.")
+        family = Family.of(where, self.family, data.entries)
+        source = data.source
         found = family.evaluate(source, self._fit, variance=self.noise_variance_)
         return found.log_likelihood / source.n_observed
 
@@ -225,6 +224,11 @@ class TensorBlockClusterer(TensorEstimator):
                     stacklevel=4,
                 )
                 return
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
 
     @abstractmethod
     def _start(

@@ -113,7 +113,7 @@ class CooTensor:
     @classmethod
     def from_hyperedges(
         cls,
-        edges: Iterable[Sequence[int]],
+        edges: Iterable[Sequence[int]] | NDArray[Any],
         *,
         order: int = 3,
         n_nodes: int | None = None,
@@ -127,8 +127,8 @@ class CooTensor:
 
         Parameters
         ----------
-        edges : iterable of sequences of int
-            Nodes of each edge, from 0.
+        edges : iterable of sequences of int, or int array of shape (n, size)
+            Nodes of each edge, from 0. An array, of edges of one size, is the quickest.
         order : int
             Number of modes, at least 2.
         n_nodes : int, optional
@@ -151,8 +151,7 @@ class CooTensor:
         check_parameter(where, "order", order, integer(2))
         check_parameter(where, "n_nodes", n_nodes, integer(1), NONE)
         check_parameter(where, "counts", counts, BOOLEAN)
-        sorted_edges = [np.unique(np.asarray(edge)) for edge in edges]
-        subsets = _subsets(where, sorted_edges, order)
+        subsets = _subsets(where, _groups(edges), order)
         size = int(subsets.max()) + 1 if n_nodes is None else n_nodes
         once = cls.from_entries(subsets, np.ones(subsets.shape[1]), (size,) * order, where=where)
         values = once.values if counts else np.ones_like(once.values)
@@ -222,18 +221,29 @@ def is_sparse(given: Any) -> bool:
     )
 
 
-def _subsets(where: str, edges: list[NDArray[Any]], order: int) -> NDArray[Any]:
-    """Return all subsets of ``order`` nodes of every edge, as columns, rising."""
+def _groups(edges: Iterable[Sequence[int]] | NDArray[Any]) -> list[NDArray[Any]]:
+    """Return the edges as arrays, those of one size in one array; nodes rising, none twice."""
+    groups = []
+    if isinstance(edges, np.ndarray) and edges.ndim == 2:
+        rows = np.sort(edges, axis=1)
+        repeating = (rows[:, 1:] == rows[:, :-1]).any(axis=1)
+        groups, edges = [rows[~repeating]], rows[repeating]
     by_size: dict[int, list[NDArray[Any]]] = {}
     for edge in edges:
-        if len(edge) >= order:
-            by_size.setdefault(len(edge), []).append(edge)
-    if not by_size:
-        raise ParameterError(f"{where}: no edge has the {order} nodes that order={order} asks for.")
+        nodes = np.unique(np.asarray(edge))
+        by_size.setdefault(len(nodes), []).append(nodes)
+    return groups + [np.stack(same) for same in by_size.values()]
+
+
+def _subsets(where: str, groups: list[NDArray[Any]], order: int) -> NDArray[Any]:
+    """Return all subsets of ``order`` nodes of every edge, as columns, rising."""
     found = []
-    for size, same in by_size.items():
-        chosen = np.array(list(combinations(range(size), order)))
-        found.append(np.stack(same)[:, chosen].reshape(-1, order).T)
+    for edges in groups:
+        if edges.shape[1] >= order and len(edges):
+            chosen = np.array(list(combinations(range(edges.shape[1]), order)))
+            found.append(edges[:, chosen].reshape(-1, order).T)
+    if not found:
+        raise ParameterError(f"{where}: no edge has the {order} nodes that order={order} asks for.")
     subsets = np.concatenate(found, axis=1)
     if not np.issubdtype(subsets.dtype, np.integer) or subsets.min() < 0:
         raise ParameterError(f"{where}: nodes must be integers from 0; number them first.")
