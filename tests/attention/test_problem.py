@@ -1,6 +1,7 @@
 """Every misfit is one clear error; every fit is one record."""
 
 import dataclasses
+import weakref
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from attention.cases import make_inputs
 from tesseral import _errors
-from tesseral.attention import attention
+from tesseral.attention import attention, problem
 from tesseral.attention.problem import AttentionArrays, AttentionProblem, state_problem
 from tesseral.core import PackedTensor
 
@@ -149,3 +150,79 @@ def test_arrays_on_two_devices_are_refused(name):
 def test_the_entry_refuses_what_the_statement_refuses():
     with pytest.raises(_errors.ShapeError, match="attention: query and key differ in head_dim"):
         attention(QUERY, KEY[..., :7], VALUE)
+
+
+ARRAYS = {"query": QUERY, "key": KEY, "value": VALUE}
+
+
+@pytest.mark.parametrize("framework", [np.asarray, torch.asarray], ids=["numpy", "torch"])
+def test_a_call_that_was_checked_is_not_checked_again(framework, monkeypatch):
+    arrays = {name: framework(array) for name, array in ARRAYS.items()}
+    options = {"is_causal": True, "window": (3, 0), "mask": framework(np.ones((3, 5), bool))}
+    monkeypatch.setattr(problem, "_KNOWN", {})
+    first = state(**arrays, **options)
+    monkeypatch.setattr(problem, "check_kinds", None)
+    assert state(**{n: array + 1 for n, array in arrays.items()}, **options) is first
+    with pytest.raises(TypeError, match="not callable"):
+        state(**arrays)
+
+
+OTHERS = {
+    "shape": {"query": QUERY[:, :, :2]},
+    "heads": {"query": QUERY[:, :2]},
+    "value": {"value": VALUE[..., :5]},
+    "dtype": {name: array.astype(np.float32) for name, array in ARRAYS.items()},
+    "framework": {name: torch.asarray(array) for name, array in ARRAYS.items()},
+    "format": {"key": packed(KEY.shape)},
+    "bits": {"key": packed(KEY.shape, bits=8)},
+    "mask": {"mask": np.ones(5, bool)},
+    "bias": {"mask": np.ones(5)},
+    "sinks": {"sinks": np.ones(4)},
+    "slopes": {"alibi_slopes": np.ones(4)},
+    "causal": {"is_causal": True},
+    "scale": {"scale": 2.0},
+    "softcap": {"softcap": 2.0},
+    "window": {"window": (2, 1)},
+    "other_window": {"window": (1, 2)},
+}
+
+
+def test_calls_that_differ_are_told_apart_when_they_are_remembered():
+    for _ in range(2):
+        found = [state(), *(state(**changes) for changes in OTHERS.values())]
+        found = [dataclasses.asdict(p) | {"framework": i == 5} for i, p in enumerate(found)]
+        assert len({str(p) for p in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("fit", "misfit"),
+    [
+        ({"window": (3, 0)}, {"window": (3.0, 0)}),
+        ({"scale": 1.0}, {"scale": np.nan}),
+        ({"mask": np.ones(5)}, {"mask": np.ones(5, int)}),
+        ({"sinks": np.ones(4)}, {"sinks": np.ones(3)}),
+        ({}, {"key": KEY.astype(np.float32)}),
+        ({}, {"value": torch.asarray(VALUE)}),
+        ({}, {"query": QUERY.tolist()}),
+    ],
+)
+def test_a_misfit_is_refused_however_often_and_beside_whatever_fit(fit, misfit):
+    for _ in range(2):
+        state(**fit)
+        with pytest.raises(_errors.TesseralError, match=r"^attention: "):
+            state(**misfit)
+
+
+def test_what_is_remembered_stays_bounded(monkeypatch):
+    monkeypatch.setattr(problem, "REMEMBERED", 5)
+    for length in range(1, 30):
+        state(key=np.zeros((2, 2, length, 8)), value=np.zeros((2, 2, length, 6)))
+    assert len(problem._KNOWN) <= 5
+
+
+def test_remembering_keeps_no_array_alive():
+    query = QUERY.copy()
+    alive = weakref.ref(query)
+    state(query=query)
+    del query
+    assert alive() is None

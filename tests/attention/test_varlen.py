@@ -349,7 +349,7 @@ DECODE_MISFITS = {
     "packed_query": (
         {"query": QUERY},
         _errors.ShapeError,
-        r"4 axes \(batch, q_len, q_heads, head_d",
+        r"shape \(batch, q_len, q_heads, head",
     ),
     "dense_key": (
         {"key_pool": KEY},

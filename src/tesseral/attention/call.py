@@ -1,6 +1,6 @@
 """Running a call that has been checked: by one backend, all sequences at once or one by one."""
 
-import dataclasses
+import sys
 
 from array_api_compat import array_namespace
 
@@ -83,11 +83,8 @@ def run_each(
 
 def _is_recorded(arrays: AttentionArrays) -> bool:
     """Return whether torch will want gradients of any of the arrays."""
-    if not hasattr(arrays.query, "requires_grad"):
+    torch = sys.modules.get("torch")  # where it was not imported, there are no tensors
+    if torch is None or not torch.is_grad_enabled():
         return False
-    given = (getattr(arrays, field.name) for field in dataclasses.fields(arrays))
-    if not any(getattr(array, "requires_grad", False) for array in given):
-        return False
-    import torch
-
-    return torch.is_grad_enabled()
+    given = (getattr(arrays, name) for name in AttentionArrays.__slots__)
+    return any(getattr(array, "requires_grad", False) for array in given if array is not None)

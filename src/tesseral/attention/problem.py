@@ -1,16 +1,21 @@
 """What one attention call asks for, stated without its arrays."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from tesseral._errors import DtypeError, ParameterError, ShapeError
 from tesseral.attention.mask import MaskKind, Window, check_dense_mask, check_window
 from tesseral.core import PackedTensor
 from tesseral.core._arrays import Array, Namespace, array_namespace
 
+T = TypeVar("T")
+
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+REMEMBERED = 2048
+"""Checked calls that are remembered, so that a repeated one costs little."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +107,70 @@ def state_problem(arrays: AttentionArrays, **rules: Unpack[Rules]) -> AttentionP
     ParameterError
         If ``scale``, ``window`` or ``softcap`` is not a value it may have.
     """
-    xp = check_kinds("attention", arrays)
-    sizes = _check_shapes("attention", arrays)
-    return make_problem("attention", arrays, xp, sizes, rules)
+
+    def state() -> AttentionProblem:
+        check_kinds("attention", arrays)
+        return make_problem("attention", arrays, _check_shapes("attention", arrays), rules)
+
+    return remembered(signature(arrays, *rule_key(rules)), state)
+
+
+def remembered(key: tuple[Any, ...] | None, find: Callable[[], T]) -> T:
+    """Return what ``find`` returned the last time that ``key`` was given; it may not be ``None``.
+
+    Parameters
+    ----------
+    key : tuple or None
+        All that the result depends on. ``None``, or what cannot be hashed, is not remembered.
+    find : callable
+        What it raises is raised, and not remembered.
+    """
+    try:
+        known: T | None = _KNOWN.get(key)
+    except TypeError:
+        key = known = None
+    if known is None:
+        known = find()
+        if len(_KNOWN) >= REMEMBERED:
+            _KNOWN.clear()
+        if key is not None:
+            _KNOWN[key] = known
+    return known
+
+
+_KNOWN: dict[tuple[Any, ...] | None, Any] = {}
+
+
+def signature(arrays: AttentionArrays, *more: object) -> tuple[Any, ...] | None:
+    """Return a key of all that checks look at in arrays; ``None`` where one is no array."""
+    try:
+        return (
+            _kind(arrays.query),
+            _kind(arrays.key),
+            _kind(arrays.value),
+            _kind(arrays.mask),
+            _kind(arrays.sinks),
+            _kind(arrays.alibi_slopes),
+            *more,
+        )
+    except AttributeError:
+        return None
+
+
+def rule_key(rules: Rules) -> tuple[Any, ...]:
+    """Return rules as parts of a key; 3.0 equals 3 but is no length, so types count too."""
+    window = rules["window"]
+    sides = tuple(map(type, window)) if isinstance(window, tuple) else ()
+    return window, sides, rules["is_causal"], rules["scale"], rules["softcap"]
+
+
+def _kind(array: Array | PackedTensor | None) -> tuple[Any, ...] | None:
+    if array is None:
+        return None
+    if isinstance(array, PackedTensor):
+        data = array.data
+        return type(data), data.shape, data.dtype, data.device, array.bits, array.length
+    return type(array), array.shape, array.dtype, array.device
 
 
 def check_kinds(where: str, arrays: AttentionArrays) -> Namespace:
@@ -167,7 +233,7 @@ def check_heads(
 
 
 def make_problem(
-    where: str, arrays: AttentionArrays, xp: Namespace, sizes: Mapping[str, int], rules: Rules
+    where: str, arrays: AttentionArrays, sizes: Mapping[str, int], rules: Rules
 ) -> AttentionProblem:
     """Check what comes on top of queries, keys and values, and return the whole as a problem.
 
@@ -177,8 +243,6 @@ def make_problem(
         Name of the calling function; starts messages.
     arrays : AttentionArrays
         Of kinds that :func:`check_kinds` accepts.
-    xp : namespace
-        Their array functions.
     sizes : mapping of str to int
         The sizes of the call, by the names that :class:`AttentionProblem` gives them.
     rules : Rules
@@ -189,6 +253,7 @@ def make_problem(
     ShapeError, DtypeError, ParameterError
         If a mask, a bias or a rule does not fit.
     """
+    xp = array_namespace(where, arrays.query)
     batch, q_heads, q_len, kv_len = (sizes[s] for s in ("batch", "q_heads", "q_len", "kv_len"))
     _check_per_head(where, "sinks", arrays.sinks, xp, [(q_heads,)])
     _check_per_head(where, "alibi_slopes", arrays.alibi_slopes, xp, [(q_heads,), (batch, q_heads)])

@@ -119,7 +119,7 @@ def spans_from_cumulative(where: str, name: str, cumulative: Array) -> tuple[Int
             f"{where}: {name} must start at 0 and end at the number of tokens, but {first}."
         )
     lengths = np.diff(edges)
-    if (lengths < 0).any():
+    if lengths.min(initial=0) < 0:
         at = int(np.argmax(lengths < 0))
         raise ParameterError(
             f"{where}: {name} must never decrease, but goes from {edges[at]} to {edges[at + 1]} "
@@ -158,12 +158,15 @@ def check_block_tables(
         )
     width = blocks.shape[1]
     needed = -(-lengths // block_size)
-    if (needed > width).any():
+    if needed.max(initial=0) > width:
         at = int(np.argmax(needed))
         raise ParameterError(
             f"{where}: sequence {at} has {lengths[at]} keys, but its row of block_tables holds "
             f"{width} blocks of {block_size}, room for {width * block_size}."
         )
+    # read without sign, a negative number is larger than any pool
+    if blocks.view(np.uint64).max(initial=0) < n_blocks:
+        return blocks
     outside = (blocks < 0) | (blocks >= n_blocks)
     outside &= np.arange(width) < needed[:, None]
     if outside.any():
@@ -178,7 +181,7 @@ def check_block_tables(
 def check_lengths(where: str, lengths: Array) -> Integers:
     """Return ``seq_lens`` of shape (n_sequences,) on the host; each is at least 0."""
     found = _integers(where, "seq_lens", lengths, axes="n_sequences")
-    if (found < 0).any():
+    if found.min(initial=0) < 0:
         at = int(np.argmin(found))
         raise ParameterError(f"{where}: seq_lens[{at}] = {found[at]} must be at least 0.")
     return found
@@ -186,12 +189,13 @@ def check_lengths(where: str, lengths: Array) -> Integers:
 
 def _integers(where: str, name: str, array: Array, *, axes: str) -> Integers:
     """Return an int32 or int64 array with the given axes as int64 on the host."""
-    if not array_api_compat.is_array_api_obj(array):
+    kind = str(getattr(array, "dtype", "")).rpartition(".")[2]
+    if not kind or not array_api_compat.is_array_api_obj(array):
         raise DtypeError(
             f"{where}: {name} must be an int32 or int64 array of shape ({axes}), "
             f"got {type(array).__name__}."
         )
-    if str(array.dtype).rpartition(".")[2] not in ("int32", "int64"):
+    if kind not in ("int32", "int64"):
         raise DtypeError(f"{where}: {name} must be int32 or int64, got {array.dtype}.")
     if array.ndim != axes.count(",") + 1:
         raise ShapeError(f"{where}: {name} must have shape ({axes}), got {tuple(array.shape)}.")

@@ -1,7 +1,5 @@
 """The public entries for sequences of several lengths: packed one after another, or paged."""
 
-import dataclasses
-
 import numpy as np
 
 from tesseral._errors import ParameterError, ShapeError
@@ -9,10 +7,14 @@ from tesseral.attention.call import run
 from tesseral.attention.mask import Window
 from tesseral.attention.problem import (
     AttentionArrays,
+    AttentionProblem,
     Rules,
     check_heads,
     check_kinds,
     make_problem,
+    remembered,
+    rule_key,
+    signature,
 )
 from tesseral.attention.registry import BACKENDS
 from tesseral.attention.sequences import (
@@ -23,7 +25,10 @@ from tesseral.attention.sequences import (
     spans_from_cumulative,
 )
 from tesseral.core import PackedTensor
-from tesseral.core._arrays import Array
+from tesseral.core._arrays import Array, Namespace
+
+PACKED_QUERY = "total_q, q_heads, head_dim"
+PADDED_QUERY = "batch, q_len, q_heads, head_dim"
 
 
 def attention_varlen(
@@ -102,11 +107,10 @@ def attention_varlen(
     arrays = AttentionArrays(
         query=query, key=key, value=value, sinks=sinks, alibi_slopes=alibi_slopes
     )
-    xp = check_kinds(where, arrays)
-    sizes = _check_shapes(where, arrays, paged=block_tables is not None)
+    _, sizes = _open(where, arrays, PACKED_QUERY, paged=block_tables is not None)
     sequences = _packed(where, arrays, cu_seqlens_q, cu_seqlens_k, block_tables)
     rules = Rules(is_causal=is_causal, scale=scale, window=window, softcap=softcap)
-    problem = make_problem(where, arrays, xp, _with_lengths(sizes, sequences), rules)
+    problem = _state(where, arrays, sizes, sequences, rules)
     output, lse = run(BACKENDS.choose(problem, backend), problem, arrays, sequences)
     return (output, lse) if return_lse else output
 
@@ -187,29 +191,55 @@ def attention_decode(
     arrays = AttentionArrays(
         query=query, key=key_pool, value=value_pool, sinks=sinks, alibi_slopes=alibi_slopes
     )
-    xp = check_kinds(where, arrays)
-    if query.ndim != 4:
-        raise ShapeError(
-            f"{where}: query must have 4 axes (batch, q_len, q_heads, head_dim), "
-            f"got shape {tuple(query.shape)}."
-        )
-    rows = tuple(query.shape[:2])
-    flat = xp.reshape(query, (rows[0] * rows[1], *query.shape[2:]))
-    arrays = dataclasses.replace(arrays, query=flat)
-    sizes = _check_shapes(where, arrays, paged=True)
-    sequences = _last_tokens(where, rows, seq_lens, block_tables, tuple(key_pool.shape))
+    xp, sizes = _open(where, arrays, PADDED_QUERY, paged=True)
+    batch, q_len = query.shape[:2]
+    sequences = _last_tokens(where, batch, q_len, seq_lens, block_tables, key_pool.shape)
     rules = Rules(is_causal=True, scale=scale, window=window, softcap=softcap)
-    problem = make_problem(where, arrays, xp, _with_lengths(sizes, sequences), rules)
+    problem = _state(where, arrays, sizes, sequences, rules)
+    flat = xp.reshape(query, (batch * q_len, *query.shape[2:]))
+    arrays = AttentionArrays(
+        query=flat, key=key_pool, value=value_pool, sinks=sinks, alibi_slopes=alibi_slopes
+    )
     output, lse = run(BACKENDS.choose(problem, backend), problem, arrays, sequences)
-    output = xp.reshape(output, (*rows, *output.shape[1:]))
-    return (output, xp.reshape(lse, (*rows, lse.shape[1]))) if return_lse else output
+    output = xp.reshape(output, (batch, q_len, *output.shape[1:]))
+    return (output, xp.reshape(lse, (batch, q_len, lse.shape[1]))) if return_lse else output
 
 
-def _check_shapes(where: str, arrays: AttentionArrays, *, paged: bool) -> dict[str, int]:
+def _open(
+    where: str, arrays: AttentionArrays, query_axes: str, *, paged: bool
+) -> tuple[Namespace, dict[str, int]]:
+    """Return the namespace of the arrays and their sizes, checked or known to be right."""
+
+    def check() -> tuple[Namespace, dict[str, int]]:
+        return check_kinds(where, arrays), _check_shapes(where, arrays, query_axes, paged=paged)
+
+    return remembered(signature(arrays, where, paged), check)
+
+
+def _state(
+    where: str,
+    arrays: AttentionArrays,
+    sizes: dict[str, int],
+    sequences: Sequences,
+    rules: Rules,
+) -> AttentionProblem:
+    """Return the call as a problem: as many in the batch as sequences, as long as the longest."""
+    batch, (q_len, kv_len) = len(sequences), sequences.longest
+
+    def state() -> AttentionProblem:
+        whole = {"batch": batch, "q_len": q_len, "kv_len": kv_len, **sizes}
+        return make_problem(where, arrays, whole, rules)
+
+    return remembered(signature(arrays, where, batch, q_len, kv_len, *rule_key(rules)), state)
+
+
+def _check_shapes(
+    where: str, arrays: AttentionArrays, query_axes: str, *, paged: bool
+) -> dict[str, int]:
     """Return heads and dimensions, by the names that AttentionProblem gives them."""
     tokens = "n_blocks, block_size" if paged else "total_k"
     axes = {
-        "query": "total_q, q_heads, head_dim",
+        "query": query_axes,
         "key": f"{tokens}, kv_heads, head_dim",
         "value": f"{tokens}, kv_heads, value_dim",
     }
@@ -224,9 +254,9 @@ def _check_shapes(where: str, arrays: AttentionArrays, *, paged: bool) -> dict[s
     if paged and key[1] == 0:
         raise ShapeError(f"{where}: block_size must be at least 1: {given}.")
     dims = (query[-1], key[-1], value[-1])
-    check_heads(where, given, q_heads=query[1], kv_heads=key[-2], dims=dims)
+    check_heads(where, given, q_heads=query[-2], kv_heads=key[-2], dims=dims)
     return {
-        "q_heads": query[1],
+        "q_heads": query[-2],
         "kv_heads": key[-2],
         "head_dim": query[-1],
         "value_dim": value[-1],
@@ -251,17 +281,16 @@ def _packed(
     return Sequences(
         q_starts=q_starts,
         q_lens=q_lens,
-        kv_starts=np.zeros_like(kv_starts),
+        kv_starts=np.zeros(len(kv_lens), dtype=np.int64),
         kv_lens=kv_lens,
         block_tables=check_block_tables(where, tables, kv_lens, tuple(arrays.key.shape)),
     )
 
 
 def _last_tokens(
-    where: str, rows: tuple[int, ...], lengths: Array, tables: Array, pool: tuple[int, ...]
+    where: str, batch: int, q_len: int, lengths: Array, tables: Array, pool: tuple[int, ...]
 ) -> Sequences:
-    """Return where the last ``q_len`` tokens of each sequence lie; rows are (batch, q_len)."""
-    batch, q_len = rows
+    """Return where the last ``q_len`` tokens of each sequence lie."""
     kv_lens = check_lengths(where, lengths)
     if len(kv_lens) != batch:
         raise ShapeError(
@@ -271,7 +300,7 @@ def _last_tokens(
     return Sequences(
         q_starts=np.arange(batch, dtype=np.int64) * q_len,
         q_lens=np.full(batch, q_len, dtype=np.int64),
-        kv_starts=np.zeros_like(kv_lens),
+        kv_starts=np.zeros(batch, dtype=np.int64),
         kv_lens=kv_lens,
         block_tables=check_block_tables(where, tables, kv_lens, pool),
     )
@@ -283,9 +312,3 @@ def _check_end(where: str, name: str, lengths: Integers, of: str, total: int) ->
             f"{where}: {name} ends at {lengths.sum()}, but {of} has {total} tokens; they must "
             "be equal."
         )
-
-
-def _with_lengths(sizes: dict[str, int], sequences: Sequences) -> dict[str, int]:
-    """Add the sizes of a call as AttentionProblem counts them: as many as the longest has."""
-    q_len, kv_len = sequences.longest
-    return {"batch": len(sequences), "q_len": q_len, "kv_len": kv_len, **sizes}

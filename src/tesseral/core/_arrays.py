@@ -55,6 +55,8 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
         return array
     if hasattr(array, "detach"):  # torch refuses to export a tensor that is being recorded
         array = array.detach()
+        if array.device.type == "cpu":
+            return np.asarray(array)
     return np.asarray(array_api_compat.to_device(array, "cpu"))
 
 
