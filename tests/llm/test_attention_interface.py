@@ -21,8 +21,9 @@ from support.models import (
 )
 from tesseral._errors import BackendError, DtypeError, ParameterError, ShapeError
 from tesseral.llm.attention_interface import EncodedTensor, attention_forward, register
-from tesseral.llm.attention_mask import BandMask, attention_mask
+from tesseral.llm.attention_mask import attention_mask
 from tesseral.llm.paged_cache import PACKED, PagedKVCache
+from tesseral.llm.rule_mask import BandMask, SegmentMask
 
 register()
 
@@ -136,15 +137,26 @@ def test_an_encoder_and_decoder_with_a_position_bias_is_as_exact_as_eager(paddin
     assert torch.equal(got, peer)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", DECODERS)
 def test_packed_sequences_do_not_see_each_other(name):
-    model = BUILDERS[name]("tesseral")
-    first, second = token_ids(1, 9, seed=1), token_ids(1, 7, seed=2)
-    positions = torch.cat([torch.arange(9), torch.arange(7)])[None]
-    with torch.no_grad():
-        packed = model(torch.cat([first, second], 1), position_ids=positions, use_cache=False)
-        apart = [model(ids, use_cache=False).logits for ids in (first, second)]
-    torch.testing.assert_close(packed.logits, torch.cat(apart, 1), atol=1e-5, rtol=0)
+    build, sequences = DECODERS[name], [token_ids(2, n, seed=n) for n in (9, 7, 1)]
+    positions = torch.cat([torch.arange(9), torch.arange(7), torch.arange(1)])[None]
+    packed = torch.cat(sequences, 1)
+    got, peer = (
+        build(attention)(packed, position_ids=positions, use_cache=False).logits
+        for attention in ("tesseral", "sdpa" if name not in ("gemma2", "gpt_oss") else "eager")
+    )
+    oracle = torch.cat([build().double()(ids, use_cache=False).logits for ids in sequences], 1)
+    assert_as_exact_as_eager(got, oracle, peer)
+
+
+def test_gradients_of_packed_sequences_are_those_of_the_sequences_alone():
+    packed, apart, positions = tiny_llama("tesseral"), tiny_llama("tesseral"), torch.arange(6) % 3
+    ids = token_ids(2, 6)
+    packed(ids, position_ids=positions[None], use_cache=False).logits.square().sum().backward()
+    apart(ids.reshape(4, 3), use_cache=False).logits.square().sum().backward()
+    for one, other in zip(packed.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
 
 
 @pytest.mark.parametrize("cache", ["no_cache", "static"])
@@ -266,6 +278,28 @@ def test_a_floating_mask_is_added_to_the_scores():
     added = torch.zeros(1, 1, 5, 9).masked_fill(~visible, torch.finfo(torch.float32).min)
     expected = attend(BIDIRECTIONAL, 5, 9, mask=visible)
     torch.testing.assert_close(attend(CAUSAL, 5, 9, mask=added), expected)
+
+
+@pytest.mark.parametrize("kind", ["none", "boolean", "floating"])
+def test_a_position_bias_is_added_beside_a_mask(kind):
+    bias = torch.linspace(-2, 2, 4 * 5 * 9).reshape(1, 4, 5, 9)
+    added = torch.zeros(1, 1, 5, 9).masked_fill(~seen(5, 9, after=0), -torch.inf)
+    mask = {"none": None, "boolean": seen(5, 9, after=0), "floating": added}[kind]
+    expected = attend(BIDIRECTIONAL, 5, 9, mask=bias if mask is None else bias + added)
+    got = attend(BIDIRECTIONAL, 5, 9, mask=mask, position_bias=bias)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_packed_sequences_are_read_as_the_mask_they_stand_for(biased):
+    numbers = torch.tensor([[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]])
+    mask = SegmentMask(numbers, (2, 0), "cpu")
+    inputs = states(5, 5, batch=2)
+    options = {"position_bias": torch.randn(1, 4, 5, 5)} if biased else {}
+    got, _ = attention_forward(CAUSAL, *inputs, mask, **options)
+    expected, _ = attention_forward(CAUSAL, *inputs, mask.materialize(), **options)
+    torch.testing.assert_close(got, expected)
+    assert got.is_contiguous()
 
 
 @pytest.mark.parametrize("window", [None, 4])

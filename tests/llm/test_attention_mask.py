@@ -1,5 +1,6 @@
 """Our mask function says what transformers' own does, mostly without building the mask."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +12,8 @@ from transformers.masking_utils import (
     causal_mask_function,
     chunked_causal_mask_function,
     create_causal_mask,
+    create_sliding_window_causal_mask,
+    find_packed_sequence_indices,
     or_masks,
     packed_sequence_mask_function,
     sdpa_mask,
@@ -18,10 +21,11 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
-from support.models import tiny_llama
+from support.models import tiny_llama, tiny_mistral
 from tesseral._errors import ParameterError
 from tesseral.llm.attention_interface import register
-from tesseral.llm.attention_mask import BandMask, attention_mask
+from tesseral.llm.attention_mask import attention_mask
+from tesseral.llm.rule_mask import BandMask, SegmentMask
 
 register()
 
@@ -133,10 +137,46 @@ def test_a_function_that_only_looks_like_one_of_transformers_becomes_an_array():
     assert not isinstance(attention_mask(1, 5, 5, 0, 0, inner_mask), BandMask)
 
 
-def test_a_packed_sequence_becomes_an_array():
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 5), min_size=2, max_size=4),
+    name=st.sampled_from(["causal", "window", "full"]),
+)
+def test_packed_sequences_are_kept_as_a_rule(lengths, name):
+    # in the second row the sequences come in another order
+    rows = [torch.cat([torch.arange(n) for n in row]) for row in (lengths, lengths[::-1])]
+    positions = torch.stack(rows)
+    if name == "full":
+        together = packed_sequence_mask_function(find_packed_sequence_indices(positions))
+        function = and_masks(bidirectional_mask_function, together)
+        mask = attention_mask(2, sum(lengths), sum(lengths), mask_function=function)
+    else:
+        config = tiny_mistral("tesseral", sliding_window=4).config
+        build = create_causal_mask if name == "causal" else create_sliding_window_causal_mask
+        mask = build(config, torch.empty(2, sum(lengths), 0), None, None, positions)
+    assert isinstance(mask, SegmentMask)
+    assert mask.edges.tolist() == np.cumsum([0, *lengths, *lengths[::-1]]).tolist()
+    before = 3 if name == "window" else 100
+    for row in range(2):
+        for i, j in np.ndindex(*mask.shape[2:]):
+            distance = j - i
+            same = bool(torch.equal(i - positions[row, i], j - positions[row, j]))
+            seen = same and distance >= -before and (name == "full" or distance <= 0)
+            assert mask.materialize()[row, 0, i, j] == seen, (row, i, j)
+
+
+def test_packed_sequences_of_any_length_take_next_to_no_memory():
+    length = 1_000_000  # as an array this mask would take a terabyte
+    mask = SegmentMask(torch.arange(length)[None] // 1000, (-1, 0), "cpu")
+    assert len(mask.edges) == 1001
+    assert mask.rule == {"is_causal": True}
+    assert repr(mask).endswith("n_sequences=1000)")
+
+
+def test_packed_sequences_beside_an_unknown_function_become_an_array():
     packed = packed_sequence_mask_function(torch.tensor([[0, 0, 1, 1, 1]]))
-    mask = attention_mask(1, 5, 5, 0, 0, and_masks(causal_mask_function, packed))
-    assert not isinstance(mask, BandMask)
+    mask = attention_mask(1, 5, 5, 0, 0, and_masks(own_function, packed))
+    assert type(mask) is torch.Tensor
 
 
 def test_an_ordinary_tensor_is_given_where_transformers_needs_one():

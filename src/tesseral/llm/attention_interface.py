@@ -12,11 +12,12 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from tesseral._errors import BackendError, DtypeError, ParameterError, ShapeError
-from tesseral.attention import attention
+from tesseral.attention import attention, attention_varlen
 from tesseral.core.packed import PackedTensor
-from tesseral.llm.attention_mask import BandMask, attention_mask
+from tesseral.llm.attention_mask import attention_mask
 from tesseral.llm.paged_cache import PACKED, PagedKVCache
 from tesseral.llm.paged_rows import States
+from tesseral.llm.rule_mask import BandMask, SegmentMask
 from tesseral.quantization.kvcodec import KVCodec
 
 IMPLEMENTATION = "tesseral"
@@ -66,7 +67,7 @@ def attention_forward(
         Queries after rotary embedding.
     key, value : tensor or PackedTensor of shape (batch, kv_heads, kv_len, head_dim)
         ``q_heads`` is a multiple of ``kv_heads``.
-    attention_mask : BandMask, or boolean or floating tensor, or None
+    attention_mask : BandMask, SegmentMask, or boolean or floating tensor, or None
         What each query may see. ``None`` means all keys or, for a causal module, those up to
         the query's own.
     scaling : float, optional
@@ -100,11 +101,15 @@ def attention_forward(
     """
     _refuse_unsupported(dropout, kwargs)
     query, key, value = _encode(module, query, key, value)
+    rules: dict[str, Any] = {"scale": scaling, "softcap": softcap, "sinks": s_aux}
     if kwargs.get("cache") is not None:
         cache = _paged(kwargs["cache"], attention_mask, position_bias)
-        rules = {"scale": scaling, "softcap": softcap, "sinks": s_aux}
         layer: Any = module.layer_idx
         return cache.attend(layer, query, key, value, kwargs, **rules), None
+    if isinstance(attention_mask, SegmentMask):
+        if position_bias is None and isinstance(key, torch.Tensor):
+            return _attend_segments(query, key, value, attention_mask, rules), None
+        attention_mask = attention_mask.materialize()
     sizes = query.shape[-2], key.shape[-2]
     if isinstance(attention_mask, BandMask):
         rule = _rule_of_band(attention_mask, sizes)
@@ -119,7 +124,7 @@ def attention_forward(
         rule = _rule_of_mask(attention_mask)
     if position_bias is not None:
         rule = rule | {"mask": _biased(rule.get("mask"), position_bias[..., : key.shape[2]])}
-    output: Any = attention(query, key, value, scale=scaling, softcap=softcap, sinks=s_aux, **rule)
+    output: Any = attention(query, key, value, **rules, **rule)
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -164,6 +169,25 @@ def _paged(
             "use generate() for this model."
         )
     return cache
+
+
+def _attend_segments(
+    query: torch.Tensor, key: Any, value: Any, mask: SegmentMask, rules: dict[str, Any]
+) -> torch.Tensor:
+    """Attend within each of the sequences that are packed in rows, all rows in one call."""
+    tokens: list[Any] = [x.transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
+    edges: Any = mask.edges
+    output: Any = attention_varlen(
+        tokens[0],
+        tokens[1],
+        tokens[2],
+        cu_seqlens_q=edges,
+        cu_seqlens_k=edges,
+        **rules,
+        **mask.rule,
+    )
+    attended: torch.Tensor = output.unflatten(0, (query.shape[0], query.shape[2]))
+    return attended
 
 
 def _encode(
