@@ -44,6 +44,7 @@ def test_who_decodes_reads_other_copies_than_the_caches_can_hold(changes):
     inputs = make_inputs(given)
     assert len(inputs.states) == -(-4000 // given.kv_bytes)
     assert len({id(states) for pair in inputs.states for states in pair}) == 2 * len(inputs.states)
+    assert len(make_inputs(given, copies=2).states) == 2
     assert len(make_inputs(case(q_len=40, kv_len=40)).states) == 1
 
 

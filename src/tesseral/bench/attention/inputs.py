@@ -40,16 +40,16 @@ class Inputs:
     states: tuple[tuple[States, States], ...]
 
 
-def make_inputs(case: Case) -> Inputs:
+def make_inputs(case: Case, *, copies: int | None = None) -> Inputs:
     """Return normal random arrays.
 
-    Who decodes reads the cache of another layer with every call, so there are as many copies of
-    keys and values as the caches of this machine cannot hold.
+    Who decodes reads the cache of another layer with every call, so there are by default as many
+    copies of keys and values as the caches of this machine cannot hold.
     """
     kv_shape = (case.batch, case.kv_heads, case.kv_len, case.head_dim)
     query = _random((case.batch, case.q_heads, case.q_len, case.head_dim), case.dtype, seed=0)
     first = [_store(_random(kv_shape, case.dtype, seed=seed), case.kv_bits) for seed in (1, 2)]
-    rest = [(_copy(first[0]), _copy(first[1])) for _ in range(_copies(case) - 1)]
+    rest = [(_copy(first[0]), _copy(first[1])) for _ in range((copies or _copies(case)) - 1)]
     return Inputs(query=query, states=((first[0], first[1]), *rest))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tesseral.bench.attention.cases import Case
-from tesseral.bench.attention.inputs import Inputs, make_call, make_inputs
+from tesseral.bench.attention.inputs import make_call, make_inputs
 from tesseral.bench.attention.runners import RUNNERS
 from tesseral.bench.memory import peak_extra_bytes, run_alone
 
@@ -32,11 +32,8 @@ def answer(request: dict[str, Any]) -> int | None:
     """Measure one call in this process."""
     case, runner = Case.from_dict(request["case"]), RUNNERS[request["runner"]]
     short = replace(case, q_len=min(case.q_len, _WARM_UP), kv_len=min(case.kv_len, _WARM_UP))
-    make_call(runner, short, make_inputs(short))()
-    inputs = make_inputs(case)
-    once = Inputs(query=inputs.query, states=inputs.states[:1])
-    del inputs
-    return peak_extra_bytes(make_call(runner, case, once))
+    make_call(runner, short, make_inputs(short, copies=1))()
+    return peak_extra_bytes(make_call(runner, case, make_inputs(case, copies=1)))
 
 
 if __name__ == "__main__":
