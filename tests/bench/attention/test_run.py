@@ -9,7 +9,10 @@ import torch
 
 from support.bench_cases import CEILINGS, DECODE, PACKED, PREFILL, TABLE
 from tesseral._errors import BackendError
+from tesseral.attention.problem import AttentionProblem
+from tesseral.attention.registry import BACKENDS
 from tesseral.bench.attention import cases, grid, memory, run
+from tesseral.bench.attention.ablation import REGISTER_ROWS
 from tesseral.bench.attention.cases import Bar, Contest
 from tesseral.bench.attention.inputs import make_inputs
 from tesseral.bench.attention.record import RowRecord
@@ -36,6 +39,41 @@ def test_the_table_is_measured_from_first_to_last(tiny):
     assert record.memory.extra_bytes == 5
     assert "blockwise" in record.rows[0].explanation
     assert [step.done for step in steps] == list(range(steps[0].total))
+
+
+def test_every_ablation_computes_what_the_whole_does(tiny):
+    for part in run.ABLATIONS:
+        inputs = make_inputs(part.case)
+        others, runner = part.prepare(inputs)
+        whole = RUNNERS["ours"](part.case, inputs.query, *inputs.states[0])
+        without = runner(part.case, others.query, *others.states[0])
+        torch.testing.assert_close(without, whole)
+
+
+def test_one_level_takes_tiles_of_few_queries(tiny, monkeypatch):
+    taken = []
+    backend = BACKENDS.choose(
+        AttentionProblem(
+            batch=1,
+            q_len=24,
+            kv_len=24,
+            q_heads=2,
+            kv_heads=2,
+            head_dim=8,
+            value_dim=8,
+            dtype="bfloat16",
+            device="cpu",
+            causal=True,
+            scale=1.0,
+        )
+    )
+    forward = backend.forward
+    monkeypatch.setattr(
+        backend, "forward", lambda *given, plan: taken.append(plan) or forward(*given, plan=plan)
+    )
+    inputs, runner = run.ABLATIONS[0].prepare(make_inputs(PREFILL))
+    runner(PREFILL, inputs.query, *inputs.states[0])
+    assert [plan.q_tile for plan in taken] == [REGISTER_ROWS]
 
 
 def test_without_memory_none_is_claimed(tiny):

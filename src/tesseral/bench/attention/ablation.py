@@ -1,18 +1,24 @@
 """Ours without one of its parts at a time."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tesseral.attention import attention
+from tesseral.attention.problem import AttentionArrays, state_problem
+from tesseral.attention.registry import BACKENDS
 from tesseral.bench.attention.cases import Case
 from tesseral.bench.attention.inputs import Inputs, Runner, States
 from tesseral.bench.attention.runners import ours
 
 Prepared = tuple[Inputs, Runner]
+
+REGISTER_ROWS = 16
+"""Query rows that a kernel holds in registers, about: with tiles of no more, keys are read anew
+from beyond the near caches for every few queries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +39,19 @@ class Ablation:
     name: str
     case: Case
     prepare: Callable[[Inputs], Prepared]
+
+
+def _one_level(inputs: Inputs) -> Prepared:
+    def run(case: Case, query: Tensor, key: States, value: States) -> Any:
+        arrays = AttentionArrays(query=query, key=key, value=value)
+        problem = state_problem(
+            arrays, is_causal=case.causal, scale=None, window=None, softcap=None
+        )
+        backend: Any = BACKENDS.choose(problem)
+        plan = replace(backend.plan(problem), q_tile=REGISTER_ROWS)
+        return backend.forward(problem, arrays, plan=plan)[0]
+
+    return inputs, run
 
 
 def _mask_as_array(inputs: Inputs) -> Prepared:
@@ -57,6 +76,11 @@ def _every_head_its_own_keys(inputs: Inputs) -> Prepared:
 
 
 ABLATIONS = (
+    Ablation(
+        name="tiles of one level: no strip of queries shares its keys in the near cache",
+        case=Case(q_len=4096, kv_len=4096, q_heads=8, kv_heads=8, dtype="bfloat16"),
+        prepare=_one_level,
+    ),
     Ablation(
         name="the mask as an array of booleans, not as a rule",
         case=Case(q_len=4096, kv_len=4096, q_heads=8, kv_heads=8, dtype="bfloat16", causal=True),
