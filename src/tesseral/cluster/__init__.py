@@ -8,6 +8,13 @@
 """
 
 from tesseral.cluster._degree_corrected import DegreeCorrectedTensorBlockModel
+from tesseral.cluster._hosvd import SpectralTensorClustering
+from tesseral.cluster._lloyd import HigherOrderLloyd
 from tesseral.cluster.metrics import clustering_error_rate
 
-__all__ = ["DegreeCorrectedTensorBlockModel", "clustering_error_rate"]
+__all__ = [
+    "DegreeCorrectedTensorBlockModel",
+    "HigherOrderLloyd",
+    "SpectralTensorClustering",
+    "clustering_error_rate",
+]

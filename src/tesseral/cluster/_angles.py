@@ -1,8 +1,8 @@
 """The angle iteration: every node joins the cluster whose block row has its direction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from tesseral.core.stopping import Reason, Result, StoppingRule
 from tesseral.core.ties import Ties
 
 T = TypeVar("T")
+
+Assign: TypeAlias = Callable[[ModeProfile, Grouping], tuple[Grouping, float, int]]
 
 MISSING_TOLERANCE = 1e-7
 """Relative change of the mean cosine at which to stop where entries are missing."""
@@ -28,7 +30,8 @@ class Assignment:
     groupings : list of Grouping
         One for each mode; tied modes share one.
     result : Result
-        Its history is the mean cosine between a node's row and its cluster's.
+        Its history says how well nodes fit their clusters; for angles, the mean cosine between
+        a node's row and its cluster's.
     refilled : tuple of int
         For each mode, how many clusters were empty after the last assignment and were given
         a node.
@@ -42,8 +45,12 @@ class Assignment:
     profiles: Mapping[int, ModeProfile] = field(default_factory=dict)
 
 
-def angle_iteration(
-    source: Source, ties: Ties, groupings: Sequence[Grouping], max_iter: int
+def iterate(
+    source: Source,
+    ties: Ties,
+    groupings: Sequence[Grouping],
+    max_iter: int,
+    assign: Assign | None = None,
 ) -> Assignment:
     """Improve labels until they repeat.
 
@@ -57,12 +64,16 @@ def angle_iteration(
         The start, without weights.
     max_iter : int
         Most iterations.
+    assign : callable, optional
+        Returns new clusters of one mode, how well they fit, and how many were refilled; by
+        default :func:`by_angle`.
 
     References
     ----------
     Hu and Wang, arXiv:2201.07401, algorithm 2. All modes are assigned at once, from the
     labels of the last iteration.
     """
+    assign = assign or by_angle
     modes = [group[0] for group in ties]
     current = list(groupings)
     degrees: list[Floats] | None = None
@@ -87,7 +98,7 @@ def angle_iteration(
     return Assignment(groupings=current, result=result, refilled=refilled, profiles=known)
 
 
-def assign(profile: ModeProfile, grouping: Grouping) -> tuple[Grouping, float, int]:
+def by_angle(profile: ModeProfile, grouping: Grouping) -> tuple[Grouping, float, int]:
     """Return the clusters nearest in angle, the mean cosine, and how many were refilled.
 
     Ties go to the lower number. A row of zeros joins the cluster with most nodes. A cluster

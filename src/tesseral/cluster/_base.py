@@ -15,8 +15,8 @@ from tesseral.cluster._data import read
 from tesseral.cluster._likelihood import Family
 from tesseral.cluster._order import by_size
 from tesseral.cluster._problem import Problem, state_counts, state_ties
-from tesseral.cluster._select import Outcome, select
-from tesseral.cluster._source import Floats, Grouping, Source
+from tesseral.cluster._select import Outcome, Task, select
+from tesseral.cluster._source import Floats, Grouping
 from tesseral.core._arrays import Array, like
 from tesseral.core.estimator import TensorEstimator
 from tesseral.core.labels import Labels
@@ -81,7 +81,7 @@ class TensorBlockClusterer(TensorEstimator):
         problem = Problem(where=where, shape=shape, ties=ties, pooled=self.tied == "pool")
         if problem.pooled and not isinstance(self.symmetric, str):
             source = source.pooled(ties)  # what "auto" ties is symmetric already
-        fit = self._fit_source(problem, source, family)
+        fit = self._fit_task(Task(problem=problem, source=source, family=family))
         self.core_ = like(fit.core, data.reference)
         self.degrees_ = [like(theta, data.reference) for theta in fit.degrees]
         return self
@@ -164,9 +164,10 @@ class TensorBlockClusterer(TensorEstimator):
         found = family.evaluate(source, self._fit, variance=self.noise_variance_)
         return found.log_likelihood / source.n_observed
 
-    def _fit_source(self, problem: Problem, source: Source, family: Family) -> BlockFit:
+    def _fit_task(self, task: Task) -> BlockFit:
         """Find clusters, set what is learned, and return the fit."""
-        if source.squared_norm == 0:
+        problem = task.problem
+        if task.source.squared_norm == 0:
             raise ParameterError(
                 f"{problem.where}: every entry is zero, so no node has a direction to be "
                 "clustered by."
@@ -175,7 +176,7 @@ class TensorBlockClusterer(TensorEstimator):
 
         def run(counts: tuple[int, ...]) -> Outcome:
             # every number of clusters sees the same random numbers, whatever else is tried
-            return self._attempt(problem, source, family, counts, np.random.default_rng(seed))
+            return self._attempt(task, counts, np.random.default_rng(seed))
 
         if isinstance(self.n_clusters, str):
             outcome, self.bic_path_ = select(problem, self.candidates, run)
@@ -193,24 +194,17 @@ class TensorBlockClusterer(TensorEstimator):
         self._store_result(outcome.assignment.result)
         return outcome.fit
 
-    def _attempt(
-        self,
-        problem: Problem,
-        source: Source,
-        family: Family,
-        counts: tuple[int, ...],
-        rng: np.random.Generator,
-    ) -> Outcome:
-        start = self._start(problem, source, counts, rng)
-        assignment = self._improve(problem, source, family, start)
-        fit = by_size(self._finish(problem, source, family, assignment), problem.ties)
-        evaluation = family.evaluate(source, fit)
+    def _attempt(self, task: Task, counts: tuple[int, ...], rng: np.random.Generator) -> Outcome:
+        start = self._start(task, counts, rng)
+        assignment = self._improve(task, start)
+        fit = by_size(self._finish(task, assignment), task.problem.ties)
+        evaluation = task.family.evaluate(task.source, fit)
         return Outcome(
             start=start,
             assignment=assignment,
             fit=fit,
             evaluation=evaluation,
-            criterion=evaluation.criterion(source, fit, problem.ties),
+            criterion=evaluation.criterion(task.source, fit, task.problem.ties),
         )
 
     def _warn_of_refilled(self, assignment: Assignment) -> None:
@@ -232,20 +226,16 @@ class TensorBlockClusterer(TensorEstimator):
 
     @abstractmethod
     def _start(
-        self, problem: Problem, source: Source, counts: tuple[int, ...], rng: np.random.Generator
+        self, task: Task, counts: tuple[int, ...], rng: np.random.Generator
     ) -> list[Grouping]:
         """Return the labels to begin with."""
 
     @abstractmethod
-    def _improve(
-        self, problem: Problem, source: Source, family: Family, start: list[Grouping]
-    ) -> Assignment:
+    def _improve(self, task: Task, start: list[Grouping]) -> Assignment:
         """Return the labels that they lead to."""
 
     @abstractmethod
-    def _finish(
-        self, problem: Problem, source: Source, family: Family, assignment: Assignment
-    ) -> BlockFit:
+    def _finish(self, task: Task, assignment: Assignment) -> BlockFit:
         """Return block means and, if nodes differ in it, degrees for given labels."""
 
     @abstractmethod

@@ -155,3 +155,10 @@ def fit_blocks(
         core = found[0].clusters.reshape([grouping.size for grouping in groupings])
         found = {}
     return BlockFit(groupings=weighted(groupings, degrees), core=core)
+
+
+def fit_means(source: Source, groupings: Sequence[Grouping]) -> BlockFit:
+    """Return block means for given labels, where nodes do not differ in degree."""
+    plain = [grouping.unweighted() for grouping in groupings]
+    core = mode_profiles(source, plain, None, [0])[0].clusters
+    return BlockFit(groupings=plain, core=core.reshape([grouping.size for grouping in plain]))

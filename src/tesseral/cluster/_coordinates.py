@@ -51,6 +51,12 @@ class CoordinateSource:
             return projected_rows(self, ranks, factor_of, modes)
         return {mode: marginal_rows(self.tensor, mode, ranks[mode]) for mode in modes}
 
+    def directions(self, ranks: Sequence[int], modes: Sequence[int]) -> Rows:
+        """Return leading left singular vectors or, for many nodes, those of the marginals."""
+        if max(self.shape) <= PROJECTED_UP_TO:
+            return {mode: self.vectors(mode, ranks[mode]) for mode in modes}
+        return {mode: marginal_rows(self.tensor, mode, ranks[mode]) for mode in modes}
+
     def vectors(self, mode: int, rank: int) -> Floats:
         """Return leading left singular vectors of an unfolding."""
         if mode not in self._grams:

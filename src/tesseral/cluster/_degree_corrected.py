@@ -6,22 +6,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tesseral._errors import ParameterError
-from tesseral.cluster._angles import Assignment, angle_iteration, shared
+from tesseral.cluster._angles import Assignment, iterate, shared
 from tesseral.cluster._base import TensorBlockClusterer
 from tesseral.cluster._blocks import BlockFit, fit_blocks
-from tesseral.cluster._likelihood import Family
-from tesseral.cluster._problem import (
-    CANDIDATES,
-    LABELS,
-    N_CLUSTERS,
-    SYMMETRIC,
-    Problem,
-    state_labels,
-)
+from tesseral.cluster._problem import COMMON, LABELS, Problem, state_labels
 from tesseral.cluster._refine import fit_likelihood, refine
-from tesseral.cluster._source import Floats, Grouping, Source
+from tesseral.cluster._select import Task
+from tesseral.cluster._source import Floats, Grouping
 from tesseral.cluster._sphere import SAME_DIRECTION, SphereClustering, unit_rows
-from tesseral.core.constraints import BOOLEAN, NONE, SEED, choice, integer
+from tesseral.core.constraints import BOOLEAN, choice, integer
 from tesseral.core.labels import Labels
 from tesseral.core.random import Seed
 
@@ -112,16 +105,10 @@ class DegreeCorrectedTensorBlockModel(TensorBlockClusterer):
     """
 
     _constraints: ClassVar = {
-        "n_clusters": N_CLUSTERS,
-        "symmetric": SYMMETRIC,
-        "tied": (choice("pool", "first"),),
-        "family": (choice("normal", "binomial", "poisson"),),
-        "candidates": (NONE, CANDIDATES),
+        **COMMON,
         "start": (choice("auto", "medoids", "kmeans"), LABELS),
-        "n_init": (integer(1),),
         "refine": (BOOLEAN,),
         "max_iter": (integer(1),),
-        "random_state": (SEED,),
     }
 
     def __init__(
@@ -150,35 +137,42 @@ class DegreeCorrectedTensorBlockModel(TensorBlockClusterer):
         self.random_state = random_state
 
     def _start(
-        self, problem: Problem, source: Source, counts: tuple[int, ...], rng: np.random.Generator
+        self, task: Task, counts: tuple[int, ...], rng: np.random.Generator
     ) -> list[Grouping]:
         if not isinstance(self.start, str):
-            given = state_labels(problem, counts, self.start)
+            given = state_labels(task.problem, counts, self.start)
             return [Grouping(labels=z, size=r) for z, r in zip(given, counts, strict=True)]
         method = SphereClustering(method=self.start, n_init=self.n_init)
-        factor_of = problem.degree_of
-        rows = source.spectral_rows(counts, factor_of, problem.read)
+        factor_of = task.problem.degree_of
+        rows = task.source.spectral_rows(counts, factor_of, task.problem.read)
         found = {}
-        for mode in problem.read:
-            check_directions(problem, rows[mode], counts[mode], mode)
+        for mode in task.problem.read:
+            check_directions(task.problem, rows[mode], counts[mode], mode)
             labels = method.cluster(rows[mode], counts[mode], rng)
             found[mode] = Grouping(labels=labels, size=counts[mode])
-        return shared(problem.ties, found)
+        return shared(task.problem.ties, found)
 
-    def _improve(
-        self, problem: Problem, source: Source, family: Family, start: list[Grouping]
-    ) -> Assignment:
-        found = angle_iteration(source, problem.ties, start, self.max_iter)
+    def _improve(self, task: Task, start: list[Grouping]) -> Assignment:
+        found = iterate(task.source, task.problem.ties, start, self.max_iter)
         if not self.refine:
             return found
-        return refine(source, family, problem.ties, problem.degree_of, found, self.max_iter)
+        return refine(
+            task.source,
+            task.family,
+            task.problem.ties,
+            task.problem.degree_of,
+            found,
+            self.max_iter,
+        )
 
-    def _finish(
-        self, problem: Problem, source: Source, family: Family, assignment: Assignment
-    ) -> BlockFit:
+    def _finish(self, task: Task, assignment: Assignment) -> BlockFit:
         if self.refine:
-            return fit_likelihood(source, family, problem.degree_of, assignment.groupings)
-        return fit_blocks(source, assignment.groupings, problem.degree_of, assignment.profiles)
+            return fit_likelihood(
+                task.source, task.family, task.problem.degree_of, assignment.groupings
+            )
+        return fit_blocks(
+            task.source, assignment.groupings, task.problem.degree_of, assignment.profiles
+        )
 
     def _nearest(self, nodes: Floats, clusters: Floats) -> Labels:
         cosines = unit_rows(nodes)[0] @ unit_rows(clusters)[0].T

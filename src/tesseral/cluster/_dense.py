@@ -56,6 +56,11 @@ class DenseSource:
             return projected_rows(self, ranks, factor_of, modes)
         return projected_rows(self.filled(ranks), ranks, factor_of, modes)
 
+    def directions(self, ranks: Sequence[int], modes: Sequence[int]) -> Rows:
+        """Return leading left singular vectors; missing entries filled by a low-rank fit."""
+        source = self if self.complete else self.filled(ranks)
+        return {mode: _as_floats(source.vectors(mode, ranks[mode])) for mode in modes}
+
     def vectors(self, mode: int, rank: int) -> Array:
         """Return leading left singular vectors of an unfolding; one Gram matrix for all ranks."""
         size, others = self.shape[mode], prod(self.shape) // self.shape[mode]

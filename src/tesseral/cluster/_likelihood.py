@@ -94,11 +94,16 @@ class Evaluation:
 
 
 def free_parameters(fit: BlockFit, ties: Ties) -> float:
-    """Return the paper's count: the blocks, the labels and, tied modes once, the degrees."""
+    """Return the paper's count: the blocks, the labels and, if there are any, the degrees.
+
+    Labels and degrees of tied modes count once.
+    """
     found = float(prod(fit.sizes))
     for group in ties:
         nodes, size = len(fit.groupings[group[0]].labels), fit.sizes[group[0]]
-        found += nodes * log(size) + nodes - size
+        found += nodes * log(size)
+        if fit.groupings[group[0]].weights is not None:
+            found += nodes - size
     return found
 
 
@@ -119,7 +124,8 @@ def _log_factorials(counts: np.ndarray[Any, Any]) -> float:
 
 
 def _squared(grouping: Grouping) -> Grouping:
-    assert grouping.weights is not None
+    if grouping.weights is None:
+        return grouping
     return Grouping(labels=grouping.labels, size=grouping.size, weights=grouping.weights**2)
 
 

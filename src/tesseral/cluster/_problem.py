@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tesseral._errors import ParameterError, ShapeError
-from tesseral.core.constraints import Constraint, choice, integer, sequence_of
+from tesseral.core.constraints import NONE, SEED, Constraint, choice, integer, sequence_of
 from tesseral.core.labels import Labels, check_mode_labels
 from tesseral.core.ties import Ties, check_tied, per_mode, tie_modes
 
@@ -31,6 +31,16 @@ LABELS = Constraint(
     "labels: one integer array for each mode",
     lambda value: isinstance(value, Sequence | np.ndarray) and not isinstance(value, str),
 )
+COMMON: dict[str, tuple[Constraint, ...]] = {
+    "n_clusters": N_CLUSTERS,
+    "symmetric": SYMMETRIC,
+    "tied": (choice("pool", "first"),),
+    "family": (choice("normal", "binomial", "poisson"),),
+    "candidates": (NONE, CANDIDATES),
+    "n_init": (integer(1),),
+    "random_state": (SEED,),
+}
+"""What the parameters that all estimators have may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ def refine(
     """Return the labels of largest likelihood that the iteration meets.
 
     The history of the result is the log-likelihood. Parameters are those of
-    :func:`tesseral.cluster._angles.angle_iteration`, whose labels are the start.
+    :func:`tesseral.cluster._angles.iterate`, whose labels are the start.
     """
     best = fit_likelihood(source, family, degree_of, assignment.groupings)
     highest = family.evaluate(source, best).log_likelihood

@@ -8,12 +8,21 @@ from typing import Any
 from tesseral._errors import EvidenceWarning, ParameterError
 from tesseral.cluster._angles import Assignment
 from tesseral.cluster._blocks import BlockFit
-from tesseral.cluster._likelihood import Evaluation
+from tesseral.cluster._likelihood import Evaluation, Family
 from tesseral.cluster._problem import Problem, state_counts
-from tesseral.cluster._source import Grouping
+from tesseral.cluster._source import Grouping, Source
 
 DEFAULT_RANGE = range(1, 9)
 """Numbers of clusters tried if none are named."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Task:
+    """What is to be clustered: the statement, the data, and their distribution."""
+
+    problem: Problem
+    source: Source
+    family: Family
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

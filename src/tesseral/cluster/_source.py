@@ -80,6 +80,10 @@ class Source(Protocol):
         """Return denoised rows for ``modes``; mode k shares the factor of ``factor_of[k]``."""
         ...
 
+    def directions(self, ranks: Sequence[int], modes: Sequence[int]) -> Rows:
+        """Return leading left singular vectors of the unfoldings along ``modes``."""
+        ...
+
     def sums(self, groupings: Sequence[Grouping], modes: Sequence[int]) -> Rows:
         """Return, for each node of ``modes``, weighted sums of its entries over blocks."""
         ...
