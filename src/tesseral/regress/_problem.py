@@ -138,7 +138,7 @@ class Point:
         """Shape of the core."""
         return tuple(self.core.shape)
 
-    @cached_property
+    @property
     def xp(self) -> Namespace:
         """The array functions that fit the coefficients."""
         return array_namespace("TensorResponseRegressor", self.core)

@@ -133,6 +133,7 @@ def symmetric_data(
 def check_slices(
     where: str,
     observed: Array | None,
+    recorded: Array | None,
     has_covariates: Sequence[bool],
     rows: Sequence[tuple[str, ...]],
     *,
@@ -141,12 +142,13 @@ def check_slices(
     """Raise or warn if nothing was observed of a slice.
 
     Without covariates of its mode nothing is known about it, and that is an error; with
-    covariates it is predicted, which is worth a warning.
+    covariates it is predicted, which is worth a warning unless it was asked for by weights of 0.
     """
-    if observed is None:
-        return
-    seen = to_numpy(observed)
     for mode, covered in enumerate(has_covariates):
+        known = recorded if covered else observed
+        if known is None:
+            continue
+        seen = to_numpy(known)
         counts = seen.sum(axis=tuple(k for k in range(seen.ndim) if k != mode))
         empty = np.flatnonzero(counts == 0)
         if not len(empty):

@@ -90,12 +90,14 @@ def prepare(
     chosen.check(tensor, where)
     if chosen.name == "gamma":
         _check_positive(where, tensor, observed)
+    recorded = observed
     tensor, observed, total, shift = prepare_response(
         where, tensor, observed, weights, offset, groups
     )
     check_slices(
         where,
         observed,
+        recorded,
         [mode.matrix is not None for mode in modes],
         [mode.rows for mode in modes],
         stacklevel=stacklevel + 1,

@@ -41,6 +41,7 @@ from tesseral.regress._problem import Penalty
 from tesseral.regress._response import orbit_labels
 from tesseral.regress._select import select_rank
 from tesseral.regress._setup import Setup, check_rank, degrees_of_freedom, prepare
+from tesseral.regress._summary import Summary, summarise
 
 Floats = NDArray[np.float64]
 
@@ -489,6 +490,27 @@ class TensorResponseRegressor(TensorEstimator):
             n_draws=n_draws,
             n_jobs=n_jobs,
             random_state=random_state,
+        )
+
+    def summary(
+        self, *, information: str = "observed", correction: str = "holm", n_coefficients: int = 10
+    ) -> Summary:
+        """Return what there is to say about the fit; printed, it reads like a regression table.
+
+        Parameters
+        ----------
+        information : {"observed", "expected"}
+            See :meth:`standard_errors`.
+        correction : {"holm", "bonferroni", "fdr", "none"}
+            See :meth:`wald_tests`.
+        n_coefficients : int
+            How many coefficients to list, those of largest z first.
+        """
+        check_is_fitted(self, "coef_")
+        check_parameter("summary", "correction", correction, _CORRECTIONS)
+        check_parameter("summary", "n_coefficients", n_coefficients, integer(0))
+        return summarise(
+            self, information=information, correction=correction, n_coefficients=n_coefficients
         )
 
     def _covariance(self, information: str) -> Covariance:
