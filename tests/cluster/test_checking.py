@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+
+from tesseral._errors import EvidenceWarning, ParameterError
+from tesseral.cluster import DegreeCorrectedTensorBlockModel, diagnose, stability
+from tesseral.core import CooTensor
+from tesseral.datasets import make_block_tensor
+
+Model = DegreeCorrectedTensorBlockModel
+
+
+def planted(gamma, seed=0, p=40, **options):
+    """Return data whose signal-to-noise ratio is that power of p, by the paper's recipe."""
+    contrast = 1 + 40 * p ** (gamma / 2)
+    return make_block_tensor(
+        (p,) * 3, 3, symmetric=True, contrast=contrast, random_state=seed, **options
+    )
+
+
+def test_the_separation_is_that_of_the_planted_blocks():
+    truth = planted(-1.0, noise=0.2)
+    model = Model(3, symmetric=True).fit(truth.tensor)
+    found = diagnose(model, truth.tensor, random_state=0)
+    rows = truth.core.reshape(3, -1)
+    unit = rows / np.linalg.norm(rows, axis=1)[:, None]
+    distance = ((unit[0] - unit[1]) ** 2).sum()
+    assert found[0].separation == pytest.approx(distance, rel=0.2)
+    ratio = distance * (rows[0] ** 2).sum() / 0.04
+    assert found[0].signal_to_noise == pytest.approx(ratio, rel=0.3)
+    assert found[0].gamma == pytest.approx(np.log(found[0].signal_to_noise) / np.log(40))
+    assert [entry.regime for entry in found] == ["polynomial time"] * 3
+
+
+@pytest.mark.filterwarnings("ignore::tesseral._errors.ConvergenceWarning")
+def test_noise_alone_is_reported():
+    noise = np.random.default_rng(0).standard_normal((40, 40, 40))
+    model = Model(3, symmetric=False).fit(noise)
+    with pytest.warns(EvidenceWarning, match=r"mode 0 are separated by .* the labels may be noise"):
+        found = diagnose(model, noise, random_state=0)
+    assert found[0].regime != "polynomial time"
+
+
+def test_one_cluster_needs_no_separation():
+    tensor = planted(-1.0).tensor
+    assert diagnose(Model(1).fit(tensor), tensor)[0].regime == "polynomial time"
+
+
+@pytest.mark.parametrize("family", ["binomial", "poisson"])
+def test_counts_have_the_variance_of_their_family(family):
+    truth = planted(-0.5, family=family)
+    model = Model(3, symmetric=True, family=family).fit(truth.tensor)
+    found = diagnose(model, truth.tensor, random_state=0)
+    assert found[0].regime == "polynomial time"
+    if family == "binomial":
+        return
+    coords = np.stack(np.nonzero(truth.tensor))
+    sparse = CooTensor.from_entries(coords, truth.tensor[tuple(coords)], truth.tensor.shape)
+    assert diagnose(model, sparse, random_state=0)[0].regime == "polynomial time"
+
+
+def test_clear_labels_are_stable_and_noise_is_not():
+    clear = planted(-1.0, noise=0.3)
+    model = Model(3, symmetric=True).fit(clear.tensor)
+    found = stability(model, clear.tensor, n_resamples=4, random_state=0)
+    assert len(found) == 3
+    assert found[0].error_rate == 0
+    assert (found[0].nodes == 1).all()
+    together = clear.labels[0][:, None] == clear.labels[0]
+    np.testing.assert_array_equal(found[0].consensus, together)
+
+
+@pytest.mark.filterwarnings("ignore::tesseral._errors.TesseralWarning")
+def test_labels_of_noise_are_not_stable():
+    noise = np.random.default_rng(0).standard_normal((30, 30, 30))
+    model = Model(3, symmetric=False).fit(noise)
+    found = stability(model, noise, n_resamples=4, random_state=0)
+    assert found[0].error_rate > 0.2
+    assert found[0].nodes.mean() < 0.9
+    again = stability(model, noise, n_resamples=4, random_state=0)
+    np.testing.assert_array_equal(found[0].consensus, again[0].consensus)
+
+
+def test_resampling_takes_masks_sparse_tensors_and_torch():
+    truth = planted(-0.5, family="poisson")
+    mask = np.random.default_rng(0).random(truth.tensor.shape) < 0.9
+    model = Model(3, symmetric=True).fit(truth.tensor, mask=mask)
+    masked = stability(model, truth.tensor, mask=mask, n_resamples=2, random_state=0)
+    assert masked[0].error_rate < 0.05
+    coords = np.stack(np.nonzero(truth.tensor))
+    sparse = CooTensor.from_entries(coords, truth.tensor[tuple(coords)], truth.tensor.shape)
+    model = Model(3, symmetric=True).fit(sparse)
+    assert stability(model, sparse, n_resamples=2, random_state=0)[0].error_rate < 0.05
+    tensor = torch.from_numpy(truth.tensor)
+    model = Model(3, symmetric=True).fit(tensor)
+    assert stability(model, tensor, n_resamples=2, random_state=0)[0].error_rate < 0.05
+
+
+def test_options_of_resampling_are_checked():
+    truth = planted(-1.0, noise=0.3)
+    model = Model(3, symmetric=True).fit(truth.tensor)
+    with pytest.raises(ParameterError, match="parameter share must be"):
+        stability(model, truth.tensor, share=0)
