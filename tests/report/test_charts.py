@@ -23,6 +23,18 @@ CHARTS = {
     "curves": lambda: charts.curves(
         "Curves", {"full": [3, 2, 1], "flatquant": [1.1, 1, 0.9]}, xlabel="x", ylabel="y"
     ),
+    "lines": lambda: charts.lines(
+        "BIC", {"ours": ([1, 2, 3], [3, 1, 2])}, xlabel="r", ylabel="y", marks={"limit": 2.0}
+    ),
+    "points": lambda: charts.lines(
+        "Degrees", {"ours": ([1, 2], [3, 1])}, xlabel="x", ylabel="y", points=True
+    ),
+    "heat map": lambda: charts.heat_map(
+        "Means", [[0, 1, 2], [0.5, 1, 1]], xlabel="x", ylabel="y", rows=[1], columns=[1, 2]
+    ),
+    "signed heat map": lambda: charts.heat_map(
+        "Means", [[-1, 1]], xlabel="x", ylabel="y", columns=[1]
+    ),
 }
 every_chart = pytest.mark.parametrize("draw", CHARTS.values(), ids=CHARTS)
 

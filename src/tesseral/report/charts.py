@@ -147,6 +147,73 @@ def curves(title: str, series: Mapping[str, Sequence[float]], *, xlabel: str, yl
         return _svg(axes)
 
 
+def lines(
+    title: str,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    marks: Mapping[str, float] | None = None,
+    points: bool = False,
+) -> str:
+    """Draw one line for each role through its x and y values.
+
+    ``marks`` are upright lines, by what is written at their upper end. ``points`` leaves the
+    lines out and draws dots.
+    """
+    with _style():
+        axes = _axes(title, 2.8)
+        for role, (xs, ys) in series.items():
+            axes.plot(xs, ys, "o" if points else "o-", ms=2.5 if points else 4, color=_CODES[role])
+        for words, x in (marks or {}).items():
+            axes.axvline(x, color=_CODES["muted"], lw=1, ls="--")
+            axes.annotate(
+                words,
+                (x, 1),
+                (3, -3),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                va="top",
+                color=_CODES["muted"],
+            )
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.grid()
+        return _svg(axes)
+
+
+def heat_map(
+    title: str,
+    values: Sequence[Sequence[float]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    rows: Sequence[int] = (),
+    columns: Sequence[int] = (),
+) -> str:
+    """Draw a matrix as an image, zero in white, with lines before some rows and columns."""
+    with _style():
+        axes = _axes(title, 4.6)
+        largest = max((abs(v) for row in values for v in row), default=0.0) or 1.0
+        signed = any(v < 0 for row in values for v in row)
+        image = axes.imshow(
+            values,
+            cmap="RdBu" if signed else "Blues",
+            vmin=-largest if signed else 0,
+            vmax=largest,
+            interpolation="nearest",
+            aspect="auto",
+        )
+        for place in rows:
+            axes.axhline(place - 0.5, color=_CODES["none"], lw=0.8)
+        for place in columns:
+            axes.axvline(place - 0.5, color=_CODES["none"], lw=0.8)
+        axes.figure.colorbar(image, shrink=0.7)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        return _svg(axes)
+
+
 def _style(colours: Mapping[str, str] = _CODES) -> AbstractContextManager[Any]:
     """Return the context in which charts are made and written."""
     style = _STYLE | {name: colours[role] for name, role in _STYLE_COLOURS.items()}
