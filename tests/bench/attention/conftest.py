@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from support.bench_cases import CEILINGS, DECODE, PREFILL, TABLE
-from tesseral.bench.attention import ablation, cases, inputs, run
+from tesseral.bench.attention import ablation, cases, inputs, others, run
 from tesseral.bench.timing import Method
 
 # products of tiny matrices: more threads would only wait for one another
@@ -24,6 +24,7 @@ def small_caches(monkeypatch):
 def tiny(monkeypatch):
     """Replace table, ablations, grid and long prefill by tiny ones, and ceilings by fixed ones."""
     monkeypatch.setattr(run, "TABLE", TABLE)
+    monkeypatch.setattr(others, "OTHERS", {})
     by_length = {True: DECODE, False: PREFILL}
     shrunk = tuple(
         ablation.Ablation(name=a.name, case=by_length[a.case.decoding], prepare=a.prepare)

@@ -11,10 +11,10 @@ from support.bench_cases import CEILINGS, DECODE, PACKED, PREFILL, TABLE
 from tesseral._errors import BackendError
 from tesseral.attention.problem import AttentionProblem
 from tesseral.attention.registry import BACKENDS
-from tesseral.bench.attention import cases, grid, memory, run
+from tesseral.bench.attention import cases, grid, memory, others, run
 from tesseral.bench.attention.ablation import REGISTER_ROWS
 from tesseral.bench.attention.cases import Bar, Contest
-from tesseral.bench.attention.inputs import make_inputs
+from tesseral.bench.attention.inputs import make_call, make_inputs
 from tesseral.bench.attention.record import RowRecord
 from tesseral.bench.attention.runners import RUNNERS
 from tesseral.bench.timing import Timing
@@ -161,6 +161,30 @@ def test_the_digest_is_that_of_the_code(monkeypatch, tmp_path):
     assert run._digest() == first
     code.write_text("two")
     assert run._digest() != first
+
+
+def test_a_library_joins_where_it_is_installed(tiny, monkeypatch):
+    def prepare(case, inputs):
+        return make_call(RUNNERS["folded" if case == DECODE else "sdpa"], case, inputs)
+
+    known = {
+        "there": others.Other(module="numpy", prepare=prepare),
+        "not there": others.Other(module="no_such_library", prepare=prepare),
+    }
+    monkeypatch.setattr(others, "OTHERS", known)
+    record, _ = run_table()
+    names = [set(row.peers) - set(RUNNERS) for row in record.rows]
+    assert names == [{"there"}, {"there"}, set()]  # it reads no packed keys
+    assert set(record.rows[0].extra_bytes) == {"ours", "sdpa"}
+
+
+@pytest.mark.parametrize("case", [PREFILL, DECODE], ids=["prefill", "decode"])
+def test_jax_computes_what_ours_does(case):
+    pytest.importorskip("jax")
+    inputs = make_inputs(case)
+    theirs = others.OTHERS["jax"].prepare(case, inputs)()
+    ours = RUNNERS["ours"](case, inputs.query, *inputs.states[0])
+    run.check_agreement(case, {"ours": ours, "jax": theirs})
 
 
 def test_the_grid_measures_what_it_has_not_and_saves_after_each_shape(tiny):

@@ -24,6 +24,7 @@ from tesseral.bench.attention.cases import (
 )
 from tesseral.bench.attention.inputs import Inputs, make_call, make_inputs
 from tesseral.bench.attention.memory import measure_memory
+from tesseral.bench.attention.others import installed_others
 from tesseral.bench.attention.record import (
     AblationRecord,
     AttentionRecord,
@@ -135,7 +136,11 @@ def _row(contest: Contest, record: AttentionRecord, begin: Callable[[str], None]
     calls = {OURS: make_call(RUNNERS[OURS], contest.case, inputs[contest.case])}
     for name, case in contest.peers.items():
         calls[name] = make_call(RUNNERS[name], case, inputs[case])
-    same = [OURS, *(name for name, case in contest.peers.items() if case == contest.case)]
+    others = installed_others(contest.case)
+    for name, other in others.items():
+        calls[name] = other.prepare(contest.case, inputs[contest.case])
+    twins = [name for name, case in contest.peers.items() if case == contest.case]
+    same = [OURS, *twins, *others]
     check_agreement(contest.case, {name: calls[name]() for name in same})
     backend, explanation = explained(contest.case, inputs[contest.case])
     timings = interleave(calls, record.method)
@@ -219,7 +224,7 @@ def _memory_calls(row: RowRecord) -> Iterator[tuple[str, str, Case]]:
     """Yield name, runner and case of what is measured in a row: ours and others, not ourselves."""
     yield OURS, OURS, row.case
     for name in row.peers:
-        if not name.startswith("our"):
+        if name in RUNNERS and not name.startswith("our"):
             yield name, name, row.case
 
 
