@@ -365,6 +365,8 @@ def test_a_mask_beside_a_paged_cache_is_refused(mask):
         attend(CAUSAL, 5, 5, mask, cache=ours)
     with pytest.raises(BackendError, match="takes neither masks nor position biases"):
         attend(CAUSAL, 5, 5, PACKED, cache=ours, position_bias=torch.zeros(1, 4, 5, 5))
+    with pytest.raises(BackendError, match="nor attention to later tokens"):
+        attend(BIDIRECTIONAL, 5, 5, PACKED, cache=ours)
 
 
 def test_training_with_dropout_is_refused_by_the_model():

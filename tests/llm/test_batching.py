@@ -10,9 +10,9 @@ from transformers import CompileConfig, ContinuousBatchingConfig, GenerationConf
 
 from support.budget import assert_within_budget
 from support.codec import attach_codecs
-from support.models import BUILDERS, DECODERS, tiny_gemma2, tiny_llama, token_ids
+from support.models import BUILDERS, DECODERS, tiny_gemma2, tiny_llama, tiny_mistral, token_ids
 from support.quantised import freeze, simulate, tiny
-from tesseral._errors import DataError, ParameterError, ShapeError
+from tesseral._errors import BackendError, DataError, ParameterError, ShapeError
 from tesseral.llm import QuantizedKVCache, continuous_batching, generate_batch
 from tesseral.llm.quantizer import mark_quantized
 from tesseral.quantization import QuantizationConfig
@@ -199,14 +199,18 @@ def test_what_fails_in_a_pass_is_raised_and_the_thread_ends(monkeypatch):
 
 
 def test_an_exception_ends_the_thread_without_finishing_the_requests():
+    model, passes = tiny_llama("tesseral"), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+
     def interrupted():
-        with continuous_batching(tiny_llama("tesseral")) as manager:
-            manager.add_request([1, 2, 3], max_new_tokens=100_000)
+        with continuous_batching(model, lengths=[103]) as manager:
+            manager.add_request([1, 2, 3], max_new_tokens=100)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert threading.active_count() == 1
+    assert len(passes) < 100
 
 
 def test_a_model_under_another_attention_is_refused():
@@ -252,6 +256,13 @@ def test_a_prompt_that_does_not_fit_is_refused(length):
 
 def test_no_prompts_give_nothing():
     assert batched(tiny_llama("tesseral"), []) == []
+
+
+def test_a_window_that_the_config_does_not_tell_is_refused(monkeypatch):
+    model = tiny_mistral("tesseral")
+    monkeypatch.setattr(model.config, "layer_types", ["full_attention"] * 2, raising=False)
+    with pytest.raises(BackendError, match="layer 0 asks for a window of 6 tokens, but the config"):
+        batched(model, prompts_of((4,)))
 
 
 def test_values_of_another_head_dim_than_keys_are_refused():

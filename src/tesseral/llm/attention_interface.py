@@ -103,8 +103,9 @@ def attention_forward(
     query, key, value = _encode(module, query, key, value)
     rules: dict[str, Any] = {"scale": scaling, "softcap": softcap, "sinks": s_aux}
     if kwargs.get("cache") is not None:
-        cache = _paged(kwargs["cache"], attention_mask, position_bias)
+        cache = _paged(module, kwargs["cache"], attention_mask, position_bias)
         layer: Any = module.layer_idx
+        rules["sliding_window"] = sliding_window
         return cache.attend(layer, query, key, value, kwargs, **rules), None
     if isinstance(attention_mask, SegmentMask):
         if position_bias is None and isinstance(key, torch.Tensor):
@@ -155,7 +156,10 @@ def _refuse_unsupported(dropout: float, options: dict[str, Any]) -> None:
 
 
 def _paged(
-    cache: Any, mask: torch.Tensor | None, position_bias: torch.Tensor | None
+    module: torch.nn.Module,
+    cache: Any,
+    mask: torch.Tensor | None,
+    position_bias: torch.Tensor | None,
 ) -> PagedKVCache:
     """Return the cache of continuous batching, once it is sure that it says all of what is seen."""
     if not isinstance(cache, PagedKVCache):
@@ -163,10 +167,11 @@ def _paged(
             f"tesseral attention: a paged cache of type {type(cache).__name__} cannot be read; "
             "call tesseral.llm.generate_batch(model, ...) in place of model.generate_batch(...)."
         )
-    if mask is not PACKED or position_bias is not None:
+    causal = getattr(module, "is_causal", True)
+    if mask is not PACKED or position_bias is not None or not causal:
         raise BackendError(
-            "tesseral attention: continuous batching takes neither masks nor position biases; "
-            "use generate() for this model."
+            "tesseral attention: continuous batching takes neither masks nor position biases nor "
+            "attention to later tokens; use generate() for this model."
         )
     return cache
 

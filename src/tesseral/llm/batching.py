@@ -5,6 +5,7 @@ so ours takes its place: it runs a model under our attention, with our paged cac
 """
 
 import copy
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,8 +32,8 @@ from tesseral.runtime.extras import require
 _TOKENS_AT_ONCE = 1024
 """Most tokens of a pass on a CPU, unless the caller says otherwise: bounds activations."""
 
-_UNKNOWN_REQUESTS = 16
-"""How many requests of full length a cache holds when nothing is known of those to come."""
+_UNKNOWN_REQUESTS = [4096] * 16
+"""Lengths of the requests that a cache is made for when nothing is known of those to come."""
 
 
 def generate_batch(
@@ -79,6 +80,8 @@ def generate_batch(
     new = generation_config.max_new_tokens
     prompts = [list(map(int, prompt)) for prompt in inputs]
     _check_lengths(model, prompts, new)
+    if not prompts:
+        return {}
     lengths = [len(prompt) + new for prompt in prompts]
     with continuous_batching(
         model, generation_config, continuous_batching_config, lengths=lengths
@@ -231,14 +234,25 @@ def _collect(manager: BatchingManager, count: int) -> dict[str, GenerationOutput
     found: dict[str, GenerationOutput] = {}
     while len(found) < count:
         output = manager.get_result(timeout=0.5)
-        fatal = manager.background_thread_status.fatal_error
-        if fatal is not None:
-            raise fatal
-        if output is not None and output.error is not None:
-            raise DataError(f"generate_batch: {output.request_id} failed: {output.error}")
-        if output is not None and output.is_finished():
+        if output is None and manager.is_running():
+            continue
+        if output is None or output.error is not None:
+            raise _failure(manager, output)
+        if output.is_finished():
             found[output.request_id] = output
     return found
+
+
+def _failure(manager: BatchingManager, output: GenerationOutput | None) -> Exception:
+    """Return why a request failed: what ended the thread, if anything did."""
+    status = manager.background_thread_status
+    for _ in range(50):  # the thread says so a moment after it gives its requests up
+        if status.fatal_error is not None:
+            fatal: Exception = status.fatal_error
+            return fatal
+        time.sleep(0.01)
+    reason = "the thread ended" if output is None else f"{output.request_id}: {output.error}"
+    return DataError(f"generate_batch: a request failed; {reason}.")
 
 
 def _codec(model: PreTrainedModel) -> KVCodec | None:
@@ -321,8 +335,7 @@ def _fill_sizes(
         config.max_batch_tokens = _TOKENS_AT_ONCE
     if config.num_blocks is not None:
         return
-    if lengths is None:
-        lengths = [getattr(text, "max_position_embeddings", 4096)] * _UNKNOWN_REQUESTS
+    lengths = _UNKNOWN_REQUESTS if lengths is None else lengths
     page = getattr(config, "page_size", None) or config.block_size
     groups = group_layers_by_attn_type(text)
     # before transformers 5.23 blocks are counted for each group of layers by itself

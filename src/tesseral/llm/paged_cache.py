@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
-from tesseral._errors import ShapeError
+from tesseral._errors import BackendError, ShapeError
 from tesseral.attention import attention_varlen
 from tesseral.llm.paged_rows import RowLayout, States
 from tesseral.quantization.kvcodec import KVCodec
@@ -25,6 +25,9 @@ PACKED = torch.empty(1, 1, 0, 0, dtype=torch.bool, device="meta")
 
 It has no elements anywhere, so that a model that computes with its mask fails.
 """
+
+_INDICES_TOGETHER = "kwargs" in inspect.signature(PagedAttentionCache.update).parameters
+"""Whether this version of transformers takes the places to read and write as one mapping."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,6 +128,8 @@ class PagedKVCache(PagedAttentionCache):  # type: ignore[misc]  # transformers i
         key: States,
         value: States,
         indices: Mapping[str, Any],
+        *,
+        sliding_window: int | None = None,
         **rules: Any,
     ) -> torch.Tensor:
         """Store the new keys and values of a layer, and attend to all of their requests.
@@ -140,6 +145,8 @@ class PagedKVCache(PagedAttentionCache):  # type: ignore[misc]  # transformers i
         indices : mapping
             What transformers passed to the attention function beside them: the places to
             write to and read from.
+        sliding_window : int, optional
+            Size of the window, the query's own key included, if the model names one.
         **rules
             ``scale``, ``softcap`` and ``sinks`` of :func:`tesseral.attention.attention`.
 
@@ -151,9 +158,16 @@ class PagedKVCache(PagedAttentionCache):  # type: ignore[misc]  # transformers i
         ------
         ShapeError
             If keys or values are not of the shape that the cache was made for.
+        BackendError
+            If the model means another window than its config says.
         """
         number = self._group_of(layer)
         group = self._groups[number]
+        if sliding_window is not None and group.window != (sliding_window - 1, -1):
+            raise BackendError(
+                f"PagedKVCache: layer {layer} asks for a window of {sliding_window} tokens, but "
+                "the config of its model names none or another; use generate() for this model."
+            )
         new = [self._write(states, side) for side, states in enumerate((key, value))]
         if group.tables is None:
             stored = self._gather(layer, new, indices)
@@ -209,7 +223,7 @@ class PagedKVCache(PagedAttentionCache):  # type: ignore[misc]  # transformers i
         The window's keys lie in a ring, which new ones overwrite: they are read before.
         """
         states = [rows.transpose(0, 1)[None] for rows in new]
-        if "kwargs" in inspect.signature(PagedAttentionCache.update).parameters:
+        if _INDICES_TOGETHER:
             key, value = self.update(*states, layer, dict(indices))
             return key[0].transpose(0, 1), value[0].transpose(0, 1)
         key, value = self.update(*states, layer, indices["read_index"], indices["write_index"])
