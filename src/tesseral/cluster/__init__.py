@@ -7,20 +7,25 @@
 0.0
 """
 
+from tesseral.cluster._data import Data, read
 from tesseral.cluster._degree_corrected import DegreeCorrectedTensorBlockModel
 from tesseral.cluster._diagnosis import ModeDiagnosis, diagnose
 from tesseral.cluster._hosvd import SpectralTensorClustering
 from tesseral.cluster._lloyd import HigherOrderLloyd
+from tesseral.cluster._source import Grouping
 from tesseral.cluster._stability import Stability, stability
 from tesseral.cluster.metrics import clustering_error_rate
 
 __all__ = [
+    "Data",
     "DegreeCorrectedTensorBlockModel",
+    "Grouping",
     "HigherOrderLloyd",
     "ModeDiagnosis",
     "SpectralTensorClustering",
     "Stability",
     "clustering_error_rate",
     "diagnose",
+    "read",
     "stability",
 ]

@@ -147,6 +147,14 @@ def curves(title: str, series: Mapping[str, Sequence[float]], *, xlabel: str, yl
         return _svg(axes)
 
 
+def alone(svg: str) -> str:
+    """Return a chart as a file of its own: with a header, in the colours of a light page."""
+    for role, colour in PAPER.items():
+        svg = svg.replace(f"var(--{role})", colour)
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{svg.replace("<svg ", f"<svg {spaces} ", 1)}'
+
+
 def lines(
     title: str,
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],

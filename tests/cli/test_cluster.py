@@ -1,0 +1,172 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from tesseral.cli.tensors import read_tensor
+from tesseral.core import CooTensor
+from tesseral.datasets import load_peru, make_block_tensor
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return make_block_tensor((20, 20, 20), 2, symmetric=True, noise=0.2, random_state=0)
+
+
+@pytest.fixture
+def npz(tmp_path, planted):
+    file = tmp_path / "data.npz"
+    names = np.array([f"node {i}" for i in range(20)])
+    np.savez(file, tensor=planted.tensor, names=names, truth=planted.labels[0], x=np.ones(3))
+    return file
+
+
+def write_table(path, head, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([head, *rows])
+    return path
+
+
+def test_peru_comes_out_as_in_the_paper(run, tmp_path):
+    result = run("cluster", "peru", "--clusters", 5, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert record["error_rate"] == pytest.approx(0.1156, abs=5e-5)
+    assert record["n_clusters"] == [5, 5, 5]
+    assert record["symmetric"] == [[0, 1, 2]]
+    assert record["diagnosis"][0]["regime"] == "polynomial time"
+
+
+def test_everything_is_written_and_says_the_same(run, tmp_path, npz, planted):
+    out = tmp_path / "out"
+    options = ("--clusters", "bic", "--symmetric", "all", "--names", "names", "--truth", "truth")
+    result = run("cluster", npz, *options, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert "clustering error rate against the truth: 0.0000" in result.stdout
+    with np.load(out / "result.npz") as file:
+        found = dict(file)
+    with (out / "labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["cluster"]) for row in rows[:20]] == found["labels_0"].tolist()
+    assert rows[3]["node"] == "node 3"
+    assert float(rows[3]["degree"]) == pytest.approx(found["degrees_0"][3], rel=1e-5)
+    assert found["core"].shape == (2, 2, 2)
+    figures = {path.stem for path in (out / "figures").iterdir()}
+    assert figures == {"slice-0", "slice-1", "core", "degrees-0", "bic", "phases"}
+    assert "var(--" not in (out / "figures" / "core.svg").read_text()
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") == len(figures)
+    assert json.loads((out / "result.json").read_text())["n_clusters"] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("method", ["hlloyd", "hosvd", "hosvd+", "score"])
+def test_every_method_runs(run, tmp_path, npz, method):
+    options = ("--clusters", "2", "--method", method, "--out", tmp_path / "out")
+    result = run("cluster", npz, *options, "--symmetric", "0,1", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["symmetric"] == [[0, 1], [2]]
+
+
+def test_the_output_is_not_replaced_unasked(refused, run, tmp_path, npz):
+    (tmp_path / "out").mkdir()
+    words = refused("cluster", npz, "--clusters", 2, "--out", tmp_path / "out")
+    assert "exists; choose another output" in words
+    result = run("cluster", npz, "--clusters", 2, "--out", tmp_path / "out", "--overwrite")
+    assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--clusters", "two"), "--clusters must be a number"),
+        (("--clusters", "2,2"), "sequence of length 3"),
+        (("--symmetric", "both"), "--symmetric must be auto"),
+        (("--family", "gamma"), "--family must be one of"),
+        (("--method", "dtm"), "--method must be one of"),
+        (("--method", "score", "--refine"), "--refine goes with"),
+        (("--array", "y"), "has no array 'y'; it has names, tensor, truth, x"),
+        (("--truth", "x"), "not one cluster for each node"),
+        (("--names", "x"), "does not name every node"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(refused, tmp_path, npz, options, words):
+    defaults = () if "--clusters" in options else ("--clusters", "2")
+    assert words in refused("cluster", npz, *defaults, *options, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.txt", "", "is of no kind that is read"),
+        ("missing.npy", None, "No such file"),
+        ("a.npy", "not an array", "cannot be read"),
+        ("a.csv", "i,j\n", "at least one edge"),
+        ("a.csv", "i,j\n1,2\n3\n", "lines of different length"),
+        ("a.csv", "i,j,value\n1,2,x\n", "must hold numbers"),
+        ("a.csv", "i\n1\n", "at least two columns of nodes"),
+        ("a.parquet", "not a table", "cannot be read"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named(refused, tmp_path, name, text, words):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    line = refused("cluster", tmp_path / name, "--clusters", "2", "--out", tmp_path / "out")
+    assert words in line
+    assert name in line
+
+
+def test_a_single_array_is_the_tensor(tmp_path):
+    np.save(tmp_path / "a.npy", np.eye(3))
+    np.savez(tmp_path / "b.npz", some=np.eye(3))
+    for name in ("a.npy", "b.npz"):
+        np.testing.assert_array_equal(read_tensor(str(tmp_path / name)).tensor, np.eye(3))
+
+
+def test_a_list_of_edges_is_undirected_unless_said(tmp_path):
+    rows = [("a", "b", 2), ("c", "a", 1), ("a", "b", 3)]
+    path = write_table(tmp_path / "edges.csv", ["from", "to", "weight"], rows)
+    both = read_tensor(str(path))
+    assert [n.tolist() for n in both.names] == [["a", "b", "c"]] * 2
+    np.testing.assert_array_equal(both.tensor.to_dense(), [[0, 5, 1], [5, 0, 0], [1, 0, 0]])
+    one = read_tensor(str(path), directed=True)
+    assert [n.tolist() for n in one.names] == [["a", "c"], ["a", "b"]]
+    np.testing.assert_array_equal(one.tensor.to_dense(), [[0, 5], [1, 0]])
+
+
+def peru_members():
+    peru = load_peru()
+    return list(zip(peru.law_cdn.tolist(), peru.law_legislator_id.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("form", ["csv", "members", "lists"])
+def test_hyperedges_are_read_from_tables_of_members_or_lists(tmp_path, form):
+    members = peru_members()
+    if form == "csv":
+        path = write_table(tmp_path / "bills.csv", ["edge", "node"], members)
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        path, bills = tmp_path / "bills.parquet", {}
+        for bill, name in members:
+            bills.setdefault(bill, []).append(name)
+        columns = {"sponsors": list(bills.values())}
+        if form == "members":
+            columns = {"edge": [b for b, _ in members], "node": [n for _, n in members]}
+        parquet.write_table(pyarrow.table(columns), path)
+    found = read_tensor(str(path))
+    assert isinstance(found.tensor, CooTensor)
+    peru = load_peru()
+    order = [found.names[0].tolist().index(name) for name in peru.legislator_id]
+    dense = found.tensor.to_dense()[np.ix_(order, order, order)]
+    i, j, k = np.indices(dense.shape)
+    distinct = (i != j) & (j != k) & (i != k)
+    np.testing.assert_array_equal(dense[distinct], peru.tensor[distinct])
+
+
+def test_hyperedges_are_clustered(run, tmp_path):
+    path = write_table(tmp_path / "bills.csv", ["edge", "node"], peru_members())
+    result = run("cluster", path, "--clusters", 5, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["shape"] == [116, 116, 116]
