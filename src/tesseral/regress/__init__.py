@@ -1,5 +1,6 @@
 """Tensors explained by covariates of their modes, with prediction and uncertainty."""
 
+from tesseral.regress._groups import group_rows
 from tesseral.regress._inference import Bootstrap, Interval, WaldTests
 from tesseral.regress._sample_mode import SampleModeRegressor
 from tesseral.regress._select import Selection, Trial
@@ -15,4 +16,5 @@ __all__ = [
     "TensorResponseRegressor",
     "Trial",
     "WaldTests",
+    "group_rows",
 ]

@@ -130,7 +130,7 @@ def chunk_terms(plan: _Plan, chunk: Chunk) -> _Part:
         eta = theta if chunk.offset is None else theta + chunk.offset
         kernel, score, weight = plan.family.terms(xp, chunk.tensor, eta, plan.dispersion)
         if plan.penalty.barrier:
-            kernel, score, weight = _with_barrier(xp, plan.penalty, theta, kernel, score, weight)
+            kernel, score, weight = with_barrier(xp, plan.penalty, theta, kernel, score, weight)
         if chunk.weights is not None:
             kernel = kernel * chunk.weights
             score = score * chunk.weights
@@ -141,7 +141,7 @@ def chunk_terms(plan: _Plan, chunk: Chunk) -> _Part:
     return _Part(kernels, largest, *_contract(xp, plan, chunk.rows, score, weight))
 
 
-def _with_barrier(
+def with_barrier(
     xp: Namespace, penalty: Penalty, theta: Array, kernel: Array, score: Array, weight: Array | None
 ) -> tuple[Array, Array, Array]:
     """Add the logarithmic barrier to the terms of every entry."""

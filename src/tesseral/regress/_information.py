@@ -19,6 +19,7 @@ from tesseral._errors import InformationError
 from tesseral.core import multi_mode_product, unfold
 from tesseral.core._arrays import to_numpy
 from tesseral.regress._blocks import symmetric_basis
+from tesseral.regress._evaluate import with_barrier
 from tesseral.regress._pairs import expand_pairs, pair_columns
 from tesseral.regress._problem import Penalty, Point, Problem
 
@@ -112,7 +113,7 @@ def covariance(
     observed : bool
         Take second derivatives as they are at the data, not their expectation.
     penalty : Penalty, optional
-        Its ridge adds to the information.
+        Its ridge and barrier add to the information.
 
     Raises
     ------
@@ -130,11 +131,14 @@ def covariance(
     if observed:
         weight = problem.family.curvature(np, y, eta, point.dispersion)
     score = terms.score
+    if penalty is not None and penalty.barrier:
+        _, score, weight = with_barrier(np, penalty, theta, terms.kernel, score, weight)
     if weights is not None:
         weight, score = weight * host(weights), score * host(weights)
     blocks = _information(core, factors, bases, weight, score if observed else None)
     if penalty is not None and penalty.ridge:
-        blocks = blocks + penalty.ridge * _metric_information(problem, core, factors)
+        ridge = _ridge_information(problem, core, factors, observed=observed)
+        blocks = blocks + penalty.ridge * ridge
     gauge = _gauge(core, factors)
     spread = None
     if any(len(group) > 1 for group in problem.groups):
@@ -306,20 +310,17 @@ def _core_columns(cross: Floats, basis: Floats | None, rank: tuple[int, ...], mo
     return np.moveaxis(cross, 2, 2 + mode).reshape(cross.shape[0] * cross.shape[1], -1)
 
 
-def _metric_information(problem: Problem, core: Floats, factors: tuple[Floats, ...]) -> Floats:
-    """Return J' D J of the coefficient tensor: the ridge's curvature, but for that of J."""
-    squared = np.ones([1] * core.ndim)
+def _ridge_information(
+    problem: Problem, core: Floats, factors: tuple[Floats, ...], *, observed: bool
+) -> Floats:
+    """Return the second derivatives of half the squared norm of the coefficient tensor."""
+    units = np.ones(problem.widths)
     for mode, metric in enumerate(problem.metrics):
         if metric is not None:
             axes = [-1 if k == mode else 1 for k in range(core.ndim)]
-            squared = squared * host(metric).reshape(axes)
-    units = np.broadcast_to(squared, problem.widths).reshape(-1)
-    total: Floats = np.zeros(())
-    done = 0
-    for part in jacobian(core, factors, [None] * core.ndim):
-        total = total + part.T @ (units[done : done + len(part), None] * part)
-        done += len(part)
-    return total
+            units = units * host(metric).reshape(axes)
+    pull = -units * multi_mode_product(core, factors) if observed else None
+    return _information(core, factors, [None] * core.ndim, units, pull)
 
 
 def _gauge(core: Floats, factors: tuple[Floats, ...]) -> Floats:

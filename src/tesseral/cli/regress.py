@@ -1,0 +1,354 @@
+"""``tesseral regress``: explain a tensor by covariates of its modes."""
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from tesseral._errors import DataError, ParameterError
+from tesseral.cli.console import print_json, print_table, progress
+from tesseral.runtime.extras import require
+from tesseral.runtime.files import atomic_directory, check_output
+
+if TYPE_CHECKING:
+    from tesseral.regress import TensorResponseRegressor
+
+NATIONS = "nations"
+
+_PICTURED = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """A response with what goes with it.
+
+    Attributes
+    ----------
+    tensor : array
+    covariates : list of (array or None)
+    names : list of (tuple of str, or None)
+        Of the covariates of each mode.
+    rows : list of (tuple of str, or None)
+        Of the indices of each mode.
+    dims : tuple of str
+    """
+
+    tensor: Any
+    covariates: list[Any]
+    names: list[tuple[str, ...] | None]
+    rows: list[tuple[str, ...] | None]
+    dims: tuple[str, ...]
+
+
+def regress(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help=f"A .npy or .npz file, or the word {NATIONS} for the data in the package. NaN "
+            "stands for a missing entry.",
+            show_default=False,
+        ),
+    ],
+    tensor: Annotated[str, typer.Option(help="Name of the response in a .npz file.")] = "tensor",
+    covariates: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODE=SOURCE",
+            help="Covariates of a mode, the first being 0: a .csv file with a header, a .npy file, "
+            "or a name in the .npz file. May be repeated.",
+            show_default="none; nations has its own",
+        ),
+    ] = None,
+    rank: Annotated[
+        str, typer.Option(help="One number, one for each mode (3,3,2), or bic or cv to search.")
+    ] = "bic",
+    family: Annotated[
+        str,
+        typer.Option(
+            help="normal, binomial, poisson, negative_binomial or gamma.",
+            show_default="normal; nations is binomial",
+        ),
+    ] = "",
+    symmetric: Annotated[
+        str, typer.Option(metavar="MODES", help="Modes to tie, such as 0,1.", show_default="none")
+    ] = "",
+    constraint: Annotated[
+        str, typer.Option(help="Bound linear predictors: rescale or barrier.", show_default="none")
+    ] = "",
+    max_theta: Annotated[
+        float, typer.Option(help="The bound on linear predictors, if there is a constraint.")
+    ] = 30.0,
+    ridge: Annotated[float, typer.Option(help="Ridge penalty of the coefficients.")] = 0.0,
+    groups: Annotated[
+        int, typer.Option(help="Group the indices of the last mode into so many; 0 for none.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of folds and random starts.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Fits at a time while a rank is searched.")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory for coefficients and pictures.", show_default="none"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the directory.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Explain a tensor by covariates of its modes.
+
+    Example: tesseral regress nations --rank 4 --constraint barrier --max-theta 10 --groups 4
+    """
+    from tesseral.regress import TensorResponseRegressor
+
+    if out is not None:
+        check_output(out, overwrite=overwrite)
+        require("matplotlib", extra="plot", purpose="tesseral regress --out")
+    given = read_data(data, tensor, covariates or [])
+    model = TensorResponseRegressor(
+        rank=parse_rank(rank),
+        family=family or ("binomial" if data == NATIONS else "normal"),
+        symmetric=[parse_modes(symmetric)] if symmetric else False,
+        constraint=constraint or None,
+        max_theta=max_theta,
+        ridge=ridge,
+        random_state=seed,
+        n_jobs=jobs,
+    )
+    with progress() as bars:
+        bars.add_task("fitting", total=None)
+        model.fit(labelled(given), named(given))
+        record = describe(model, groups)
+    if out is not None:
+        with atomic_directory(out, overwrite=overwrite) as folder:
+            save(model, folder)
+    if json:
+        print_json(record)
+    else:
+        show(model, record)
+
+
+def read_data(data: str, tensor: str, sources: list[str]) -> Data:
+    """Return the response and covariates that the arguments name.
+
+    Raises
+    ------
+    DataError, ParameterError
+        If something is missing or cannot be read.
+    """
+    if data == NATIONS:
+        from tesseral.datasets import load_nations
+
+        nations = load_nations()
+        attributes = tuple(map(str, nations.covariate))
+        countries = tuple(map(str, nations.country))
+        found = Data(
+            tensor=nations.tensor,
+            covariates=[nations.covariates, nations.covariates, None],
+            names=[attributes, attributes, None],
+            rows=[countries, countries, tuple(map(str, nations.relation))],
+            dims=("sender", "receiver", "relation"),
+        )
+        arrays: dict[str, Any] = {}
+    else:
+        arrays = _arrays(Path(data))
+        if len(arrays) == 1:
+            tensor = next(iter(arrays))
+        if tensor not in arrays:
+            raise DataError(
+                f"{data} holds no array {tensor!r}; it holds {', '.join(arrays)}. Name one with "
+                "--tensor."
+            )
+        order = arrays[tensor].ndim
+        found = Data(
+            tensor=arrays[tensor],
+            covariates=[None] * order,
+            names=[None] * order,
+            rows=[None] * order,
+            dims=tuple(f"mode {mode}" for mode in range(order)),
+        )
+    for source in sources:
+        mode, matrix, names = _covariates(source, arrays, len(found.dims))
+        found.covariates[mode], found.names[mode] = matrix, names
+    return found
+
+
+def labelled(data: Data) -> Any:
+    """Return the response with names of its modes and rows, as xarray would give them."""
+    return _Labelled(data)
+
+
+def named(data: Data) -> list[Any]:
+    """Return the covariates of every mode, with their names where they have some."""
+    return [
+        matrix if names is None or matrix is None else _Frame(matrix, names)
+        for matrix, names in zip(data.covariates, data.names, strict=True)
+    ]
+
+
+def parse_rank(text: str) -> Any:
+    """Return the rank that an argument means."""
+    if text in ("bic", "cv"):
+        return text
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ParameterError(
+            f"--rank must be a number, numbers such as 3,3,2, bic or cv; got {text!r}."
+        ) from None
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def parse_modes(text: str) -> list[int]:
+    """Return the modes that an argument means."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ParameterError(f"--symmetric must be modes such as 0,1; got {text!r}.") from None
+
+
+def describe(model: "TensorResponseRegressor", groups: int) -> dict[str, Any]:
+    """Return what the command prints, as plain values."""
+    from tesseral.regress import group_rows
+
+    summary = model.summary()
+    record: dict[str, Any] = {
+        "shape": list(model.predict().shape),
+        "family": model.family,
+        "rank": list(model.rank_),
+        "log_likelihood": model.log_likelihood_,
+        "bic": model.bic_,
+        "parameters": model.dof_,
+        "observations": model.n_entries_,
+        "dispersion": model.dispersion_,
+        "rounds": model.n_iter_,
+        "converged": model.converged_,
+        "separated": model.separation_ is not None,
+        "effects": summary.effects,
+        "coefficients": summary.coefficients,
+        "note": summary.note,
+    }
+    if isinstance(model.rank, str):
+        record["tried"] = [{**row, "rank": list(row["rank"])} for row in model.selection_.table()]
+    if groups:
+        mode = len(model.dims_) - 1
+        labels = group_rows(model, mode, groups)
+        names = np.array(model.covariate_names_[mode])
+        record["groups"] = [[str(n) for n in names[labels == g]] for g in range(groups)]
+    return record
+
+
+def show(model: "TensorResponseRegressor", record: dict[str, Any]) -> None:
+    """Print a record for people."""
+    if "tried" in record:
+        score = str(model.rank)
+        rows = [
+            [",".join(map(str, row["rank"])), str(row["dof"]), f"{row[score]:.4f}"]
+            for row in record["tried"][:8]
+        ]
+        print_table(
+            f"the best of {len(record['tried'])} ranks", ["rank", "parameters", score], rows
+        )
+    typer.echo(str(model.summary()))
+    for number, members in enumerate(record.get("groups", []), start=1):
+        typer.echo(f"\nGroup {number} of {model.dims_[-1]}: {', '.join(members)}")
+
+
+def save(model: "TensorResponseRegressor", folder: Path) -> None:
+    """Write coefficients, the summary and pictures of a fit."""
+    from tesseral.regress import plots
+
+    arrays: dict[str, Any] = {f"factor{mode}": f for mode, f in enumerate(model.factors_)}
+    arrays |= {"coef": model.coef_, "core": model.core_, "mean": model.predict()}
+    np.savez_compressed(folder / "fit.npz", **arrays)
+    (folder / "summary.txt").write_text(str(model.summary()) + "\n", encoding="utf-8")
+    figures = {"predicted_observed": plots.predicted_observed(model)}
+    for mode in range(min(len(model.dims_), _PICTURED)):
+        figures[f"factor{mode}"] = plots.factor_loadings(model, mode)
+        figures[f"residuals{mode}"] = plots.residual_map(model, mode)
+        if model.covariate_names_[mode] and model.coef_.ndim > 1:
+            figures[f"coefficients{mode}"] = plots.coefficient_slices(model, mode)
+    if isinstance(model.rank, str):
+        figures["ranks"] = plots.selection_curve(model.selection_)
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=110)
+
+
+class _Labelled:
+    """A response with the attributes that carry names in xarray."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data.tensor
+        self.dims = data.dims
+        self.coords = {
+            dim: names for dim, names in zip(data.dims, data.rows, strict=True) if names is not None
+        }
+
+
+class _Frame:
+    """A matrix with the attributes that carry names in pandas."""
+
+    def __init__(self, matrix: Any, columns: tuple[str, ...]) -> None:
+        self.matrix = matrix
+        self.columns = columns
+        self.index = range(len(matrix))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return np.array(self.matrix, dtype=dtype)
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    """Return the arrays in a file; nothing pickled is read."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {path.stem: loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} does not exist; give a .npy or .npz file, or the word {NATIONS}."
+        ) from None
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path} cannot be read as .npy or .npz: {error}.") from None
+
+
+def _covariates(
+    source: str, arrays: dict[str, Any], order: int
+) -> tuple[int, Any, tuple[str, ...] | None]:
+    """Return mode, matrix and names that ``MODE=SOURCE`` means."""
+    mode, found, name = source.partition("=")
+    if not found or not mode.isdigit() or int(mode) >= order:
+        raise ParameterError(
+            f"--covariates must be MODE=SOURCE with a mode from 0 to {order - 1}; got {source!r}."
+        )
+    if name in arrays:
+        return int(mode), arrays[name], None
+    path = Path(name)
+    if path.suffix == ".csv":
+        return int(mode), *_table(path)
+    if path.suffix == ".npy":
+        return int(mode), next(iter(_arrays(path).values())), None
+    raise DataError(
+        f"--covariates {source}: {name!r} is neither a .csv nor a .npy file nor an array of the "
+        f"data{', which has ' + ', '.join(arrays) if arrays else ''}."
+    )
+
+
+def _table(path: Path) -> tuple[Any, tuple[str, ...]]:
+    """Return the numbers in a .csv file, and its header."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *lines = list(csv.reader(file))
+        values = [[_number(cell) for cell in line] for line in lines if line]
+        return np.array(values, dtype=np.float64), tuple(cell.strip() for cell in header)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} cannot be read as a table of numbers under a header: {error}."
+        ) from None
+
+
+def _number(cell: str) -> float:
+    return float(cell) if cell.strip() else math.nan

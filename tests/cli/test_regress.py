@@ -1,0 +1,84 @@
+"""``tesseral regress``."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tesseral.datasets import make_tensor_response
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a response and covariates of its modes 0 and 2."""
+    truth = make_tensor_response((20, 12, 15), 2, (3, None, 2), signal=5.0, random_state=0)
+    np.savez(tmp_path / "data.npz", tensor=truth.tensor, people=truth.covariates[0])
+    np.save(tmp_path / "plain.npy", truth.tensor)
+    rows = "\n".join(",".join(map(str, row)) for row in truth.covariates[2])
+    (tmp_path / "time.csv").write_text(f"age, sex\n{rows}\n")
+    return tmp_path
+
+
+def test_nations_are_regressed_and_their_relations_grouped(run):
+    result = run(
+        "regress", "nations", "--rank", 4, "--constraint", "barrier", "--max-theta", 10,
+        "--groups", 4, "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert record["rank"] == [4, 4, 4]
+    assert record["observations"] == 14 * 14 * 56 - 784 - 435
+    groups = record["groups"]
+    assert sum(map(len, groups)) == len(set().union(*groups)) == 56
+
+    def together(*names):
+        return any(set(names) <= set(group) for group in groups)
+
+    assert together("warning", "militaryactions", "violentactions", "aidenemy")
+    assert together("exports", "tourism", "treaties")
+    assert together("intergovorgs", "ngo")
+    assert not together("militaryactions", "exports")
+
+
+def test_a_file_is_regressed_with_covariates_from_anywhere(run, folder):
+    result = run(
+        "regress", folder / "data.npz", "--covariates", "0=people",
+        "--covariates", f"2={folder / 'time.csv'}", "--rank", "2,2,2",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "Covariates of mode 2" in result.stdout
+    assert "sex" in result.stdout
+    assert "20 x 12 x 15" in result.stdout
+
+
+def test_a_rank_is_searched_and_pictures_are_written(run, folder):
+    out = folder / "out"
+    result = run("regress", folder / "plain.npy", "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert "the best of" in result.stdout
+    written = {path.name for path in out.iterdir()}
+    assert {"fit.npz", "summary.txt", "predicted_observed.png", "ranks.png"} <= written
+    again = run("regress", folder / "plain.npy", "--out", out)
+    assert again.exit_code == 2
+    assert "exists; choose another output" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing.npz"], "nothing.npz does not exist; give a .npy or .npz file"),
+        (["data.npz", "--tensor", "Y"], "holds no array 'Y'; it holds tensor, people"),
+        (["data.npz", "--rank", "many"], "--rank must be a number"),
+        (["data.npz", "--symmetric", "a"], "--symmetric must be modes such as 0,1"),
+        (["data.npz", "--covariates", "people"], "must be MODE=SOURCE with a mode from 0 to 2"),
+        (["data.npz", "--covariates", "7=people"], "must be MODE=SOURCE with a mode from 0 to 2"),
+        (["data.npz", "--covariates", "1=people"], "mode 1 has 12 indices"),
+        (["data.npz", "--covariates", "0=x.txt"], "neither a .csv nor a .npy file"),
+        (["data.npz", "--covariates", "0=x.csv"], "x.csv does not exist"),
+        (["data.npz", "--rank", "2", "--family", "poisson"], "needs counts"),
+        (["time.csv"], "cannot be read as .npy or .npz"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(refused, folder, monkeypatch, arguments, words):
+    monkeypatch.chdir(folder)
+    assert words in refused("regress", *arguments)
