@@ -5,6 +5,7 @@
 namespace tesseral {
 
 void bind_ceilings(nanobind::module_& m);
+void bind_attention(nanobind::module_& m);
 void bind_cpu(nanobind::module_& m);
 void bind_linear_int4(nanobind::module_& m);
 

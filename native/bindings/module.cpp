@@ -4,6 +4,7 @@
 NB_MODULE(_native, m) {
   m.doc() = "Native kernels of tesseral.";
   tesseral::bind_ceilings(m);
+  tesseral::bind_attention(m);
   tesseral::bind_cpu(m);
   tesseral::bind_linear_int4(m);
 }

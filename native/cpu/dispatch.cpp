@@ -9,20 +9,20 @@
 
 namespace tesseral {
 
+// Each target defines its tables under its own name.
+#define TESSERAL_DECLARE(name)                \
+  namespace name {                            \
+  extern const AttentionKernels attention;    \
+  extern const CeilingKernels ceilings;       \
+  extern const LinearInt4Kernels linear_int4; \
+  }
 #if defined(TESSERAL_X86)
-namespace avx512 {
-extern const CeilingKernels ceilings;
-extern const LinearInt4Kernels linear_int4;
-}  // namespace avx512
-namespace avx2 {
-extern const CeilingKernels ceilings;
-extern const LinearInt4Kernels linear_int4;
-}  // namespace avx2
+TESSERAL_DECLARE(avx512_bf16)
+TESSERAL_DECLARE(avx512)
+TESSERAL_DECLARE(avx2)
 #endif
-namespace scalar {
-extern const CeilingKernels ceilings;
-extern const LinearInt4Kernels linear_int4;
-}  // namespace scalar
+TESSERAL_DECLARE(scalar)
+#undef TESSERAL_DECLARE
 
 namespace {
 
@@ -106,13 +106,19 @@ std::vector<Feature> features_of(const CpuWords& words) {
 const std::vector<Target>& targets() {
   static const std::vector<Target> all = {
 #if defined(TESSERAL_X86)
+      {"avx512_bf16",
+       {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "fma"},
+       avx512_bf16::attention,
+       avx512_bf16::ceilings,
+       avx512_bf16::linear_int4},
       {"avx512",
        {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
+       avx512::attention,
        avx512::ceilings,
        avx512::linear_int4},
-      {"avx2", {"avx2", "fma"}, avx2::ceilings, avx2::linear_int4},
+      {"avx2", {"avx2", "fma", "f16c"}, avx2::attention, avx2::ceilings, avx2::linear_int4},
 #endif
-      {"scalar", {}, scalar::ceilings, scalar::linear_int4},
+      {"scalar", {}, scalar::attention, scalar::ceilings, scalar::linear_int4},
   };
   return all;
 }

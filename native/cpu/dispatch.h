@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tesseral/ceilings.h"
+#include "tesseral/attention.h"
 #include "tesseral/linear_int4.h"
 
 namespace tesseral {
@@ -34,6 +35,7 @@ struct CpuWords {
 struct Target {
   const char* name;
   std::vector<std::string> needs;  // names of features
+  AttentionKernels attention;
   CeilingKernels ceilings;
   LinearInt4Kernels linear_int4;
 };

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace tesseral {
 
@@ -22,7 +23,7 @@ void parallel_for(std::int64_t n_tasks, int n_threads,
 template <class Task>
 void parallel_for(std::int64_t n_tasks, int n_threads, Task&& task) {
   const auto call = [](void* context, std::int64_t index, int worker) {
-    (*static_cast<Task*>(context))(index, worker);
+    (*static_cast<std::remove_reference_t<Task>*>(context))(index, worker);
   };
   parallel_for(n_tasks, n_threads, call, &task);
 }

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-namespace tesseral::avx2 {
+namespace tesseral::TESSERAL_TARGET {
 namespace {
 
 constexpr std::int64_t vector_bytes = 32;
@@ -55,4 +55,4 @@ inline void reduce4(const Ints (&x)[4], std::int32_t offset, std::int32_t* total
 }
 
 }  // namespace
-}  // namespace tesseral::avx2
+}  // namespace tesseral::TESSERAL_TARGET

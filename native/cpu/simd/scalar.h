@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-namespace tesseral::scalar {
+namespace tesseral::TESSERAL_TARGET {
 namespace {
 
 constexpr std::int64_t vector_bytes = 16;
@@ -72,4 +72,4 @@ inline void reduce4(const Ints (&x)[4], std::int32_t offset, std::int32_t* total
 }
 
 }  // namespace
-}  // namespace tesseral::scalar
+}  // namespace tesseral::TESSERAL_TARGET

@@ -34,7 +34,8 @@ class AttentionProblem:
         Device of all arrays, ``"cpu"`` or such as ``"cuda:0"``.
     key_format, value_format : str
         ``"dense"``, or ``"packed2"``, ``"packed4"``, ``"packed8"`` for a
-        :class:`~tesseral.core.PackedTensor` of that many bits.
+        :class:`~tesseral.core.PackedTensor` of that many bits; ``"packed4x2"`` if it has two
+        scales a row.
     causal : bool
         Hide the keys after the diagonal, which ends at the last query and key.
     window : (int, int) or None
@@ -344,7 +345,10 @@ def _storage(array: Array | PackedTensor) -> Array:
 
 
 def _format(array: Array | PackedTensor) -> str:
-    return f"packed{array.bits}" if isinstance(array, PackedTensor) else "dense"
+    if not isinstance(array, PackedTensor):
+        return "dense"
+    groups = array.scale.shape[-1]
+    return f"packed{array.bits}" + (f"x{groups}" if groups > 1 else "")
 
 
 def _dtype_name(array: Any) -> str:

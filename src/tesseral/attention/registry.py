@@ -44,6 +44,7 @@ class SequencesBackend(AttentionBackend, Protocol):
 BACKENDS: Registry[AttentionProblem, AttentionBackend] = Registry(
     "attention",
     {
+        "native": "tesseral.attention.backends.native:NativeBackend",
         "blockwise": "tesseral.attention.backends.blockwise:BlockwiseBackend",
         "reference": "tesseral.attention.backends.reference:ReferenceBackend",
     },

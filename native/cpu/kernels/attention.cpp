@@ -1,0 +1,73 @@
+// Exact attention of one task; compiled once per instruction set.
+#include "tesseral/attention.h"
+
+#include "kernels/attention_packed.h"
+#include "kernels/attention_streamed.h"
+
+namespace tesseral::TESSERAL_TARGET {
+namespace {
+
+bool streams(const AttentionCall& call, const AttentionTask& task) {
+  return rows_of(call, task) <= at_most(call.stream_rows, stream_max_rows);
+}
+
+#if defined(TESSERAL_BF16_DOT)
+// Pairs are of keys, values and queries that all are bfloat16.
+bool multiplies_pairs(const AttentionCall& call) {
+  return call.bf16_dot && call.element == Element::bf16 && call.key.element == Element::bf16 &&
+         call.value.element == Element::bf16;
+}
+#endif
+
+int64_t scratch_floats(const AttentionCall& call) {
+  const int64_t packed = at_least(Workspace<false>::floats(call), Workspace<true>::floats(call));
+  return at_least(packed, StreamedTask::floats(call));
+}
+
+void run(const AttentionCall& call, const AttentionTask& task, float* scratch) {
+  if (call.poison) {
+    const float nan = __builtin_nanf("");
+    for (int64_t i = 0; i < scratch_floats(call); ++i) scratch[i] = nan;
+  }
+  if (streams(call, task)) return StreamedTask(call, task, scratch).run();
+#if defined(TESSERAL_BF16_DOT)
+  if (multiplies_pairs(call)) return PackedTask<true>(call, task, scratch).run();
+#endif
+  PackedTask<false>(call, task, scratch).run();
+}
+
+int64_t state_floats(const AttentionCall& call, int64_t rows) {
+  return State::floats(call, rows);
+}
+
+void merge(const AttentionCall& call, const AttentionTask* tasks, int64_t n_tasks) {
+  const int64_t rows = rows_of(call, tasks[0]);
+  State first(call, tasks[0].state, rows);
+  for (int64_t t = 1; t < n_tasks; ++t) {
+    const State other(call, tasks[t].state, rows);
+    for (int64_t r = 0; r < rows; ++r) {
+      const float limit = first.limit[r] > other.limit[r] ? first.limit[r] : other.limit[r];
+      const auto factor_of = [&](float before) {
+        return before == -infinity ? 0 : __builtin_exp2f(before - limit);
+      };
+      const float mine = factor_of(first.limit[r]);
+      const float theirs = factor_of(other.limit[r]);
+      first.limit[r] = limit;
+      first.sum[r] = first.sum[r] * mine + other.sum[r] * theirs;
+      float* to = first.values + r * first.stride;
+      const float* from = other.values + r * other.stride;
+      for (int64_t i = 0; i < first.stride; i += lanes) {
+        store(to + i, add(multiply(load(to + i), broadcast(mine)),
+                          multiply(load(from + i), broadcast(theirs))));
+      }
+    }
+  }
+  write_output(call, tasks[0], first);
+}
+
+}  // namespace
+
+extern const AttentionKernels attention;
+const AttentionKernels attention = {lanes, scratch_floats, state_floats, run, merge};
+
+}  // namespace tesseral::TESSERAL_TARGET

@@ -1,0 +1,475 @@
+// Attention with packed keys, for many rows: two levels of tiles.
+//
+// Level 1, sized to the L2 cache: a strip of queries meets a block of keys and values that is
+// packed once for all of them. Level 2, sized to the registers: a product of `gemm_rows` rows by
+// `gemm_columns` vectors. Between the two products of a group of gemm_rows rows, its scores stay
+// in the L1 cache.
+//
+// A packed block is a sequence of panels, each gemm_columns vectors wide; a panel holds, step by
+// step along the axis that is summed over, the vectors of its columns. Written in words of 32
+// bits: a step takes one float32, or, in pairs, two bfloat16 numbers that are neighbours along the
+// summed axis.
+#pragma once
+
+#include <initializer_list>
+
+#include "kernels/attention_rows.h"
+
+namespace tesseral::TESSERAL_TARGET {
+namespace {
+
+constexpr int64_t panel = gemm_columns * lanes;
+// A row of scores; the odd line keeps rows from falling into the same sets of the L1 cache.
+constexpr int64_t score_stride = attention_max_key_block + 2 * panel + 16;
+
+template <bool Pairs>
+inline int64_t steps_of(int64_t n) {
+  return Pairs ? (n + 1) / 2 : n;
+}
+
+template <bool Pairs>
+inline Floats accumulate(Floats sum, Floats a, Floats b) {
+#if defined(TESSERAL_BF16_DOT)
+  if constexpr (Pairs) return add_pair_products(sum, a, b);
+#else
+  static_assert(!Pairs, "this target has no product of bfloat16 pairs");
+#endif
+  return multiply_add(a, b, sum);
+}
+
+// sums[r][c] = sum over steps of a[r * RowStride + step * StepStride] * b[step][c], where steps of
+// b are Width vectors apart.
+template <bool Pairs, int Rows, int Columns, int Width, int64_t RowStride, int64_t StepStride>
+inline void multiply_tile(const float* a, const float* b, int64_t steps,
+                          Floats (&sums)[Rows][Columns]) {
+  for (int r = 0; r < Rows; ++r) {
+    for (int c = 0; c < Columns; ++c) sums[r][c] = zero();
+  }
+  for (int64_t step = 0; step < steps; ++step) {
+    for (int c = 0; c < Columns; ++c) __builtin_prefetch(b + (8 * Width + c) * lanes);
+    Floats columns[Columns];
+    for (int c = 0; c < Columns; ++c) columns[c] = load(b + c * lanes);
+    for (int r = 0; r < Rows; ++r) {
+      const Floats row = broadcast(a[r * RowStride]);
+      for (int c = 0; c < Columns; ++c) {
+        sums[r][c] = accumulate<Pairs>(sums[r][c], row, columns[c]);
+      }
+    }
+    a += StepStride;
+    b += Width * lanes;
+  }
+}
+
+// Words [step, step + lanes) of one row of keys or values, zeros past its end.
+template <bool Pairs>
+inline Floats row_words(const KeyValueRows& source, const char* row, const float* wide,
+                        int64_t step) {
+  if (wide != nullptr) return load(wide + step);
+  if (!Pairs) {
+    const char* p = row + step * bytes_of(source.element);
+    if (step + lanes <= source.width) return load_lanes(source.element, p);
+    return load_some(source.element, p, static_cast<int>(source.width - step));
+  }
+  const char* p = row + 4 * step;
+  if (2 * (step + lanes) <= source.width) return load(reinterpret_cast<const float*>(p));
+  alignas(64) float words[lanes] = {};
+  std::memcpy(words, p, static_cast<std::size_t>(2 * (source.width - 2 * step)));
+  return load(words);
+}
+
+// Packs queries [row, row + gemm_rows) as one panel: for each step, the numbers of all rows. May
+// write up to `lanes` words past its end.
+template <bool Pairs>
+void pack_queries(const AttentionCall& call, const AttentionTask& task, int64_t row, float* out) {
+  const Sequence& sequence = call.sequences[task.sequence];
+  const int64_t steps = steps_of<Pairs>(call.key.width);
+  const KeyValueRows source = {call.element, call.key.width, call.query, Element::f32, {}, {}};
+  // A store of whole vectors runs into the next step's rows, so the last rows come first.
+  for (int64_t first = (gemm_rows - 1) / lanes * lanes; first >= 0; first -= lanes) {
+    const char* rows[lanes];
+    const auto n_rows = static_cast<int>(
+        at_most(at_most(lanes, gemm_rows - first), rows_of(call, task) - row - first));
+    for (int r = 0; r < n_rows; ++r) {
+      const Row place = find_row(call, task, row + first + r);
+      rows[r] = row_of(call.query, sequence.batch, place.head, sequence.q_start + place.query);
+    }
+    for (int64_t step = 0; step < steps; step += lanes) {
+      Floats block[lanes];
+      for (int r = 0; r < lanes; ++r) {
+        block[r] = r < n_rows ? row_words<Pairs>(source, rows[r], nullptr, step) : zero();
+      }
+      transpose(block);
+      const auto count = static_cast<int>(at_most(lanes, steps - step));
+      for (int i = 0; i < count; ++i) store(out + (step + i) * gemm_rows + first, block[i]);
+    }
+  }
+}
+
+// Packs keys [begin, end) transposed: panels of keys, steps along the head dimension.
+template <bool Pairs>
+void pack_keys(const AttentionCall& call, const AttentionTask& task, int64_t begin, int64_t end,
+               float* out) {
+  const Sequence& sequence = call.sequences[task.sequence];
+  const KeyValueRows& source = call.key;
+  const int64_t steps = steps_of<Pairs>(source.width);
+  alignas(64) float wide[lanes][attention_max_dim];
+  for (int64_t first = begin; first < begin + round_up(end - begin, panel); first += lanes) {
+    float* columns = out + (first - begin) / panel * (steps * panel) + (first - begin) % panel;
+    const char* rows[lanes];
+    const auto n_rows = static_cast<int>(at_least(0, at_most(lanes, end - first)));
+    for (int64_t key = first + lanes; key < at_most(first + 2 * lanes, end); ++key) {
+      const KeyRun run = find_keys(call, sequence, key, end);
+      prefetch(row_of(source.rows, run.batch, task.kv_head, run.row), row_bytes(source));
+    }
+    for (int i = 0; i < n_rows; ++i) {
+      const KeyRun run = find_keys(call, sequence, first + i, end);
+      rows[i] = row_of(source.rows, run.batch, task.kv_head, run.row);
+      if (is_coded(source.element)) widen_row(source, run.batch, task.kv_head, run.row, wide[i]);
+    }
+    for (int64_t step = 0; step < steps; step += lanes) {
+      Floats block[lanes];
+      for (int i = 0; i < lanes; ++i) {
+        block[i] = i < n_rows ? row_words<Pairs>(source, rows[i],
+                                                 is_coded(source.element) ? wide[i] : nullptr, step)
+                              : zero();
+      }
+      transpose(block);
+      const auto count = static_cast<int>(at_most(lanes, steps - step));
+      for (int i = 0; i < count; ++i) store(columns + (step + i) * panel, block[i]);
+    }
+  }
+}
+
+// Where the steps of column panel `column` of packed values begin, and how many vectors it has.
+inline int panel_vectors(int64_t width, int64_t column) {
+  return static_cast<int>(at_most(gemm_columns, (width - column + lanes - 1) / lanes));
+}
+
+#if defined(TESSERAL_BF16_DOT)
+void pack_value_pairs(const AttentionCall& call, const AttentionTask& task, int64_t begin,
+                      int64_t end, float* out) {
+  const Sequence& sequence = call.sequences[task.sequence];
+  const KeyValueRows& source = call.value;
+  const int64_t steps = steps_of<true>(end - begin);
+  alignas(64) const std::uint16_t nothing[attention_max_dim] = {};
+  for (int64_t step = 0; step < steps; ++step) {
+    const std::uint16_t* pair[2] = {nothing, nothing};
+    for (int i = 0; i < 2 && begin + 2 * step + i < end; ++i) {
+      const KeyRun run = find_keys(call, sequence, begin + 2 * step + i, end);
+      pair[i] = reinterpret_cast<const std::uint16_t*>(
+          row_of(source.rows, run.batch, task.kv_head, run.row));
+    }
+    for (int64_t column = 0; column < source.width; column += panel) {
+      const int vectors = panel_vectors(source.width, column);
+      float* p = out + column * steps + step * vectors * lanes;
+      for (int v = 0; v < vectors; ++v) {
+        const int64_t at = column + v * lanes;
+        if (at + lanes <= source.width) {
+          store(p + v * lanes, interleave_bf16(pair[0] + at, pair[1] + at));
+        } else {
+          std::uint16_t part[2][lanes] = {};
+          for (int i = 0; i < 2; ++i) {
+            std::memcpy(part[i], pair[i] + at, static_cast<std::size_t>(2 * (source.width - at)));
+          }
+          store(p + v * lanes, interleave_bf16(part[0], part[1]));
+        }
+      }
+    }
+  }
+}
+#endif
+
+// Packs values [begin, end): panels of columns, steps along the keys.
+template <bool Pairs>
+void pack_values(const AttentionCall& call, const AttentionTask& task, int64_t begin, int64_t end,
+                 float* out) {
+#if defined(TESSERAL_BF16_DOT)
+  if constexpr (Pairs) return pack_value_pairs(call, task, begin, end, out);
+#endif
+  const Sequence& sequence = call.sequences[task.sequence];
+  const KeyValueRows& source = call.value;
+  const int64_t steps = end - begin;
+  alignas(64) float wide[attention_max_dim + lanes];
+  for (int64_t key = begin; key < end;) {
+    const KeyRun run = find_keys(call, sequence, key, end);
+    for (int64_t i = 0; i < run.count; ++i, ++key) {
+      const char* row = row_of(source.rows, run.batch, task.kv_head, run.row + i);
+      prefetch(row + lanes * source.rows.row, row_bytes(source));
+      if (is_coded(source.element)) widen_row(source, run.batch, task.kv_head, run.row + i, wide);
+      for (int64_t column = 0; column < source.width; column += panel) {
+        const int vectors = panel_vectors(source.width, column);
+        float* p = out + column * steps + (key - begin) * vectors * lanes;
+        for (int v = 0; v < vectors; ++v) {
+          store(p + v * lanes, row_words<false>(source, row, is_coded(source.element) ? wide : nullptr,
+                                                column + v * lanes));
+        }
+      }
+    }
+  }
+}
+
+// The memory of a task, cut up.
+template <bool Pairs>
+struct Workspace {
+  float* queries;
+  float* keys;
+  float* values;
+  float* scores;
+  float* state;
+
+  Workspace(const AttentionCall& call, float* memory) {
+    const int64_t rows = round_up(call.strip_rows, gemm_rows);
+    queries = memory;
+    keys = queries + round_up(rows * steps_of<Pairs>(call.key.width) + lanes, 16);
+    values = keys + round_up(call.key_block, panel) * round_up(steps_of<Pairs>(call.key.width), 16);
+    scores = values + steps_of<Pairs>(call.key_block) * round_up(call.value.width, lanes);
+    state = scores + gemm_rows * score_stride;
+  }
+  static int64_t floats(const AttentionCall& call) {
+    const Workspace laid(call, nullptr);
+    return (laid.state - static_cast<float*>(nullptr)) + State::floats(call, call.strip_rows);
+  }
+};
+
+// Weights of a row in place of its scores; the sum of all.
+template <bool Pairs>
+inline float exponentiate(float* scores, int64_t count, float unit, float limit) {
+  const Floats by = broadcast(unit);
+  const Floats minus = broadcast(-limit);
+  Floats sum[2] = {zero(), zero()};
+  for (int64_t i = 0; i < count; i += 2 * lanes) {
+    Floats weights[2];
+    for (int j = 0; j < 2; ++j) {
+      weights[j] = exp2_of_negative(multiply_add(load(scores + i + j * lanes), by, minus));
+      sum[j] = add(sum[j], weights[j]);
+    }
+#if defined(TESSERAL_BF16_DOT)
+    if constexpr (Pairs) {
+      store(scores + i / 2, narrow_to_pairs(weights[0], weights[1]));
+      continue;
+    }
+#endif
+    for (int j = 0; j < 2; ++j) store(scores + i + j * lanes, weights[j]);
+  }
+  return sum_lanes(add(sum[0], sum[1]));
+}
+
+template <bool Pairs>
+class PackedTask {
+ public:
+  PackedTask(const AttentionCall& call, const AttentionTask& task, float* scratch)
+      : call_(call),
+        task_(task),
+        space_(call, scratch),
+        rows_(rows_of(call, task)),
+        state_(call, task.state != nullptr ? task.state : space_.state, rows_),
+        adjusts_(adjusts_scores(call)),
+        unit_(adjusts_ ? log2_e : call.scale * log2_e) {}
+
+  void run() {
+    state_.clear(rows_);
+    const int64_t steps = steps_of<Pairs>(call_.key.width);
+    for (int64_t row = 0; row < rows_; row += gemm_rows) {
+      pack_queries<Pairs>(call_, task_, row, space_.queries + row * steps);
+    }
+    int64_t end = 0;
+    for (int64_t key = visible(end); key < end; key += call_.key_block) {
+      begin_ = key;
+      end_ = at_most(key + call_.key_block, end);
+      pack_keys<Pairs>(call_, task_, begin_, end_, space_.keys);
+      pack_values<Pairs>(call_, task_, begin_, end_, space_.values);
+      next_ = end_;
+      next_end_ = at_most(end_ + call_.key_block, end);
+      for (int64_t row = 0; row < rows_; row += gemm_rows) {
+        fetch_next(row);
+        run_group(row);
+      }
+    }
+    if (task_.state == nullptr) write_output(call_, task_, state_);
+  }
+
+ private:
+  // The keys that some row of the task sees: returns the first and sets the end.
+  int64_t visible(int64_t& end) const {
+    const int64_t n_queries = task_.q_end - task_.q_begin;
+    const Row first = find_row(call_, task_, 0);
+    const Row last = find_row(call_, task_, n_queries - 1);
+    end = last.k_end;
+    return first.k_begin;
+  }
+
+  // Brings keys [begin, end) down to those that some row of the group sees under a boolean mask.
+  void skip_masked(const Row* rows, int n_rows, int64_t& begin, int64_t& end) const {
+    const DenseMask& mask = call_.mask;
+    if (!has_dense_mask(call_) || mask.element != Element::boolean || mask.column != 1) return;
+    const int64_t batch = call_.sequences[task_.sequence].batch;
+    int64_t first = end;
+    int64_t stop = begin;
+    const char* before = nullptr;
+    for (int r = 0; r < n_rows; ++r) {
+      const char* p = row_of(mask.rows, batch, rows[r].head, rows[r].query);
+      if (p == before) continue;
+      before = p;
+      int64_t key = begin;
+      while (key < first && !p[key]) ++key;
+      first = key;
+      key = end;
+      while (key > stop && !p[key - 1]) --key;
+      stop = key;
+    }
+    begin = first;
+    end = at_least(first, stop);
+  }
+
+  // Asks for the next block's keys and values, a share with each group of rows, so that packing
+  // them will not wait for memory.
+  void fetch_next(int64_t row) {
+    const int64_t stop =
+        at_most(end_ + (next_end_ - end_) * (row + gemm_rows) / rows_, next_end_);
+    while (next_ < stop) {
+      const KeyRun run = find_keys(call_, call_.sequences[task_.sequence], next_, stop);
+      for (int64_t i = 0; i < run.count; ++i, ++next_) {
+        for (const KeyValueRows* source : {&call_.key, &call_.value}) {
+          prefetch(row_of(source->rows, run.batch, task_.kv_head, run.row + i), row_bytes(*source));
+        }
+      }
+    }
+  }
+
+  // Rows [row, row + gemm_rows) against the packed block.
+  void run_group(int64_t row) {
+    const auto n_rows = static_cast<int>(at_most(gemm_rows, rows_ - row));
+    Row rows[gemm_rows];
+    int64_t begin = end_;
+    int64_t end = begin_;
+    int64_t full_begin = begin_;
+    int64_t full_end = end_;
+    for (int r = 0; r < n_rows; ++r) {
+      rows[r] = find_row(call_, task_, row + r);
+      begin = at_most(begin, rows[r].k_begin);
+      end = at_least(end, rows[r].k_end);
+      full_begin = at_least(full_begin, rows[r].k_begin);
+      full_end = at_most(full_end, rows[r].k_end);
+    }
+    begin = at_least(begin, begin_);
+    end = at_most(end, end_);
+    if (begin < end) skip_masked(rows, n_rows, begin, end);
+    if (begin >= end) return;
+    // from a whole panel on, counted from the start of the block
+    const int64_t from = (begin - begin_) / panel * panel;
+    const int64_t to = end - begin_;
+    score(n_rows, row, from, to);
+    const bool hides = full_begin > begin_ + from || full_end < end || (to - from) % panel != 0;
+    float factors[gemm_rows];
+    for (int r = 0; r < n_rows; ++r) {
+      factors[r] = weigh(rows[r], row + r, space_.scores + r * score_stride, from, to, hides);
+    }
+    add_values(n_rows, row, from, to, factors);
+  }
+
+  void score(int n_rows, int64_t row, int64_t from, int64_t to) {
+    if (n_rows > 8 || gemm_rows <= 8) return score_rows<gemm_rows>(row, from, to);
+    if (n_rows > 4) return score_rows<(gemm_rows > 8 ? 8 : gemm_rows)>(row, from, to);
+    return score_rows<(gemm_rows > 4 ? 4 : gemm_rows)>(row, from, to);
+  }
+
+  template <int Rows>
+  void score_rows(int64_t row, int64_t from, int64_t to) {
+    const int64_t steps = steps_of<Pairs>(call_.key.width);
+    const float* queries = space_.queries + row * steps;
+    for (int64_t column = from; column < to; column += panel) {
+      const float* keys = space_.keys + column * steps;
+      float* out = space_.scores + column - from;
+      if (to - column > (gemm_columns - 1) * lanes) {
+        score_tile<Rows, gemm_columns>(queries, keys, steps, out);
+      } else {
+        score_tile<Rows, 1>(queries, keys, steps, out);
+      }
+    }
+  }
+
+  template <int Rows, int Columns>
+  static void score_tile(const float* queries, const float* keys, int64_t steps, float* out) {
+    Floats sums[Rows][Columns];
+    multiply_tile<Pairs, Rows, Columns, gemm_columns, 1, gemm_rows>(queries, keys, steps, sums);
+    for (int r = 0; r < Rows; ++r) {
+      for (int c = 0; c < Columns; ++c) store(out + r * score_stride + c * lanes, sums[r][c]);
+    }
+  }
+
+  // Turns the scores of one row into weights; returns the factor for what it summed before.
+  float weigh(const Row& row, int64_t index, float* scores, int64_t from, int64_t to, bool hides) {
+    const int64_t begin = begin_ + from;
+    const int64_t count = round_up(to - from, panel);
+    float* by_key = scores - begin;
+    if (adjusts_) adjust_scores(call_, task_, row, by_key, begin, begin_ + to);
+    if (hides) {
+      const Row seen = {row.head, row.query, row.k_begin, at_most(row.k_end, begin_ + to)};
+      hide_scores(seen, by_key, begin, begin + count);
+    }
+    float& limit = state_.limit[index];
+    const float factor = raise_limit(scores, count, unit_, &limit);
+    const float sum = exponentiate<Pairs>(scores, count, unit_, finite_limit(limit));
+    state_.sum[index] = state_.sum[index] * factor + sum;
+    return factor;
+  }
+
+  void add_values(int n_rows, int64_t row, int64_t from, int64_t to, const float* factors) {
+    const int64_t width = call_.value.width;
+    for (int64_t column = 0; column < width; column += panel) {
+      if (panel_vectors(width, column) == gemm_columns) {
+        add_columns<gemm_columns>(n_rows, row, from, to, column, factors);
+      } else {
+        add_columns<1>(n_rows, row, from, to, column, factors);
+      }
+    }
+  }
+
+  template <int Columns>
+  void add_columns(int n_rows, int64_t row, int64_t from, int64_t to, int64_t column,
+                   const float* factors) {
+    if (n_rows > 8 || gemm_rows <= 8) {
+      return add_tile<gemm_rows, Columns>(n_rows, row, from, to, column, factors);
+    }
+    if (n_rows > 4) {
+      return add_tile<(gemm_rows > 8 ? 8 : gemm_rows), Columns>(n_rows, row, from, to, column,
+                                                                factors);
+    }
+    add_tile<(gemm_rows > 4 ? 4 : gemm_rows), Columns>(n_rows, row, from, to, column, factors);
+  }
+
+  template <int Rows, int Columns>
+  void add_tile(int n_rows, int64_t row, int64_t from, int64_t to, int64_t column,
+                const float* factors) {
+    const int64_t block_steps = steps_of<Pairs>(end_ - begin_);
+    const int64_t first = from / (Pairs ? 2 : 1);
+    const float* values =
+        space_.values + column * block_steps + first * Columns * lanes;
+    Floats sums[Rows][Columns];
+    multiply_tile<Pairs, Rows, Columns, Columns, score_stride, 1>(space_.scores, values,
+                                                         steps_of<Pairs>(to) - first, sums);
+    for (int r = 0; r < Rows; ++r) {
+      if (r >= n_rows) break;
+      float* out = state_.values + (row + r) * state_.stride + column;
+      const Floats factor = broadcast(factors[r]);
+      for (int c = 0; c < Columns; ++c) {
+        store(out + c * lanes, multiply_add(load(out + c * lanes), factor, sums[r][c]));
+      }
+    }
+  }
+
+  const AttentionCall& call_;
+  const AttentionTask& task_;
+  Workspace<Pairs> space_;
+  int64_t rows_;
+  State state_;
+  bool adjusts_;
+  float unit_;
+  int64_t begin_ = 0;  // the packed block of keys
+  int64_t end_ = 0;
+  int64_t next_ = 0;  // of the next block, the first key not asked for
+  int64_t next_end_ = 0;
+};
+
+}  // namespace
+}  // namespace tesseral::TESSERAL_TARGET

@@ -1,0 +1,319 @@
+// What both attention kernels share: where rows lie, which keys a row sees, how scores are
+// adjusted, and the softmax state of rows.
+//
+// State of a row: `limit`, the largest score met so far times log2(e); `sum`, the sum of
+// 2^(score log2(e) - limit); and `values`, the sum of the values under the same weights. States
+// over disjoint keys merge by bringing both to the larger limit.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "tesseral/attention.h"
+
+#include TESSERAL_FLOATS
+
+namespace tesseral::TESSERAL_TARGET {
+namespace {
+
+using std::int64_t;
+
+constexpr float log2_e = 1.44269504088896340736f;
+constexpr float ln_2 = 0.69314718055994530942f;
+constexpr float infinity = __builtin_inff();
+
+inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+inline const char* row_of(const Rows& rows, int64_t batch, int64_t head, int64_t row) {
+  return static_cast<const char*>(rows.data) + batch * rows.batch + head * rows.head +
+         row * rows.row;
+}
+
+// Keys [key, key + count) that lie at a constant stride.
+struct KeyRun {
+  int64_t batch;  // or block
+  int64_t row;
+  int64_t count;
+};
+
+inline KeyRun find_keys(const AttentionCall& call, const Sequence& sequence, int64_t key,
+                        int64_t end) {
+  if (sequence.blocks == nullptr) return {sequence.batch, sequence.kv_start + key, end - key};
+  const int64_t inside = key % call.block_size;
+  return {sequence.blocks[key / call.block_size], inside,
+          at_most(end - key, call.block_size - inside)};
+}
+
+inline float load_one(Element element, const char* p) {
+  if (element == Element::f32) {
+    float x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+  }
+  std::uint16_t bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return element == Element::bf16 ? float_of_bits(std::uint32_t{bits} << 16) : float_of_f16(bits);
+}
+
+inline Floats load_lanes(Element element, const char* p) {
+  const auto* halves = reinterpret_cast<const std::uint16_t*>(p);
+  if (element == Element::f32) return load(reinterpret_cast<const float*>(p));
+  return element == Element::bf16 ? load_bf16(halves) : load_f16(halves);
+}
+
+inline Floats load_some(Element element, const char* p, int count) {
+  const auto* halves = reinterpret_cast<const std::uint16_t*>(p);
+  if (element == Element::f32) return load_part(reinterpret_cast<const float*>(p), count);
+  return element == Element::bf16 ? load_bf16_part(halves, count) : load_f16_part(halves, count);
+}
+
+inline int64_t bytes_of(Element element) { return element == Element::f32 ? 4 : 2; }
+
+inline void prefetch(const char* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
+// Scale and offset of a row of codes, for codes read as unsigned.
+struct Dequantise {
+  float scale;
+  float offset;
+};
+
+inline int bits_of(Element element) {
+  return element == Element::bits8 ? 8 : element == Element::bits4 ? 4 : 2;
+}
+inline bool is_coded(Element element) {
+  return element == Element::bits8 || element == Element::bits4 || element == Element::bits2;
+}
+
+// Bytes of a row of keys or values.
+inline int64_t row_bytes(const KeyValueRows& source) {
+  if (!is_coded(source.element)) return source.width * bytes_of(source.element);
+  return (source.width * bits_of(source.element) + 7) / 8;
+}
+
+inline Dequantise dequantise_of(const KeyValueRows& source, int64_t batch, int64_t head,
+                                int64_t row) {
+  const float scale = load_one(source.scale_element, row_of(source.scale, batch, head, row));
+  if (source.offset.data != nullptr) {
+    return {scale, load_one(source.scale_element, row_of(source.offset, batch, head, row))};
+  }
+  return {scale, -scale * static_cast<float>(1 << (bits_of(source.element) - 1))};
+}
+
+// Codes of a row as bytes; signed ones moved up by half their range.
+inline void unpack_codes(const KeyValueRows& source, const std::uint8_t* packed,
+                         std::uint8_t* codes) {
+  const int bits = bits_of(source.element);
+  const int flip = source.offset.data == nullptr ? 1 << (bits - 1) : 0;
+  if (bits == 8) {
+    for (int64_t i = 0; i < source.width; ++i) codes[i] = packed[i] ^ static_cast<std::uint8_t>(flip);
+    return;
+  }
+  const int per_byte = 8 / bits;
+  const int mask = (1 << bits) - 1;
+  for (int64_t i = 0; i < round_up(source.width, per_byte) / per_byte; ++i) {
+    for (int j = 0; j < per_byte; ++j) {
+      codes[i * per_byte + j] =
+          static_cast<std::uint8_t>((packed[i] >> (j * bits) & mask) ^ flip);
+    }
+  }
+}
+
+// One row of keys or values as float32, zeros after its width up to a multiple of the lanes.
+inline void widen_row(const KeyValueRows& source, int64_t batch, int64_t head, int64_t row,
+                      float* out) {
+  const char* p = row_of(source.rows, batch, head, row);
+  if (is_coded(source.element)) {
+    alignas(64) std::uint8_t codes[attention_max_dim + 64];
+    unpack_codes(source, reinterpret_cast<const std::uint8_t*>(p), codes);
+    const Dequantise by = dequantise_of(source, batch, head, row);
+    for (int64_t i = 0; i < source.width; i += lanes) {
+      store(out + i, multiply_add(broadcast(by.scale), load_u8(codes + i), broadcast(by.offset)));
+    }
+    for (int64_t i = source.width; i < round_up(source.width, lanes); ++i) out[i] = 0;
+    return;
+  }
+  const int64_t size = bytes_of(source.element);
+  int64_t i = 0;
+  for (; i + lanes <= source.width; i += lanes) store(out + i, load_lanes(source.element, p + i * size));
+  if (i < source.width) {
+    store(out + i, load_some(source.element, p + i * size, static_cast<int>(source.width - i)));
+  }
+}
+
+// The state of the rows of a task, in memory of state_floats().
+struct State {
+  float* limit;
+  float* sum;
+  float* values;
+  int64_t stride;  // floats from one row of values to the next
+
+  State(const AttentionCall& call, float* memory, int64_t rows)
+      : limit(memory),
+        sum(memory + round_up(rows, lanes)),
+        values(memory + 2 * round_up(rows, lanes)),
+        stride(round_up(call.value.width, lanes)) {}
+
+  static int64_t floats(const AttentionCall& call, int64_t rows) {
+    return 2 * round_up(rows, lanes) + rows * round_up(call.value.width, lanes);
+  }
+
+  void clear(int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r) {
+      limit[r] = -infinity;
+      sum[r] = 0;
+    }
+    for (int64_t i = 0; i < rows * stride; i += lanes) store(values + i, zero());
+  }
+};
+
+// A row of a task: a query of one head of the group, and the keys of the task that it sees.
+struct Row {
+  int64_t head;
+  int64_t query;
+  int64_t k_begin;
+  int64_t k_end;
+};
+
+inline Row find_row(const AttentionCall& call, const AttentionTask& task, int64_t row) {
+  const Sequence& sequence = call.sequences[task.sequence];
+  const int64_t n_queries = task.q_end - task.q_begin;
+  const int64_t query = task.q_begin + row % n_queries;
+  const int64_t diagonal = query + sequence.kv_len - sequence.q_len;
+  const int64_t begin = at_least(task.k_begin, diagonal - call.left);
+  const int64_t end = at_most(task.k_end, diagonal + call.right + 1);
+  return {task.kv_head * group_of(call) + row / n_queries, query, begin, at_least(begin, end)};
+}
+
+inline bool has_dense_mask(const AttentionCall& call) { return call.mask.rows.data != nullptr; }
+
+// Whether scores need more than a factor and an interval of visible keys.
+inline bool adjusts_scores(const AttentionCall& call) {
+  return call.softcap != 0 || call.slopes != nullptr || has_dense_mask(call) || !(call.scale > 0);
+}
+
+inline Floats tanh_of(Floats x) {
+  const Floats size = magnitude(x);
+  const Floats t = exp2_of_negative(multiply(size, broadcast(-2 * log2_e)));
+  const Floats one = broadcast(1);
+  return with_sign_of(divide(subtract(one, t), add(one, t)), x);
+}
+
+// One entry of a dense mask, as a number to add.
+inline float mask_entry(const DenseMask& mask, const char* row, int64_t key) {
+  const char* p = row + key * mask.column;
+  if (mask.element == Element::boolean) return *p ? 0 : -infinity;
+  return load_one(mask.element, p);
+}
+
+inline void add_dense_mask(const AttentionCall& call, const AttentionTask& task, const Row& row,
+                           float* scores, int64_t begin, int64_t end) {
+  const DenseMask& mask = call.mask;
+  const int64_t batch = call.sequences[task.sequence].batch;
+  const char* p = row_of(mask.rows, batch, row.head, row.query);
+  int64_t key = begin;
+  if (mask.element != Element::boolean && mask.column == bytes_of(mask.element)) {
+    for (; key + lanes <= end; key += lanes) {
+      store(scores + key, add(load(scores + key), load_lanes(mask.element, p + key * mask.column)));
+    }
+  } else if (mask.element == Element::boolean && mask.column == 1) {
+    for (; key < end; ++key) scores[key] = p[key] ? scores[key] : -infinity;
+  }
+  for (; key < end; ++key) scores[key] += mask_entry(mask, p, key);
+}
+
+// Applies scale, softcap, linear bias and dense mask to the scores of keys [begin, end), which lie
+// at `scores + key`. May also touch scores up to the next multiple of the lanes.
+inline void adjust_scores(const AttentionCall& call, const AttentionTask& task, const Row& row,
+                          float* scores, int64_t begin, int64_t end) {
+  const Sequence& sequence = call.sequences[task.sequence];
+  const auto diagonal = row.query + sequence.kv_len - sequence.q_len;
+  const float slope =
+      call.slopes == nullptr ? 0 : call.slopes[task.sequence * call.slopes_sequence + row.head];
+  for (int64_t key = begin; key < end; key += lanes) {
+    Floats x = multiply(load(scores + key), broadcast(call.scale));
+    if (call.softcap != 0) {
+      x = multiply(tanh_of(divide(x, broadcast(call.softcap))), broadcast(call.softcap));
+    }
+    if (call.slopes != nullptr) {
+      const Floats ahead = add(broadcast(static_cast<float>(key - diagonal)), count_up());
+      x = multiply_add(broadcast(-slope), magnitude(ahead), x);
+    }
+    store(scores + key, x);
+  }
+  if (has_dense_mask(call)) add_dense_mask(call, task, row, scores, begin, end);
+}
+
+// Hides the scores of keys [begin, end) that the row does not see.
+inline void hide_scores(const Row& row, float* scores, int64_t begin, int64_t end) {
+  for (int64_t key = begin; key < at_most(row.k_begin, end); ++key) scores[key] = -infinity;
+  for (int64_t key = at_least(row.k_end, begin); key < end; ++key) scores[key] = -infinity;
+}
+
+// Raises the limit of a row to that of its new scores; returns the factor that the sums of the
+// row so far take. `unit` turns scores into powers of two.
+inline float raise_limit(const float* scores, int64_t count, float unit, float* limit) {
+  Floats top[4] = {broadcast(-infinity), broadcast(-infinity), broadcast(-infinity),
+                   broadcast(-infinity)};
+  int64_t i = 0;
+  for (; i + 4 * lanes <= count; i += 4 * lanes) {
+    for (int j = 0; j < 4; ++j) top[j] = larger(top[j], load(scores + i + j * lanes));
+  }
+  for (; i < count; i += lanes) top[0] = larger(top[0], load(scores + i));
+  const float largest =
+      largest_lane(larger(larger(top[0], top[1]), larger(top[2], top[3]))) * unit;
+  const float before = *limit;
+  if (!(largest > before)) return 1;
+  *limit = largest;
+  return before == -infinity ? 0 : __builtin_exp2f(before - largest);
+}
+
+// What to subtract from scores times unit: a row that has seen nothing has no limit yet.
+inline float finite_limit(float limit) { return limit == -infinity ? 0 : limit; }
+
+// Divides, adds the sink, and writes output and lse of the rows of a task.
+inline void write_output(const AttentionCall& call, const AttentionTask& task, State state) {
+  const Sequence& sequence = call.sequences[task.sequence];
+  for (int64_t r = 0; r < rows_of(call, task); ++r) {
+    const Row row = find_row(call, task, r);
+    float sum = state.sum[r];
+    float limit = state.limit[r];
+    float factor = 1;
+    if (call.sinks != nullptr) {
+      const float sink = call.sinks[row.head] * log2_e;
+      const float top = sink > limit ? sink : limit;
+      factor = limit == -infinity ? 0 : __builtin_exp2f(limit - top);
+      sum = sum * factor + (sink == -infinity ? 0 : __builtin_exp2f(sink - finite_limit(top)));
+      limit = top;
+    }
+    // comparing this way round lets NaN through
+    const Floats inverse = broadcast(sum == 0 ? 0 : factor / sum);
+    const float* values = state.values + r * state.stride;
+    const int64_t at = sequence.q_start + row.query;
+    char* out = const_cast<char*>(row_of(call.output, sequence.batch, row.head, at));
+    for (int64_t i = 0; i < call.value.width; i += lanes) {
+      const Floats x = multiply(load(values + i), inverse);
+      const int count = static_cast<int>(at_most(lanes, call.value.width - i));
+      char* p = out + i * bytes_of(call.element);
+      auto* halves = reinterpret_cast<std::uint16_t*>(p);
+      if (call.element == Element::f32) {
+        store_part(reinterpret_cast<float*>(p), x, count);
+      } else if (call.element == Element::bf16) {
+        store_bf16_part(halves, x, count);
+      } else {
+        store_f16_part(halves, x, count);
+      }
+    }
+    if (call.lse.data != nullptr) {
+      const float lse = sum == 0 ? -infinity : (limit + __builtin_log2f(sum)) * ln_2;
+      std::memcpy(const_cast<char*>(row_of(call.lse, sequence.batch, row.head, at)), &lse,
+                  sizeof lse);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tesseral::TESSERAL_TARGET

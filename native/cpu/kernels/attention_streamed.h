@@ -1,0 +1,298 @@
+// Attention with keys read in place, once, for few rows: decoding.
+//
+// The rows of a task are the queries of all heads that share a key head, so that one read of a
+// key serves them all. Keys come in small blocks; the scores of a block stay in the L1 cache.
+// Dense keys and values are widened as they are loaded; codes are widened to a buffer first, or
+// multiplied as integers where the target can (attention_coded.h).
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/attention_rows.h"
+
+namespace tesseral::TESSERAL_TARGET {
+namespace {
+
+constexpr int64_t stream_block = 128;  // keys
+constexpr int64_t stream_stride = stream_block + lanes;
+
+// Rows of one element type at a constant stride.
+template <Element Type>
+struct Stream {
+  static constexpr Element type = Type;
+  static constexpr int64_t size = Type == Element::f32 ? 4 : 2;
+  const char* first;
+  int64_t stride;
+
+  const char* at(int64_t key) const { return first + key * stride; }
+  static Floats load_lanes_of(const char* row, int64_t column) {
+    const char* p = row + column * size;
+    if constexpr (Type == Element::f32) return load(reinterpret_cast<const float*>(p));
+    const auto* halves = reinterpret_cast<const std::uint16_t*>(p);
+    if constexpr (Type == Element::bf16) return load_bf16(halves);
+    return load_f16(halves);
+  }
+  static Floats load_part_of(const char* row, int64_t column, int count) {
+    return load_some(Type, row + column * size, count);
+  }
+};
+
+// scores[r][key] = queries[r] . keys[key]; queries are padded with zeros to `query_stride`.
+template <Element Type, int Rows>
+void multiply_keys(const Stream<Type>& keys, int64_t count, int64_t width, const float* queries,
+                   int64_t query_stride, float* scores) {
+  constexpr int n_keys = lanes / Rows;
+  const int64_t whole = width / lanes * lanes;
+  const auto rest = static_cast<int>(width - whole);
+  for (int64_t key = 0; key < count; key += n_keys) {
+    const char* row[n_keys];
+    for (int k = 0; k < n_keys; ++k) {
+      row[k] = keys.at(at_most(key + k, count - 1));
+      prefetch(keys.at(key + k) + stream_block * keys.stride, width * keys.size);
+    }
+    Floats sums[lanes];
+    for (int i = 0; i < lanes; ++i) sums[i] = zero();
+    for (int64_t column = 0; column < whole; column += lanes) {
+      Floats query[Rows];
+      for (int r = 0; r < Rows; ++r) query[r] = load(queries + r * query_stride + column);
+      for (int k = 0; k < n_keys; ++k) {
+        const Floats x = keys.load_lanes_of(row[k], column);
+        for (int r = 0; r < Rows; ++r) {
+          sums[r * n_keys + k] = multiply_add(x, query[r], sums[r * n_keys + k]);
+        }
+      }
+    }
+    if (rest != 0) {
+      for (int k = 0; k < n_keys; ++k) {
+        const Floats x = keys.load_part_of(row[k], whole, rest);
+        for (int r = 0; r < Rows; ++r) {
+          const Floats query = load(queries + r * query_stride + whole);
+          sums[r * n_keys + k] = multiply_add(x, query, sums[r * n_keys + k]);
+        }
+      }
+    }
+    alignas(64) float totals[lanes];
+    store(totals, sum_each(sums));
+    for (int r = 0; r < Rows; ++r) {
+      for (int k = 0; k < n_keys; ++k) scores[r * stream_stride + key + k] = totals[r * n_keys + k];
+    }
+  }
+}
+
+// values[r][column...] = factors[r] * values[r][column...] + sum over keys of
+// weights[r][key] * keys[key][column...], for Columns vectors of columns.
+template <Element Type, int Rows, int Columns>
+void add_value_columns(const Stream<Type>& source, int64_t count, int64_t column, int last_count,
+                       const float* weights, const float* factors, float* values, int64_t stride) {
+  Floats sums[Rows][Columns];
+  for (int r = 0; r < Rows; ++r) {
+    for (int c = 0; c < Columns; ++c) {
+      sums[r][c] = multiply(broadcast(factors[r]), load(values + r * stride + column + c * lanes));
+    }
+  }
+  for (int64_t key = 0; key < count; ++key) {
+    const char* row = source.at(key);
+    prefetch(row + column * source.size + stream_block * source.stride,
+             Columns * lanes * source.size);
+    Floats x[Columns];
+    for (int c = 0; c < Columns; ++c) {
+      const int64_t at = column + c * lanes;
+      x[c] = c + 1 == Columns && last_count != lanes ? source.load_part_of(row, at, last_count)
+                                                     : source.load_lanes_of(row, at);
+    }
+    for (int r = 0; r < Rows; ++r) {
+      const Floats weight = broadcast(weights[r * stream_stride + key]);
+      for (int c = 0; c < Columns; ++c) sums[r][c] = multiply_add(weight, x[c], sums[r][c]);
+    }
+  }
+  for (int r = 0; r < Rows; ++r) {
+    for (int c = 0; c < Columns; ++c) {
+      store(values + r * stride + column + c * lanes, sums[r][c]);
+    }
+  }
+}
+
+template <Element Type, int Rows, int Columns>
+void add_values_by(const Stream<Type>& source, int64_t count, int64_t& column, int64_t width,
+                   const float* weights, const float* factors, float* values, int64_t stride) {
+  while (width - column > (Columns - 1) * lanes) {
+    const auto last = static_cast<int>(
+        at_most(lanes, width - column - (Columns - 1) * lanes));
+    add_value_columns<Type, Rows, Columns>(source, count, column, last, weights, factors, values,
+                                           stride);
+    column += Columns * lanes;
+  }
+}
+
+template <Element Type, int Rows>
+void add_streamed_values(const Stream<Type>& source, int64_t count, int64_t width,
+                         const float* weights, const float* factors, float* values,
+                         int64_t stride) {
+  constexpr int columns = lanes < 16 ? 8 / Rows : (Rows == 4 ? 4 : 8);
+  int64_t column = 0;
+  add_values_by<Type, Rows, columns>(source, count, column, width, weights, factors, values,
+                                     stride);
+  if constexpr (columns > 2) {
+    add_values_by<Type, Rows, 2>(source, count, column, width, weights, factors, values, stride);
+  }
+  add_values_by<Type, Rows, 1>(source, count, column, width, weights, factors, values, stride);
+}
+
+// Weights of a row in place of its scores, zero for the lanes after them; the sum of all.
+inline float exponentiate_row(float* scores, int64_t count, float unit, float limit) {
+  for (int64_t i = count; i < round_up(count, lanes); ++i) scores[i] = -infinity;
+  Floats sum = zero();
+  for (int64_t i = 0; i < count; i += lanes) {
+    const Floats weight = exp2_of_negative(
+        multiply_add(load(scores + i), broadcast(unit), broadcast(-limit)));
+    store(scores + i, weight);
+    sum = add(sum, weight);
+  }
+  return sum_lanes(sum);
+}
+
+// Rows that few-row kernels take at most.
+constexpr int64_t stream_max_rows = 32;
+
+class StreamedTask {
+ public:
+  StreamedTask(const AttentionCall& call, const AttentionTask& task, float* scratch)
+      : call_(call),
+        task_(task),
+        sequence_(call.sequences[task.sequence]),
+        rows_(rows_of(call, task)),
+        query_stride_(round_up(call.key.width, lanes)),
+        queries_(scratch),
+        scores_(queries_ + rows_ * query_stride_),
+        wide_(scores_ + rows_ * stream_stride),
+        state_(call, task.state != nullptr ? task.state : wide_ + wide_floats(call), rows_),
+        adjusts_(adjusts_scores(call)),
+        unit_(adjusts_ ? log2_e : call.scale * log2_e) {}
+
+  static int64_t floats(const AttentionCall& call) {
+    const int64_t rows = stream_max_rows;
+    return rows * (round_up(call.key.width, lanes) + stream_stride) + wide_floats(call) +
+           State::floats(call, rows);
+  }
+
+  void run() {
+    state_.clear(rows_);
+    widen_queries();
+    int64_t begin = task_.k_end;
+    int64_t end = task_.k_begin;
+    for (int64_t r = 0; r < rows_; ++r) {
+      places_[r] = find_row(call_, task_, r);
+      begin = at_most(begin, places_[r].k_begin);
+      end = at_least(end, places_[r].k_end);
+    }
+    for (int64_t key = begin; key < end;) {
+      const KeyRun run = find_keys(call_, sequence_, key, at_most(end, key + stream_block));
+      run_block(key, run);
+      key += run.count;
+    }
+    if (task_.state == nullptr) write_output(call_, task_, state_);
+  }
+
+ private:
+  static int64_t wide_floats(const AttentionCall& call) {
+    return stream_block *
+           round_up(at_least(call.key.width, call.value.width), lanes);
+  }
+
+  void widen_queries() {
+    const KeyValueRows source = {call_.element, call_.key.width, call_.query, Element::f32, {}, {}};
+    for (int64_t r = 0; r < rows_; ++r) {
+      const Row row = find_row(call_, task_, r);
+      widen_row(source, sequence_.batch, row.head, sequence_.q_start + row.query,
+                queries_ + r * query_stride_);
+    }
+  }
+
+  void run_block(int64_t key, const KeyRun& run) {
+    with_rows(call_.key, run, [&](const auto& keys) {
+      const auto multiply = [&](auto n_rows, int64_t row) {
+        constexpr int n = decltype(n_rows)::value;
+        multiply_keys<std::decay_t<decltype(keys)>::type, n>(
+            keys, run.count, call_.key.width, queries_ + row * query_stride_, query_stride_,
+            scores_ + row * stream_stride);
+      };
+      each_row_group(multiply);
+    });
+    float factors[stream_max_rows];
+    for (int64_t r = 0; r < rows_; ++r) factors[r] = weigh(r, key, run.count);
+    with_rows(call_.value, run, [&](const auto& values) {
+      const auto accumulate = [&](auto n_rows, int64_t row) {
+        constexpr int n = decltype(n_rows)::value;
+        add_streamed_values<std::decay_t<decltype(values)>::type, n>(
+            values, run.count, call_.value.width, scores_ + row * stream_stride, factors + row,
+            state_.values + row * state_.stride, state_.stride);
+      };
+      each_row_group(accumulate);
+    });
+  }
+
+  template <int N>
+  struct Count {
+    static constexpr int value = N;
+  };
+
+  template <class Action>
+  void each_row_group(const Action& action) {
+    int64_t row = 0;
+    for (; row + 4 <= rows_; row += 4) action(Count<4>{}, row);
+    for (; row + 2 <= rows_; row += 2) action(Count<2>{}, row);
+    for (; row < rows_; ++row) action(Count<1>{}, row);
+  }
+
+  // Calls action with the rows of a run, as they lie or widened.
+  template <class Action>
+  void with_rows(const KeyValueRows& source, const KeyRun& run, const Action& action) {
+    const char* first = row_of(source.rows, run.batch, task_.kv_head, run.row);
+    switch (source.element) {
+      case Element::f32:
+        return action(Stream<Element::f32>{first, source.rows.row});
+      case Element::bf16:
+        return action(Stream<Element::bf16>{first, source.rows.row});
+      case Element::f16:
+        return action(Stream<Element::f16>{first, source.rows.row});
+      default: {
+        const int64_t stride = round_up(source.width, lanes);
+        for (int64_t i = 0; i < run.count; ++i) {
+          widen_row(source, run.batch, task_.kv_head, run.row + i, wide_ + i * stride);
+        }
+        action(Stream<Element::f32>{reinterpret_cast<const char*>(wide_), stride * 4});
+      }
+    }
+  }
+
+  float weigh(int64_t r, int64_t key, int64_t count) {
+    float* scores = scores_ + r * stream_stride;
+    const Row& row = places_[r];
+    if (adjusts_) adjust_scores(call_, task_, row, scores - key, key, key + count);
+    if (row.k_begin > key || row.k_end < key + count) {
+      hide_scores(row, scores - key, key, key + count);
+    }
+    for (int64_t i = count; i < round_up(count, lanes); ++i) scores[i] = -infinity;
+    const float factor = raise_limit(scores, count, unit_, &state_.limit[r]);
+    const float sum =
+        exponentiate_row(scores, count, unit_, finite_limit(state_.limit[r]));
+    state_.sum[r] = state_.sum[r] * factor + sum;
+    return factor;
+  }
+
+  const AttentionCall& call_;
+  const AttentionTask& task_;
+  const Sequence& sequence_;
+  int64_t rows_;
+  int64_t query_stride_;
+  float* queries_;
+  float* scores_;
+  float* wide_;
+  State state_;
+  bool adjusts_;
+  float unit_;
+  Row places_[stream_max_rows];
+};
+
+}  // namespace
+}  // namespace tesseral::TESSERAL_TARGET

@@ -1,0 +1,140 @@
+"""How the native CPU kernels cut a call: sizes from the caches, work for every thread."""
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from math import gcd
+from typing import Literal, TypeAlias
+
+from tesseral import _native
+from tesseral.attention.plan import TilePlan
+from tesseral.attention.problem import AttentionProblem
+from tesseral.runtime.cpu import CacheSizes
+
+Kernel: TypeAlias = Literal["packed", "streamed"]
+"""Keys packed once for many rows, or read in place for few."""
+
+STREAM_ROWS = 16
+"""Rows, query heads of a group counted, up to which packing keys costs more than it saves."""
+
+ROW_MULTIPLE = 12
+"""Rows of the widest register tile; the narrower ones divide it."""
+
+LEAST_ROWS = 8 * ROW_MULTIPLE
+"""Rows of a strip, at least: fewer would pack the keys too often."""
+
+TASKS_A_THREAD = 4
+"""Tasks that a thread should find, so that all end at about the same time."""
+
+LEAST_SPLIT_BYTES = 2**18
+"""Keys and values that a task should read, at least, when a strip is shared among several."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativePlan(TilePlan):
+    """Tiles of the native kernels: level 1 as in the base class, level 2 is the register tile.
+
+    Attributes
+    ----------
+    kernel : {"packed", "streamed"}
+        Whether keys are packed for many rows or read in place for few.
+    strip_rows : int
+        Rows of a strip of queries, heads of a group counted, that share packed keys.
+    split_keys : int
+        Keys of a task; more are shared among several tasks and their states merged. 0 = all.
+    bf16_dot : bool
+        Whether pairs of bfloat16 are multiplied as they are, or widened to float32.
+    target : str
+        Instruction set.
+    threads : int
+        Threads that share the tasks.
+    """
+
+    kernel: Kernel
+    strip_rows: int
+    split_keys: int
+    bf16_dot: bool
+    target: str
+    threads: int
+
+
+@lru_cache(maxsize=1024)
+def plan_native(
+    problem: AttentionProblem, caches: CacheSizes, target: str, threads: int
+) -> NativePlan:
+    """Return the tiles for a call.
+
+    A strip of queries, with its output in float32, takes half of the L2 cache of a core; the
+    packed keys and values of a block, and those of the next on their way in, a quarter.
+    """
+    rows = problem.group * max(1, problem.q_len)
+    pairs = max(1, problem.batch * problem.kv_heads)
+    width = problem.head_dim + problem.value_dim
+    streamed = rows <= STREAM_ROWS
+    strip_rows = rows
+    if not streamed:
+        strip_rows = min(rows, _down(caches.l2 // 2 // (4 * width), ROW_MULTIPLE))
+        wanted = TASKS_A_THREAD * threads
+        if pairs * -(-rows // strip_rows) < wanted:
+            strip_rows = min(strip_rows, max(LEAST_ROWS, _down(rows * pairs // wanted, 1)))
+    q_tile = _positions(strip_rows, problem.group)
+    tasks = pairs * -(-max(1, problem.q_len) // q_tile)
+    key_block = _down(caches.l2 // 4 // (8 * width), 64)
+    plan = NativePlan(
+        batch_tile=1,
+        head_tile=1,
+        q_tile=q_tile,
+        k_tile=max(64, min(key_block, _native.ATTENTION_MAX_KEY_BLOCK)),
+        workspace_bytes=0,
+        kernel="streamed" if streamed else "packed",
+        strip_rows=q_tile * problem.group,
+        split_keys=_split_keys(problem, tasks, threads, streamed=streamed),
+        bf16_dot=_is_all_bfloat16(problem) and bf16_dot_pays(target),
+        target=target,
+        threads=threads,
+    )
+    return plan
+
+
+@cache
+def bf16_dot_pays(target: str) -> bool:
+    """Return whether products of bfloat16 pairs beat those of float32 here; measured once.
+
+    Some chips issue ``vdpbf16ps``, which does twice the work, at a quarter of the rate of a
+    float32 multiply-add; others at the same rate.
+    """
+    fastest = {
+        kind: max(_rate(kind, target) for _ in range(3)) for kind in ("dot_bf16", "fma_fp32")
+    }
+    return fastest["dot_bf16"] > 1.2 * fastest["fma_fp32"]
+
+
+def _rate(kind: str, target: str) -> float:
+    operations, seconds = _native.product_rate(kind, 20_000, 1, target)
+    return operations / seconds if operations else 0.0
+
+
+def _split_keys(problem: AttentionProblem, tasks: int, threads: int, *, streamed: bool) -> int:
+    """Return the keys of a task if a strip's are shared among several, or 0."""
+    # reading is shared out finely, as threads finish it at different times
+    wanted = TASKS_A_THREAD * threads if streamed else threads
+    if threads == 1 or tasks >= wanted:
+        return 0
+    itemsize = 4 if problem.dtype == "float32" else 2
+    least = LEAST_SPLIT_BYTES // (itemsize * (problem.head_dim + problem.value_dim))
+    keys = max(-(-problem.kv_len * tasks // wanted), least)
+    return keys if keys < problem.kv_len else 0
+
+
+def _positions(strip_rows: int, group: int) -> int:
+    """Return the query positions of a strip, so that rows fill register tiles if they can."""
+    positions = max(1, strip_rows // group)
+    step = ROW_MULTIPLE // gcd(ROW_MULTIPLE, group)
+    return positions // step * step if positions > step else positions
+
+
+def _is_all_bfloat16(problem: AttentionProblem) -> bool:
+    return problem.dtype == "bfloat16" and problem.key_format == problem.value_format == "dense"
+
+
+def _down(number: int, multiple: int) -> int:
+    return max(multiple, number // multiple * multiple)
