@@ -177,3 +177,15 @@ def test_what_does_not_fit_is_refused(error, message, change):
     arguments = {"shape": (5, 5, 5), "n_clusters": 2, "symmetric": True, "random_state": 0}
     with pytest.raises(error, match=f"make_block_tensor: .*{message}"):
         make_block_tensor(**(arguments | change))
+
+
+def test_clusters_may_be_of_random_size_and_none_is_empty():
+    sizes = set()
+    for seed in range(20):
+        drawn = make_block_tensor((9, 12), (4, 4), balanced=False, random_state=seed)
+        counts = [np.bincount(z, minlength=4) for z in drawn.labels]
+        assert min(c.min() for c in counts) >= 1
+        sizes.add(tuple(counts[1]))
+        for z, theta in zip(drawn.labels, drawn.degrees, strict=True):
+            np.testing.assert_allclose([theta[z == a].mean() for a in range(4)], 1)
+    assert len(sizes) > 10

@@ -56,12 +56,13 @@ def make_block_tensor(
     degrees: str = "half-normal",
     pareto_shape: float = 2.0,
     noise: float = 0.75,
+    balanced: bool = True,
     random_state: Seed = None,
 ) -> BlockTensor:
     r"""Draw a tensor whose nodes fall into clusters on every mode and differ in degree.
 
     The mean is :math:`S(z_0(i_0), \dots, z_{K-1}(i_{K-1})) \prod_k \theta_k(i_k)`. Clusters
-    are of equal size up to one node, in random order.
+    are of equal size up to one node, in random order, unless asked otherwise.
 
     Parameters
     ----------
@@ -94,6 +95,9 @@ def make_block_tensor(
         Of the Pareto degrees; smaller means heavier tails.
     noise : float
         Standard deviation of normal noise.
+    balanced : bool
+        Make clusters of equal size; otherwise every node's cluster is drawn by itself, which is
+        harder to recover. No cluster is empty.
     random_state : None, int, numpy.random.Generator or numpy.random.RandomState
         Source of randomness; an integer gives the same tensor every time.
 
@@ -132,6 +136,7 @@ def make_block_tensor(
     check_parameter(_WHERE, "degrees", degrees, DEGREES)
     check_parameter(_WHERE, "pareto_shape", pareto_shape, real(1, exclude_low=True))
     check_parameter(_WHERE, "noise", noise, real(0))
+    check_parameter(_WHERE, "balanced", balanced, BOOLEAN)
     if any(count > size for count, size in zip(counts, sizes, strict=True)):
         raise ShapeError(
             f"{_WHERE}: n_clusters={counts} asks for more clusters than shape={sizes} has nodes."
@@ -140,7 +145,7 @@ def make_block_tensor(
     block_means = _check_core(np.array(block_means, dtype=np.float64), counts, ties, family)
 
     rng = as_generator(random_state, _WHERE)
-    labels, thetas = _draw_nodes(sizes, counts, ties, degrees, pareto_shape, rng)
+    labels, thetas = _draw_nodes(sizes, counts, ties, (degrees, pareto_shape, balanced), rng)
     memberships = [
         theta[:, None] * np.eye(count)[label]
         for theta, label, count in zip(thetas, labels, counts, strict=True)
@@ -202,16 +207,19 @@ def _draw_nodes(
     sizes: list[int],
     counts: list[int],
     ties: Ties,
-    degrees: str,
-    pareto_shape: float,
+    nodes: tuple[str, float, bool],
     rng: np.random.Generator,
 ) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
     """Return labels and degrees of every mode, drawn once for each group of tied modes."""
+    degrees, pareto_shape, balanced = nodes
     labels: list[NDArray[Any]] = [np.empty(0)] * len(sizes)
     thetas: list[NDArray[Any]] = [np.empty(0)] * len(sizes)
     for group in ties:
         size, count = sizes[group[0]], counts[group[0]]
-        label = rng.permutation(np.arange(size) % count)
+        label = np.arange(size) % count
+        if not balanced:
+            label[count:] = rng.integers(count, size=size - count)
+        label = rng.permutation(label)
         theta = _draw_degrees(size, degrees, pareto_shape, rng)
         theta *= (np.bincount(label) / np.bincount(label, weights=theta))[label]
         for mode in group:
