@@ -1,7 +1,7 @@
 """Ours without one of its parts at a time."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from tesseral.bench.attention.runners import ours
 
 Prepared = tuple[Inputs, Runner]
 
-REGISTER_ROWS = 16
-"""Query rows that a kernel holds in registers, about: with tiles of no more, keys are read anew
-from beyond the near caches for every few queries."""
+REGISTER_ROWS = 12
+"""Query rows that the widest register tile holds: with strips of no more, keys are read and packed
+anew for every few queries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +47,12 @@ def _one_level(inputs: Inputs) -> Prepared:
         problem = state_problem(
             arrays, is_causal=case.causal, scale=None, window=None, softcap=None
         )
+        # each backend has a plan of its own kind
         backend: Any = BACKENDS.choose(problem)
-        plan = replace(backend.plan(problem), q_tile=REGISTER_ROWS)
+        plan = backend.plan(problem)
+        strip = {"q_tile": REGISTER_ROWS, "strip_rows": REGISTER_ROWS * problem.group}
+        known = {field.name for field in fields(plan)}
+        plan = replace(plan, **{name: rows for name, rows in strip.items() if name in known})
         return backend.forward(problem, arrays, plan=plan)[0]
 
     return inputs, run
