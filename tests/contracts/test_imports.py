@@ -68,6 +68,7 @@ def test_importing_a_light_room_brings_in_no_extra(module):
         "tesseral.core.estimator",
         "tesseral.datasets",
         "tesseral.attention",
+        "tesseral.cluster",
         "tesseral.runtime.cpu",
         "tesseral.runtime.machine",
         "tesseral.cli.main",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tesseral.cli.bench_cluster import cluster
 from tesseral.cli.console import print_table, progress
 from tesseral.runtime.extras import require
 from tesseral.runtime.files import atomic_file, check_output
@@ -68,7 +69,7 @@ def attention(
     _show(record, explain=explain)
 
 
-BENCHES: dict[str, Callable[..., None]] = {"attention": attention}
+BENCHES: dict[str, Callable[..., None]] = {"attention": attention, "cluster": cluster}
 """One function per benchmark; heavy rooms are imported inside it."""
 
 
