@@ -13,7 +13,6 @@ import torch
 
 from tesseral.attention.plan import spans
 from tesseral.attention.problem import AttentionProblem
-from tesseral.attention.tiling import Coverage
 from tesseral.attention.tiling_mask import TilingMask
 
 ROWS = 512
@@ -96,11 +95,9 @@ def backward(
     pairs = torch.get_num_threads() if problem.device == "cpu" else PAIRS_ACCELERATOR
     head_tile = min(problem.kv_heads, pairs)
     batch_tile = max(1, min(problem.batch, pairs // head_tile))
-    scores = batch_tile * head_tile * problem.group * call.q_tile * KEYS
-    scratch = call.query.new_empty((3 if problem.softcap else 2, scores), dtype=call.dtype)
     for batch in spans(problem.batch, batch_tile):
         for head in spans(problem.kv_heads, head_tile):
-            _heads(call, batch, head, scratch)
+            _heads(call, batch, head)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -123,6 +120,23 @@ class _Call:
     sinks: torch.Tensor | None  # (kv_heads, group, 1)
     slopes: torch.Tensor | None  # (batch, kv_heads, group, 1, 1)
     into: Gradients  # mask, sinks, slopes with as many axes as these, of size 1 where they spread
+    memory: "_Memory"
+
+
+class _Memory:
+    """Memory that tiles take in turn: to write on fresh pages costs as much as a product does."""
+
+    def __init__(self, like: torch.Tensor, dtype: torch.dtype) -> None:
+        self._like, self._dtype = like, dtype
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> torch.Tensor:
+        """Return contiguous memory; what was taken by this name before is lost."""
+        size = math.prod(shape)
+        kept = self._kept.get(name)
+        if kept is None or kept.numel() < size:
+            kept = self._kept[name] = self._like.new_empty(size, dtype=self._dtype)
+        return kept[:size].view(shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -138,7 +152,7 @@ class _Rows:
     delta: torch.Tensor  # (pairs, rows, 1)
     total: torch.Tensor | None  # (pairs, rows, 1), what exp(score - lse) sums to, if not to 1
     grad_query: torch.Tensor  # (pairs, rows, head_dim)
-    grid: tuple[int, int, int, int]  # the rows and pairs unfolded: batch, kv_heads, group, q_len
+    grid: torch.Size  # the rows and pairs unfolded: batch, kv_heads, group, q_len
 
 
 def _open(
@@ -190,27 +204,34 @@ def _open(
             sinks=None if into.sinks is None else into.sinks.view(*heads),
             alibi_slopes=aligned(into.alibi_slopes, 2),
         ),
+        memory=_Memory(forward.query, dtype),
     )
 
 
-def _heads(call: _Call, batch: slice, head: slice, scratch: torch.Tensor) -> None:
+def _heads(call: _Call, batch: slice, head: slice) -> None:
     """Write the gradients of some key heads and of the query heads that read them."""
-    kv_len = call.problem.kv_len
-    tiles = spans(kv_len, KEYS) if kv_len else []
     pairs = (batch.stop - batch.start) * (head.stop - head.start)
+    tiles = spans(call.problem.kv_len, KEYS) if call.problem.kv_len else []
     # one block of memory for each tile of keys: products add to whole blocks faster
-    grad_keys = _zeros(call, call.into.key, pairs, tiles, call.problem.head_dim)
-    grad_values = _zeros(call, call.into.value, pairs, tiles, call.problem.value_dim)
+    grad_keys, grad_values = (
+        [
+            call.memory.take(f"{name}{i}", pairs, keys.stop - keys.start, whole.shape[3]).zero_()
+            for i, keys in enumerate(tiles)
+            if whole is not None
+        ]
+        for name, whole in (("grad_key", call.into.key), ("grad_value", call.into.value))
+    )
     for queries in spans(call.problem.q_len, call.q_tile):
         rows = _open_rows(call, batch, head, queries)
         if ((rows.lse.abs() > LARGE) & rows.lse.isfinite()).any():
-            rows = dataclasses.replace(rows, total=_total(call, rows, scratch))
-        for index, keys, inside in _visits(call, queries):
-            key, value = (_dense(call, side, rows, keys) for side in (call.key, call.value))
-            weights = _weights(call, rows, keys, key, scratch)
+            rows = dataclasses.replace(rows, total=_total(call, rows))
+        for index, keys, masked in _visits(call, queries):
+            inside = slice(keys.start - index * KEYS, keys.stop - index * KEYS)
+            key = _dense(call, "key", call.key, rows, keys)
+            weights = _weights(call, rows, keys, key, masked=masked)
             if grad_values:
                 grad_values[index][:, inside].baddbmm_(weights.mT, rows.grad_output)
-            grad_scores = _grad_scores(call, rows, keys, weights, value, scratch)
+            grad_scores = _grad_scores(call, rows, keys, weights)
             if grad_keys:
                 grad_keys[index][:, inside].baddbmm_(grad_scores.mT, rows.query)
             if call.into.query is not None:
@@ -223,47 +244,40 @@ def _heads(call: _Call, batch: slice, head: slice, scratch: torch.Tensor) -> Non
                 target.copy_(part.view(target.shape))
 
 
-def _zeros(
-    call: _Call, wanted: torch.Tensor | None, pairs: int, tiles: list[slice], width: int
-) -> list[torch.Tensor]:
-    if wanted is None:
-        return []
-    shapes = [(pairs, keys.stop - keys.start, width) for keys in tiles]
-    return [call.query.new_zeros(shape, dtype=call.dtype) for shape in shapes]
-
-
 def _open_rows(call: _Call, batch: slice, head: slice, queries: slice) -> _Rows:
     at = (batch, head, slice(None), queries)
-    grid = tuple(call.lse[at].shape)
+    n_batch, n_heads, group, n_queries = grid = call.lse[at].shape
 
-    def fold(array: torch.Tensor) -> torch.Tensor:
-        """Return (batch, kv_heads, group, q_len, width) as (pairs, rows, width), contiguous."""
-        part = array[at].to(call.dtype)
-        return part.reshape(grid[0] * grid[1], grid[2] * grid[3], part.shape[-1]).contiguous()
+    def fold(name: str, array: torch.Tensor) -> torch.Tensor:
+        """Return a copy of (batch, kv_heads, group, q_len, width) as (pairs, rows, width)."""
+        part = array[at]
+        memory = call.memory.take(name, n_batch * n_heads, group * n_queries, part.shape[4])
+        memory.view(part.shape).copy_(part)
+        return memory
 
-    grad_output, lse = fold(call.grad_output), fold(call.lse[..., None])
-    delta = (grad_output * fold(call.output)).sum(-1, keepdim=True)
+    grad_output, lse = fold("grad_output", call.grad_output), fold("lse", call.lse[..., None])
+    delta = fold("output", call.output).mul_(grad_output).sum(-1, keepdim=True)
     if call.grad_lse is not None:
-        delta -= fold(call.grad_lse[..., None])
-    query = fold(call.query) * call.factor
+        delta -= fold("grad_lse", call.grad_lse[..., None])
+    query = fold("query", call.query).mul_(call.factor)
     return _Rows(
         batch=batch,
         head=head,
         queries=queries,
         query=query,
         grad_output=grad_output,
-        lse=lse.masked_fill(lse == -math.inf, math.inf),  # so that its weights are zero
+        lse=lse.masked_fill_(lse == -math.inf, math.inf),  # so that its weights are zero
         delta=delta,
         total=None,
-        grad_query=torch.zeros_like(query),
-        grid=(grid[0], grid[1], grid[2], grid[3]),
+        grad_query=call.memory.take("grad_query", *query.shape).zero_(),
+        grid=grid,
     )
 
 
 def _close_rows(call: _Call, rows: _Rows) -> None:
     """Write what is complete once all keys were visited."""
     if call.into.query is not None:
-        grad = (rows.grad_query * call.factor).view(*rows.grid, rows.query.shape[2])
+        grad = rows.grad_query.mul_(call.factor).view(*rows.grid, rows.query.shape[2])
         call.into.query[rows.batch, rows.head, :, rows.queries] = grad
     if call.into.sinks is not None and call.sinks is not None:
         grad = _sink_weights(rows, call.sinks) * rows.delta
@@ -272,7 +286,7 @@ def _close_rows(call: _Call, rows: _Rows) -> None:
         call.into.sinks[rows.head] -= grad.view(rows.grid).sum((0, 3))
 
 
-def _visits(call: _Call, queries: slice) -> Iterator[tuple[int, slice, slice]]:
+def _visits(call: _Call, queries: slice) -> Iterator[tuple[int, slice, bool]]:
     """Yield the tiles of keys that a tile of queries sees some of.
 
     Yields
@@ -281,24 +295,24 @@ def _visits(call: _Call, queries: slice) -> Iterator[tuple[int, slice, slice]]:
         Which tile.
     keys : slice
         The part of it that is seen.
-    inside : slice
-        The same, counted from the start of the tile.
+    masked : bool
+        Whether some query does not see all of the part.
     """
     seen = call.tiling.key_range(queries.start, queries.stop)
     for index in range(seen.start // KEYS, -(-seen.stop // KEYS)):
-        start = index * KEYS
-        keys = slice(max(seen.start, start), min(seen.stop, start + KEYS))
-        yield index, keys, slice(keys.start - start, keys.stop - start)
+        keys = slice(max(seen.start, index * KEYS), min(seen.stop, (index + 1) * KEYS))
+        yield index, keys, not seen.full_start <= keys.start <= keys.stop <= seen.full_stop
 
 
-def _total(call: _Call, rows: _Rows, scratch: torch.Tensor) -> torch.Tensor:
+def _total(call: _Call, rows: _Rows) -> torch.Tensor:
     """Return what the weights of a row sum to, its sink included; 1 where it saw nothing."""
     total = torch.zeros_like(rows.lse)
     if call.sinks is not None:
         total += _sink_weights(rows, call.sinks)
-    for _, keys, _ in _visits(call, rows.queries):
-        key = _dense(call, call.key, rows, keys)
-        total += _weights(call, rows, keys, key, scratch).sum(-1, keepdim=True)
+    for _, keys, masked in _visits(call, rows.queries):
+        key = _dense(call, "key", call.key, rows, keys)
+        weights = _weights(call, rows, keys, key, masked=masked)
+        total += weights.sum(-1, keepdim=True)
     return total.masked_fill_(total == 0, 1.0)
 
 
@@ -309,75 +323,67 @@ def _sink_weights(rows: _Rows, sinks: torch.Tensor) -> torch.Tensor:
 
 
 def _weights(
-    call: _Call, rows: _Rows, keys: slice, key: torch.Tensor, scratch: torch.Tensor
+    call: _Call, rows: _Rows, keys: slice, key: torch.Tensor, *, masked: bool
 ) -> torch.Tensor:
-    """Return the softmax weights of a tile, (pairs, rows, keys), in the first scratch."""
-    weights = _view(scratch[0], rows, keys)
+    """Return the softmax weights of a tile, (pairs, rows, keys)."""
+    weights = call.memory.take("weights", *rows.query.shape[:2], key.shape[1])
     torch.bmm(rows.query, key.mT, out=weights)
     if call.problem.softcap:
-        _view(scratch[2], rows, keys).copy_(weights.tanh_())
+        call.memory.take("capped", *weights.shape).copy_(weights.tanh_())
         weights *= call.problem.softcap
     _add_bias(call, rows, keys, weights)
     weights.sub_(rows.lse).exp_()
-    _hide(call, rows, keys, weights)
+    _hide(call, rows, keys, weights, masked=masked)
     return weights if rows.total is None else weights.div_(rows.total)
 
 
-def _grad_scores(
-    call: _Call,
-    rows: _Rows,
-    keys: slice,
-    weights: torch.Tensor,
-    value: torch.Tensor,
-    scratch: torch.Tensor,
-) -> torch.Tensor:
+def _grad_scores(call: _Call, rows: _Rows, keys: slice, weights: torch.Tensor) -> torch.Tensor:
     """Return gradients of the products of query and key, (pairs, rows, keys)."""
-    grad = _view(scratch[1], rows, keys)
-    torch.bmm(rows.grad_output, value.mT, out=grad)
+    grad = call.memory.take("grad_scores", *weights.shape)
+    torch.bmm(rows.grad_output, _dense(call, "value", call.value, rows, keys).mT, out=grad)
     grad.sub_(rows.delta).mul_(weights)
     _reduce_bias(call, rows, keys, grad)
     if call.problem.softcap:
         # the factor of the query is divided by softcap: multiply where the derivative does
-        slope = _view(scratch[2], rows, keys).square_().neg_().add_(1)
+        slope = call.memory.take("capped", *weights.shape).square_().neg_().add_(1)
         grad.mul_(slope.mul_(call.problem.softcap))
     return grad
 
 
-def _view(memory: torch.Tensor, rows: _Rows, keys: slice) -> torch.Tensor:
-    shape = (*rows.query.shape[:2], keys.stop - keys.start)
-    return memory[: math.prod(shape)].view(shape)
-
-
 def _add_bias(call: _Call, rows: _Rows, keys: slice, scores: torch.Tensor) -> None:
-    unfolded = scores.view(*rows.grid, scores.shape[2])
     if call.slopes is not None:
-        unfolded -= call.slopes[rows.batch, rows.head] * _distance(call, rows, keys)
+        distance = _distance(call, rows, keys)
+        _unfold(scores, rows).sub_(call.slopes[rows.batch, rows.head] * distance)
     if call.mask is not None and call.problem.mask == "additive":
-        unfolded += call.mask[rows.batch, rows.head, :, rows.queries, keys]
+        part = call.mask[rows.batch, rows.head, :, rows.queries, keys]
+        _unfold(scores, rows).add_(part)
 
 
-def _hide(call: _Call, rows: _Rows, keys: slice, weights: torch.Tensor) -> None:
+def _hide(call: _Call, rows: _Rows, keys: slice, weights: torch.Tensor, *, masked: bool) -> None:
     """Set weights to zero where a rule or a boolean mask hides the key."""
-    unfolded = weights.view(*rows.grid, weights.shape[2])
-    band, shift = call.tiling.band, rows.queries.start - keys.start
-    partial = call.tiling.classify(rows.queries.start, rows.queries.stop, keys.start, keys.stop)
-    if partial is Coverage.PARTIAL and band.upper is not None:
-        unfolded.tril_(shift + band.upper)
-    if partial is Coverage.PARTIAL and band.lower is not None:
-        unfolded.triu_(shift + band.lower)
+    if masked:
+        band, shift = call.tiling.band, rows.queries.start - keys.start
+        if band.upper is not None:
+            _unfold(weights, rows).tril_(shift + band.upper)
+        if band.lower is not None:
+            _unfold(weights, rows).triu_(shift + band.lower)
     if call.mask is not None and call.problem.mask == "boolean":
         visible = call.mask[rows.batch, rows.head, :, rows.queries, keys]
-        unfolded.masked_fill_(visible.logical_not(), 0.0)
+        _unfold(weights, rows).masked_fill_(visible.logical_not(), 0.0)
+
+
+def _unfold(scores: torch.Tensor, rows: _Rows) -> torch.Tensor:
+    """Return (pairs, rows, keys) as (batch, kv_heads, group, q_len, keys), a view."""
+    return scores.view(*rows.grid, scores.shape[2])
 
 
 def _reduce_bias(call: _Call, rows: _Rows, keys: slice, grad: torch.Tensor) -> None:
     """Add the gradients of biased scores to those of the mask and the slopes."""
-    unfolded = grad.view(*rows.grid, grad.shape[2])
     if call.into.mask is not None:
         whole = (rows.batch, rows.head, slice(None), rows.queries, keys)
-        _add_summed(call.into.mask, whole, unfolded)
+        _add_summed(call.into.mask, whole, _unfold(grad, rows))
     if call.into.alibi_slopes is not None:
-        summed = (unfolded * _distance(call, rows, keys)).sum((3, 4))
+        summed = (_unfold(grad, rows) * _distance(call, rows, keys)).sum((3, 4))
         _add_summed(call.into.alibi_slopes, (rows.batch, rows.head, slice(None)), -summed)
 
 
@@ -396,6 +402,10 @@ def _distance(call: _Call, rows: _Rows, keys: slice) -> torch.Tensor:
     return (places[:, None] - columns).abs().to(call.dtype)
 
 
-def _dense(call: _Call, source: torch.Tensor, rows: _Rows, keys: slice) -> torch.Tensor:
+def _dense(call: _Call, name: str, source: torch.Tensor, rows: _Rows, keys: slice) -> torch.Tensor:
     """Return some keys or values as (pairs, keys, width) in the type of the arithmetic."""
-    return source[rows.batch, rows.head, keys].to(call.dtype).flatten(0, 1)
+    part = source[rows.batch, rows.head, keys]
+    if part.dtype != call.dtype:
+        memory = call.memory.take(name, *part.shape)
+        part = memory.copy_(part)
+    return part.flatten(0, 1)
