@@ -50,7 +50,7 @@ class TensorBlockClusterer(TensorEstimator):
             NumPy, torch or another framework of the array API; numbers of any real type. NaN
             stands for a missing entry. Or a SciPy sparse matrix, an array of the library
             ``sparse``, or a :class:`tesseral.core.CooTensor`, never made dense, whose entries
-            that are not stored are zeros.
+            that are not stored are zeros. Or a dask array, read a few chunks at a time.
         y : None
             Not used; here for scikit-learn.
         mask : boolean array of the same shape, optional
@@ -75,7 +75,7 @@ class TensorBlockClusterer(TensorEstimator):
         self._check_parameters()
         where = type(self).__name__
         data = read(where, X, mask)
-        family = Family.of(where, self.family, data.entries)
+        family = Family.of(where, self.family, data.facts)
         source, shape = data.source, data.source.shape
         ties = state_ties(where, self.symmetric, shape, data.find_ties)
         problem = Problem(where=where, shape=shape, ties=ties, pooled=self.tied == "pool")
@@ -159,7 +159,7 @@ class TensorBlockClusterer(TensorEstimator):
         data = read(where, X, mask)
         if data.source.shape != self._shape:
             raise ShapeError(f"{where}: needs shape {self._shape}, got {data.source.shape}.")
-        family = Family.of(where, self.family, data.entries)
+        family = Family.of(where, self.family, data.facts)
         source = data.source
         found = family.evaluate(source, self._fit, variance=self.noise_variance_)
         return found.log_likelihood / source.n_observed

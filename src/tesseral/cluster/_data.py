@@ -2,19 +2,49 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
+from scipy.special import gammaln
 
-from tesseral._errors import ParameterError, ShapeError
+from tesseral._errors import DtypeError, ParameterError, ShapeError
+from tesseral.cluster._chunks import ChunkSource, is_chunked
 from tesseral.cluster._coordinates import CoordinateSource
 from tesseral.cluster._dense import DenseSource
-from tesseral.core._arrays import Array, like
+from tesseral.cluster._likelihood import Facts
+from tesseral.core._arrays import Array, array_namespace, like, to_float, to_numpy
 from tesseral.core.coo import CooTensor, is_sparse
 from tesseral.core.inputs import check_tensor
 from tesseral.core.ties import Ties, find_ties
 
-AnySource: TypeAlias = DenseSource | CoordinateSource
+AnySource: TypeAlias = DenseSource | CoordinateSource | ChunkSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EntryFacts:
+    """What families ask of stored entries; zeros, missing or not, are right for all of them.
+
+    Attributes
+    ----------
+    entries : array
+    """
+
+    entries: Array
+
+    def is_binary(self) -> bool:
+        """Say whether every entry is 0 or 1."""
+        xp = array_namespace("tesseral.cluster", self.entries)
+        return bool(xp.all((self.entries == 0) | (self.entries == 1)))
+
+    def smallest(self) -> float:
+        """Return the smallest entry, or zero if there is none."""
+        xp = array_namespace("tesseral.cluster", self.entries)
+        return to_float(xp.min(self.entries)) if prod(self.entries.shape) else 0.0
+
+    def log_factorials(self) -> float:
+        """Return the sum of log(y!), a slice at a time."""
+        return float(sum(gammaln(part + 1.0).sum() for part in to_numpy(self.entries)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -24,9 +54,11 @@ class Data:
     Attributes
     ----------
     source : DenseSource or CoordinateSource
-    entries : array
+    facts : Facts
+        For families.
+    entries : array, or None
         What is stored of it: all entries, zero where nothing is observed, or those that are not
-        zero.
+        zero; ``None`` of a dask array.
     reference : array
         Of the framework, device and type that results should have.
     find_ties : callable
@@ -34,7 +66,8 @@ class Data:
     """
 
     source: AnySource
-    entries: Array
+    facts: Facts
+    entries: Array | None
     reference: Array
     find_ties: Callable[[], Ties]
 
@@ -49,10 +82,13 @@ def read(where: str, tensor: Any, mask: Any = None) -> Data:
     """
     if is_sparse(tensor):
         return _read_sparse(where, tensor, mask)
+    if is_chunked(tensor):
+        return _read_chunks(where, tensor, mask)
     values, observed = check_tensor(tensor, where=where, mask=mask, allow_missing=True)
     weights = None if observed is None else like(observed, values)
     return Data(
         source=DenseSource(values, weights),
+        facts=EntryFacts(entries=values),
         entries=values,
         reference=values,
         find_ties=lambda: find_ties(values, observed),
@@ -72,7 +108,28 @@ def _read_sparse(where: str, tensor: Any, mask: Any) -> Data:
         )
     return Data(
         source=CoordinateSource(coo),
+        facts=EntryFacts(entries=coo.values),
         entries=coo.values,
         reference=np.empty(0),
         find_ties=coo.find_ties,
+    )
+
+
+def _read_chunks(where: str, array: Any, mask: Any) -> Data:
+    if mask is not None:
+        raise ParameterError(f"{where}: a dask array takes no mask; give an array in memory.")
+    if array.ndim < 2 or 0 in array.shape:
+        raise ShapeError(
+            f"{where}: needs a tensor with at least 2 modes and an index in each, "
+            f"got shape {array.shape}."
+        )
+    if array.dtype.kind not in "biuf":
+        raise DtypeError(f"{where}: the entries must be real numbers, got {array.dtype}.")
+    source = ChunkSource(array)
+    return Data(
+        source=source,
+        facts=source,
+        entries=None,
+        reference=np.empty(0),
+        find_ties=source.find_ties,
     )

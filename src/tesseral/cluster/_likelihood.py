@@ -2,16 +2,31 @@
 
 from dataclasses import dataclass
 from math import log, pi, prod
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-from scipy.special import gammaln, xlogy
+from scipy.special import xlogy
 
 from tesseral._errors import ParameterError
 from tesseral.cluster._blocks import BlockFit, cluster_sums
 from tesseral.cluster._source import Floats, Grouping, Source
-from tesseral.core._arrays import Array, array_namespace, to_float, to_numpy
 from tesseral.core.ties import Ties
+
+
+class Facts(Protocol):
+    """What families ask of the entries of a tensor."""
+
+    def is_binary(self) -> bool:
+        """Say whether every entry is 0 or 1."""
+        ...
+
+    def smallest(self) -> float:
+        """Return the smallest entry."""
+        ...
+
+    def log_factorials(self) -> float:
+        """Return the sum of log(y!)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,22 +44,18 @@ class Family:
     log_factorials: float = 0.0
 
     @classmethod
-    def of(cls, where: str, name: str, values: Array) -> "Family":
-        """Return a family for a tensor, or say why its entries cannot be of that family.
-
-        ``values`` are zero where nothing is observed.
-        """
-        xp = array_namespace(where, values)
-        if name == "binomial" and not xp.all((values == 0) | (values == 1)):
+    def of(cls, where: str, name: str, facts: Facts) -> "Family":
+        """Return a family for a tensor, or say why its entries cannot be of that family."""
+        if name == "binomial" and not facts.is_binary():
             raise ParameterError(f"{where}: family='binomial' needs entries 0 and 1 only.")
         if name != "poisson":
             return cls(name=name)
-        if xp.any(values < 0):
+        smallest = facts.smallest()
+        if smallest < 0:
             raise ParameterError(
-                f"{where}: family='poisson' needs counts; the smallest entry is "
-                f"{to_float(xp.min(values)):g}."
+                f"{where}: family='poisson' needs counts; the smallest entry is {smallest:g}."
             )
-        return cls(name=name, log_factorials=_log_factorials(to_numpy(values)))
+        return cls(name=name, log_factorials=facts.log_factorials())
 
     def evaluate(
         self, source: Source, fit: BlockFit, variance: float | None = None
@@ -116,11 +127,6 @@ def residual_squares(source: Source, fit: BlockFit) -> float:
     rss = source.squared_norm - 2 * float((explained * rows).sum())
     rss += float((exposures * rows**2).sum())
     return max(rss, np.finfo(np.float64).eps * source.squared_norm)
-
-
-def _log_factorials(counts: np.ndarray[Any, Any]) -> float:
-    """Return the sum of log(y!), slice by slice: missing entries are 0 and add nothing."""
-    return float(sum(gammaln(part + 1.0).sum() for part in counts))
 
 
 def _squared(grouping: Grouping) -> Grouping:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tesseral._errors import ParameterError
 from tesseral.cluster._data import Data, read
 from tesseral.core._arrays import like
 from tesseral.core.coo import CooTensor, is_sparse
@@ -51,6 +52,8 @@ def _split(
         kept = _chosen_entries(tensor, ties, share, rng)
         first, second = (_stored(tensor, those, found) for those in (kept, ~kept))
         return first, second
+    if data.entries is None:
+        raise ParameterError("resampling: needs an array in memory or a sparse tensor.")
     drawn = symmetrize(rng.random(data.source.shape), ties)
     seen = drawn <= np.quantile(drawn, share)
     return tuple(  # type: ignore[return-value]  # there are two
