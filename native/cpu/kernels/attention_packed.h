@@ -11,8 +11,6 @@
 // summed axis.
 #pragma once
 
-#include <initializer_list>
-
 #include "kernels/attention_rows.h"
 
 namespace tesseral::TESSERAL_TARGET {
@@ -324,12 +322,13 @@ class PackedTask {
   // Asks for the next block's keys and values, a share with each group of rows, so that packing
   // them will not wait for memory.
   void fetch_next(int64_t row) {
+    const KeyValueRows* const sources[] = {&call_.key, &call_.value};
     const int64_t stop =
         at_most(end_ + (next_end_ - end_) * (row + gemm_rows) / rows_, next_end_);
     while (next_ < stop) {
       const KeyRun run = find_keys(call_, call_.sequences[task_.sequence], next_, stop);
       for (int64_t i = 0; i < run.count; ++i, ++next_) {
-        for (const KeyValueRows* source : {&call_.key, &call_.value}) {
+        for (const KeyValueRows* source : sources) {
           prefetch(row_of(source->rows, run.batch, task_.kv_head, run.row + i), row_bytes(*source));
         }
       }

@@ -19,8 +19,10 @@ namespace {
 using std::int64_t;
 
 constexpr float log2_e = 1.44269504088896340736f;
-constexpr float ln_2 = 0.69314718055994530942f;
 constexpr float infinity = __builtin_inff();
+// Scores that a mask of the lowest numbers leaves are raised to this one, whose product with
+// log2(e) is finite: keys that are all hidden so weigh the same, where -infinity hides for good.
+constexpr float lowest_score = -0x1.4p127f;
 
 inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -190,6 +192,12 @@ inline Row find_row(const AttentionCall& call, const AttentionTask& task, int64_
 
 inline bool has_dense_mask(const AttentionCall& call) { return call.mask.rows.data != nullptr; }
 
+// The lse of a row whose scores were all raised to the lowest: it is that of masks of the lowest
+// number, beside which no score counts.
+inline float lowest_lse(const DenseMask& mask) {
+  return mask.element == Element::bf16 ? -0x1.FEp127f : -0x1.FFFFFEp127f;
+}
+
 // Whether scores need more than a factor and an interval of visible keys.
 inline bool adjusts_scores(const AttentionCall& call) {
   return call.softcap != 0 || call.slopes != nullptr || has_dense_mask(call) || !(call.scale > 0);
@@ -209,6 +217,12 @@ inline float mask_entry(const DenseMask& mask, const char* row, int64_t key) {
   return load_one(mask.element, p);
 }
 
+inline Floats add_entries(Floats scores, Floats entries) {
+  const Floats x = add(scores, entries);
+  // the product is too small to change a number, but hands on -infinity and NaN
+  return multiply_add(x, broadcast(0x1p-64f), larger(x, broadcast(lowest_score)));
+}
+
 inline void add_dense_mask(const AttentionCall& call, const AttentionTask& task, const Row& row,
                            float* scores, int64_t begin, int64_t end) {
   const DenseMask& mask = call.mask;
@@ -217,12 +231,16 @@ inline void add_dense_mask(const AttentionCall& call, const AttentionTask& task,
   int64_t key = begin;
   if (mask.element != Element::boolean && mask.column == bytes_of(mask.element)) {
     for (; key + lanes <= end; key += lanes) {
-      store(scores + key, add(load(scores + key), load_lanes(mask.element, p + key * mask.column)));
+      store(scores + key,
+            add_entries(load(scores + key), load_lanes(mask.element, p + key * mask.column)));
     }
   } else if (mask.element == Element::boolean && mask.column == 1) {
     for (; key < end; ++key) scores[key] = p[key] ? scores[key] : -infinity;
   }
-  for (; key < end; ++key) scores[key] += mask_entry(mask, p, key);
+  for (; key < end; ++key) {
+    const float x = scores[key] + mask_entry(mask, p, key);
+    scores[key] = x < lowest_score && x != -infinity ? lowest_score : x;
+  }
 }
 
 // Applies scale, softcap, linear bias and dense mask to the scores of keys [begin, end), which lie
@@ -274,6 +292,13 @@ inline float raise_limit(const float* scores, int64_t count, float unit, float* 
 // What to subtract from scores times unit: a row that has seen nothing has no limit yet.
 inline float finite_limit(float limit) { return limit == -infinity ? 0 : limit; }
 
+// In double precision: a gradient takes exp(score - lse), where the rounding of a large lse counts.
+inline float find_lse(const AttentionCall& call, float limit, float sum) {
+  if (sum == 0) return -infinity;
+  if (has_dense_mask(call) && limit <= lowest_score * log2_e) return lowest_lse(call.mask);
+  return static_cast<float>((limit + __builtin_log2(static_cast<double>(sum))) / log2_e);
+}
+
 // Divides, adds the sink, and writes output and lse of the rows of a task.
 inline void write_output(const AttentionCall& call, const AttentionTask& task, State state) {
   const Sequence& sequence = call.sequences[task.sequence];
@@ -308,7 +333,7 @@ inline void write_output(const AttentionCall& call, const AttentionTask& task, S
       }
     }
     if (call.lse.data != nullptr) {
-      const float lse = sum == 0 ? -infinity : (limit + __builtin_log2f(sum)) * ln_2;
+      const float lse = find_lse(call, limit, sum);
       std::memcpy(const_cast<char*>(row_of(call.lse, sequence.batch, row.head, at)), &lse,
                   sizeof lse);
     }

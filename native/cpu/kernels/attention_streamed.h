@@ -8,6 +8,7 @@
 
 #include <type_traits>
 
+#include "kernels/attention_coded.h"
 #include "kernels/attention_rows.h"
 
 namespace tesseral::TESSERAL_TARGET {
@@ -165,19 +166,21 @@ class StreamedTask {
         queries_(scratch),
         scores_(queries_ + rows_ * query_stride_),
         wide_(scores_ + rows_ * stream_stride),
-        state_(call, task.state != nullptr ? task.state : wide_ + wide_floats(call), rows_),
+        coded_(wide_ + wide_floats(call)),
+        state_(call, task.state != nullptr ? task.state : coded_ + coded_floats(call), rows_),
         adjusts_(adjusts_scores(call)),
         unit_(adjusts_ ? log2_e : call.scale * log2_e) {}
 
   static int64_t floats(const AttentionCall& call) {
     const int64_t rows = stream_max_rows;
     return rows * (round_up(call.key.width, lanes) + stream_stride) + wide_floats(call) +
-           State::floats(call, rows);
+           coded_floats(call) + State::floats(call, rows);
   }
 
   void run() {
     state_.clear(rows_);
     widen_queries();
+    encode_queries();
     int64_t begin = task_.k_end;
     int64_t end = task_.k_begin;
     for (int64_t r = 0; r < rows_; ++r) {
@@ -199,6 +202,92 @@ class StreamedTask {
            round_up(at_least(call.key.width, call.value.width), lanes);
   }
 
+#if defined(TESSERAL_INT8_DOT)
+  // Digits of all queries, of four vectors for each part of a row of codes at most.
+  static int64_t coded_floats(const AttentionCall& call) {
+    const bool coded = multiplies_codes(call.key) || multiplies_codes(call.value);
+    return coded ? (stream_max_rows * max_digits * 2 * attention_max_dim + stream_block * 512) / 4 +
+                       4 * stream_block
+                 : 0;
+  }
+
+  void encode_queries() {
+    if (!multiplies_codes(call_.key)) return;
+    auto* digits = reinterpret_cast<std::int8_t*>(coded_);
+    for (int64_t r = 0; r < rows_; ++r) {
+      coded_queries_[r].digits = digits + r * max_digits * 2 * attention_max_dim;
+      const float* query = queries_ + r * query_stride_;
+      if (call_.element == Element::f32) {
+        coded_queries_[r].template encode<3>(call_.key, query);
+      } else {
+        coded_queries_[r].template encode<2>(call_.key, query);
+      }
+    }
+  }
+
+  float* scales() const {
+    return coded_ + stream_max_rows * max_digits * 2 * attention_max_dim / 4;
+  }
+
+  template <int Digits>
+  void multiply_codes(const KeyRun& run) {
+    const char* first = row_of(call_.key.rows, run.batch, task_.kv_head, run.row);
+    load_scales(call_.key, run, task_.kv_head, scales(), scales() + stream_block);
+    each_row_group([&](auto n_rows, int64_t row) {
+      multiply_coded_keys<Digits, decltype(n_rows)::value>(
+          call_.key, first, run.count, coded_queries_ + row, scales(), scales() + stream_block,
+          scores_ + row * stream_stride, stream_stride);
+    });
+  }
+
+  template <int Digits>
+  void add_codes(const KeyRun& run, const float* factors) {
+    const char* first = row_of(call_.value.rows, run.batch, task_.kv_head, run.row);
+    float* offsets = scales() + stream_block;
+    auto* interleaved = reinterpret_cast<std::uint8_t*>(offsets + stream_block);
+    load_scales(call_.value, run, task_.kv_head, scales(), offsets);
+    interleave_values(call_.value, first, run.count, interleaved);
+    for (int64_t r = 0; r < rows_; ++r) {
+      add_coded_values<Digits>(call_.value, interleaved, run.count, scores_ + r * stream_stride,
+                               scales(), offsets, factors[r], state_.values + r * state_.stride);
+    }
+  }
+#else
+  static int64_t coded_floats(const AttentionCall&) { return 0; }
+  void encode_queries() {}
+#endif
+
+  void multiply_run(const KeyRun& run) {
+#if defined(TESSERAL_INT8_DOT)
+    if (multiplies_codes(call_.key)) {
+      return call_.element == Element::f32 ? multiply_codes<3>(run) : multiply_codes<2>(run);
+    }
+#endif
+    with_rows(call_.key, run, [&](const auto& keys) {
+      each_row_group([&](auto n_rows, int64_t row) {
+        multiply_keys<std::decay_t<decltype(keys)>::type, decltype(n_rows)::value>(
+            keys, run.count, call_.key.width, queries_ + row * query_stride_, query_stride_,
+            scores_ + row * stream_stride);
+      });
+    });
+  }
+
+  void add_run(const KeyRun& run, const float* factors) {
+#if defined(TESSERAL_INT8_DOT)
+    if (multiplies_codes(call_.value)) {
+      return call_.element == Element::f32 ? add_codes<3>(run, factors)
+                                           : add_codes<2>(run, factors);
+    }
+#endif
+    with_rows(call_.value, run, [&](const auto& values) {
+      each_row_group([&](auto n_rows, int64_t row) {
+        add_streamed_values<std::decay_t<decltype(values)>::type, decltype(n_rows)::value>(
+            values, run.count, call_.value.width, scores_ + row * stream_stride, factors + row,
+            state_.values + row * state_.stride, state_.stride);
+      });
+    });
+  }
+
   void widen_queries() {
     const KeyValueRows source = {call_.element, call_.key.width, call_.query, Element::f32, {}, {}};
     for (int64_t r = 0; r < rows_; ++r) {
@@ -209,26 +298,10 @@ class StreamedTask {
   }
 
   void run_block(int64_t key, const KeyRun& run) {
-    with_rows(call_.key, run, [&](const auto& keys) {
-      const auto multiply = [&](auto n_rows, int64_t row) {
-        constexpr int n = decltype(n_rows)::value;
-        multiply_keys<std::decay_t<decltype(keys)>::type, n>(
-            keys, run.count, call_.key.width, queries_ + row * query_stride_, query_stride_,
-            scores_ + row * stream_stride);
-      };
-      each_row_group(multiply);
-    });
+    multiply_run(run);
     float factors[stream_max_rows];
     for (int64_t r = 0; r < rows_; ++r) factors[r] = weigh(r, key, run.count);
-    with_rows(call_.value, run, [&](const auto& values) {
-      const auto accumulate = [&](auto n_rows, int64_t row) {
-        constexpr int n = decltype(n_rows)::value;
-        add_streamed_values<std::decay_t<decltype(values)>::type, n>(
-            values, run.count, call_.value.width, scores_ + row * stream_stride, factors + row,
-            state_.values + row * state_.stride, state_.stride);
-      };
-      each_row_group(accumulate);
-    });
+    add_run(run, factors);
   }
 
   template <int N>
@@ -288,10 +361,14 @@ class StreamedTask {
   float* queries_;
   float* scores_;
   float* wide_;
+  float* coded_;
   State state_;
   bool adjusts_;
   float unit_;
   Row places_[stream_max_rows];
+#if defined(TESSERAL_INT8_DOT)
+  CodedQuery coded_queries_[stream_max_rows];
+#endif
 };
 
 }  // namespace

@@ -1,0 +1,298 @@
+// Keys and values of 8- or 4-bit codes, multiplied as integers.
+//
+// A query row q becomes step * (digits to base 256), two digits where the query has 16 bits and
+// three where it is float32, so that its error, at most step / 2 = max|q| / 2^16 or 2^24, is below
+// that of rounding the codes' values to the query's type. Weights are treated alike, once per
+// block of keys, after the scale of each value was multiplied into its weight. Products of digits
+// and codes are summed exactly in int32.
+#pragma once
+
+#include "kernels/attention_rows.h"
+
+#if defined(TESSERAL_INT8_DOT)
+
+#include "simd/avx512_bf16_codes.h"
+
+namespace tesseral::TESSERAL_TARGET {
+namespace {
+
+constexpr int max_digits = 3;
+
+// Largest integer whose digits all fit a signed byte after carries.
+template <int Digits>
+constexpr float largest_integer() {
+  return Digits == 2 ? 127.0f * 256 : 127.0f * 65536;
+}
+
+template <int Digits>
+inline Floats join_digits(const Sums* sums, int64_t stride) {
+  Floats x = floats_of(sums[(Digits - 1) * stride]);
+  for (int i = Digits - 2; i >= 0; --i) {
+    x = multiply_add(x, broadcast(256), floats_of(sums[i * stride]));
+  }
+  return x;
+}
+
+// What turns floats of magnitude up to `largest` into integers, and back.
+struct Steps {
+  float per_unit;
+  float step;
+
+  template <int Digits>
+  static Steps of(float largest) {
+    if (!(largest > 0) || largest == infinity) return {0, largest == infinity ? largest : 0};
+    return {largest_integer<Digits>() / largest, largest / largest_integer<Digits>()};
+  }
+};
+
+inline int64_t code_chunks(const KeyValueRows& source) {
+  return (row_bytes(source) + code_bytes - 1) / code_bytes;
+}
+
+// Vectors that a chunk of packed bytes unfolds to.
+inline int parts_of(const KeyValueRows& source) { return source.element == Element::bits4 ? 2 : 1; }
+
+inline int flip_of(const KeyValueRows& source) {
+  if (source.offset.data != nullptr) return 0;
+  return source.element == Element::bits4 ? 0x88 : 0x80;
+}
+
+inline bool multiplies_codes(const KeyValueRows& source) {
+  return source.element == Element::bits8 || source.element == Element::bits4;
+}
+
+// Scales and offsets of consecutive rows as float32.
+inline void load_scales(const KeyValueRows& source, const KeyRun& run, int64_t head, float* scales,
+                        float* offsets) {
+  const auto load_all = [&](const Rows& rows, float* out) {
+    const char* p = row_of(rows, run.batch, head, run.row);
+    int64_t i = 0;
+    if (rows.row == bytes_of(source.scale_element)) {
+      for (; i + lanes <= run.count; i += lanes) {
+        store(out + i, load_lanes(source.scale_element, p + i * rows.row));
+      }
+    }
+    for (; i < run.count; ++i) out[i] = load_one(source.scale_element, p + i * rows.row);
+    for (; i < round_up(run.count, lanes); ++i) out[i] = 0;
+  };
+  load_all(source.scale, scales);
+  if (source.offset.data != nullptr) return load_all(source.offset, offsets);
+  const auto half = static_cast<float>(1 << (bits_of(source.element) - 1));
+  for (int64_t i = 0; i < run.count; i += lanes) {
+    store(offsets + i, multiply(load(scales + i), broadcast(-half)));
+  }
+}
+
+// A query row as digits in the order in which codes unfold.
+struct CodedQuery {
+  std::int8_t* digits;  // [digit][chunk][part][64]
+  float step;
+  float sum;
+
+  template <int Digits>
+  void encode(const KeyValueRows& keys, const float* query) {
+    const int64_t chunks = code_chunks(keys);
+    const int parts = parts_of(keys);
+    const int64_t stride = chunks * parts * code_bytes;
+    float largest = 0;
+    for (int64_t i = 0; i < keys.width; ++i) {
+      const float size = __builtin_fabsf(query[i]);
+      largest = size > largest || size != size ? size : largest;
+    }
+    const Steps steps = Steps::of<Digits>(largest);
+    step = largest != largest ? largest : steps.step;
+    alignas(64) float ordered[4 * attention_max_dim] = {};
+    for (int64_t i = 0; i < keys.width; ++i) {
+      const int64_t at = parts == 1 ? i : i / 128 * 128 + i % 2 * 64 + i % 128 / 2;
+      ordered[at] = query[i] * steps.per_unit;
+    }
+    sum = 0;
+    for (int64_t i = 0; i < stride; i += lanes) {
+      store_digits<Digits>(load(ordered + i), digits + i, stride);
+    }
+    for (int64_t i = 0; i < stride; ++i) {
+      float unit = 1;
+      for (int d = 0; d < Digits; ++d, unit *= 256) {
+        sum += unit * static_cast<float>(digits[d * stride + i]);
+      }
+    }
+    sum *= step;
+  }
+};
+
+// scores[r][key] = query r . key, for Rows rows and the keys of a run.
+template <int Digits, int Rows>
+void multiply_coded_keys(const KeyValueRows& source, const char* first, int64_t count,
+                         const CodedQuery* queries, const float* scales, const float* offsets,
+                         float* scores, int64_t score_row) {
+  constexpr int n_keys = lanes / Rows;
+  const int64_t chunks = code_chunks(source);
+  const int parts = parts_of(source);
+  const int64_t stride = chunks * parts * code_bytes;
+  const int64_t bytes = row_bytes(source);
+  const int flip = flip_of(source);
+  for (int64_t key = 0; key < count; key += n_keys) {
+    Floats totals[lanes];
+    for (int k = 0; k < n_keys; ++k) {
+      const char* row = first + at_most(key + k, count - 1) * source.rows.row;
+      prefetch(first + (key + k + 128) * source.rows.row, bytes);
+      Sums sums[Rows][Digits];
+      for (int r = 0; r < Rows; ++r) {
+        for (int d = 0; d < Digits; ++d) sums[r][d] = no_sums();
+      }
+      const auto add_part = [&](Codes codes, int64_t at) {
+        for (int r = 0; r < Rows; ++r) {
+          for (int d = 0; d < Digits; ++d) {
+            sums[r][d] =
+                add_products(sums[r][d], codes, load_codes(queries[r].digits + d * stride + at));
+          }
+        }
+      };
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const int64_t begin = chunk * code_bytes;
+        const Codes packed = flip_codes(load_codes(row + begin, bytes - begin), flip);
+        if (parts == 1) {
+          add_part(packed, begin);
+        } else {
+          add_part(low_codes(packed), 2 * begin);
+          add_part(high_codes(packed), 2 * begin + code_bytes);
+        }
+      }
+      for (int r = 0; r < Rows; ++r) totals[r * n_keys + k] = join_digits<Digits>(sums[r], 1);
+    }
+    alignas(64) float sums[lanes];
+    store(sums, sum_each(totals));
+    for (int r = 0; r < Rows; ++r) {
+      for (int k = 0; k < n_keys; ++k) scores[r * score_row + key + k] = sums[r * n_keys + k];
+    }
+  }
+  for (int r = 0; r < Rows; ++r) {
+    const CodedQuery& query = queries[r];
+    for (int64_t key = 0; key < count; key += lanes) {
+      float* at = scores + r * score_row + key;
+      const Floats shift = multiply(load(offsets + key), broadcast(query.sum));
+      store(at, multiply_add(multiply(load(at), broadcast(query.step)), load(scales + key), shift));
+    }
+  }
+}
+
+// Lays out the values of a run four keys side by side: [chunk][group of 4 keys][4 vectors].
+inline void interleave_values(const KeyValueRows& source, const char* first, int64_t count,
+                              std::uint8_t* out) {
+  const int64_t bytes = row_bytes(source);
+  const int64_t groups = (count + 3) / 4;
+  const int flip = flip_of(source);
+  for (int64_t group = 0; group < groups; ++group) {
+    const char* row[4];
+    for (int i = 0; i < 4; ++i) {
+      row[i] = first + at_most(4 * group + i, count - 1) * source.rows.row;
+      prefetch(first + (4 * group + i + 128) * source.rows.row, bytes);
+    }
+    for (int64_t begin = 0; begin < bytes; begin += code_bytes) {
+      Codes rows[4];
+      Codes columns[4];
+      for (int i = 0; i < 4; ++i) rows[i] = flip_codes(load_codes(row[i] + begin, bytes - begin), flip);
+      interleave_rows(rows, columns);
+      std::uint8_t* to = out + (begin / code_bytes * groups + group) * 4 * code_bytes;
+      for (int i = 0; i < 4; ++i) store_codes(to + i * code_bytes, columns[i]);
+    }
+  }
+}
+
+// Adds, to one row of values, the products of its weights and a run of interleaved values.
+template <int Digits>
+void add_coded_values(const KeyValueRows& source, const std::uint8_t* interleaved, int64_t count,
+                      const float* weights, const float* scales, const float* offsets, float factor,
+                      float* values) {
+  const int64_t groups = (count + 3) / 4;
+  constexpr int64_t stride = 128 + lanes;
+  alignas(64) std::int8_t digits[Digits * stride];
+  alignas(64) float scaled[stride];
+  Floats top = zero();
+  Floats shift = zero();
+  for (int64_t i = 0; i < count; i += lanes) {
+    const Floats weight = load(weights + i);
+    const Floats x = multiply(weight, load(scales + i));
+    store(scaled + i, x);
+    top = larger(top, magnitude(x));
+    shift = multiply_add(weight, load(offsets + i), shift);
+  }
+  const Steps steps = Steps::of<Digits>(largest_lane(top));
+  for (int64_t i = 0; i < count; i += lanes) {
+    store_digits<Digits>(multiply(load(scaled + i), broadcast(steps.per_unit)), digits + i, stride);
+  }
+  const Floats constant = broadcast(sum_lanes(shift));
+  const Floats by = broadcast(factor);
+  const Floats step = broadcast(steps.step);
+  const auto add_columns = [&](float* to, Floats x) {
+    store(to, multiply_add(load(to), by, multiply_add(x, step, constant)));
+  };
+  const int64_t chunks = code_chunks(source);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const std::uint8_t* from = interleaved + chunk * groups * 4 * code_bytes;
+    if (source.element == Element::bits8) {
+      Sums sums[Digits][4];
+      for (auto& digit : sums) {
+        for (Sums& sum : digit) sum = no_sums();
+      }
+      for (int64_t group = 0; group < groups; ++group) {
+        for (int j = 0; j < 4; ++j) {
+          const Codes codes = load_codes(from + (4 * group + j) * code_bytes);
+          for (int d = 0; d < Digits; ++d) {
+            sums[d][j] = add_products(sums[d][j], codes, repeat_four(digits + d * stride + 4 * group));
+          }
+        }
+      }
+      Floats x[4];
+      for (int j = 0; j < 4; ++j) x[j] = join_digits<Digits>(&sums[0][j], 4);
+      order_columns(x);
+      for (int j = 0; j < 4; ++j) {
+        const int64_t column = chunk * code_bytes + j * lanes;
+        if (column < source.width) add_columns(values + column, x[j]);
+      }
+    } else {
+      Floats halves[2][4];
+      // two vectors at a time, so that sums of both halves of all digits stay in registers
+      for (int pair = 0; pair < 4; pair += 2) {
+        Sums sums[2][Digits][2];
+        for (auto& half : sums) {
+          for (auto& digit : half) {
+            for (Sums& sum : digit) sum = no_sums();
+          }
+        }
+        for (int64_t group = 0; group < groups; ++group) {
+          for (int j = 0; j < 2; ++j) {
+            const Codes packed = load_codes(from + (4 * group + pair + j) * code_bytes);
+            const Codes low = low_codes(packed);
+            const Codes high = high_codes(packed);
+            for (int d = 0; d < Digits; ++d) {
+              const Codes digit = repeat_four(digits + d * stride + 4 * group);
+              sums[0][d][j] = add_products(sums[0][d][j], low, digit);
+              sums[1][d][j] = add_products(sums[1][d][j], high, digit);
+            }
+          }
+        }
+        for (int j = 0; j < 2; ++j) {
+          for (int half = 0; half < 2; ++half) {
+            halves[half][pair + j] = join_digits<Digits>(&sums[half][0][j], 2);
+          }
+        }
+      }
+      order_columns(halves[0]);
+      order_columns(halves[1]);
+      for (int j = 0; j < 4; ++j) {
+        Floats first;
+        Floats last;
+        interleave_lanes(halves[0][j], halves[1][j], first, last);
+        const int64_t column = 2 * chunk * code_bytes + 2 * j * lanes;
+        if (column < source.width) add_columns(values + column, first);
+        if (column + lanes < source.width) add_columns(values + column + lanes, last);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tesseral::TESSERAL_TARGET
+
+#endif
