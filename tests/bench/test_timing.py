@@ -8,7 +8,7 @@ import torch
 
 from tesseral._errors import ParameterError
 from tesseral.bench import timing
-from tesseral.bench.timing import Method, Timing, interleave
+from tesseral.bench.timing import Method, Timing, interleave, ratio
 
 
 class World:
@@ -72,6 +72,15 @@ def test_median_and_spread():
     assert odd.spread == pytest.approx((4.0 - 2.0) / 3.0)
     assert Timing(samples_s=(2.0,), calls=1).spread == 0.0
     assert Timing.from_dict(odd.as_dict()) == odd
+
+
+def test_a_ratio_is_taken_within_each_repeat():
+    # the machine is three times as slow in two repeats, and both sides meet it
+    ours = Timing(samples_s=(1.0, 3.0, 3.0, 1.0, 1.0), calls=1)
+    theirs = Timing(samples_s=(2.0, 6.0, 6.0, 2.0, 6.0), calls=1)
+    assert ratio(theirs, ours) == 2.0
+    with pytest.raises(ValueError, match="zip"):
+        ratio(theirs, Timing(samples_s=(1.0,), calls=1))
 
 
 def test_settling_waits_for_the_process_to_rest_and_not_for_ever(monkeypatch):

@@ -14,7 +14,7 @@ from tesseral.bench.timing import Method, Timing
 
 OURS = Timing(samples_s=(1.0, 2.0, 3.0), calls=4)
 THEIRS = Timing(samples_s=(4.0, 4.0, 4.0), calls=2)
-SLOW = Timing(samples_s=(1.0,), calls=1)
+SLOW = Timing(samples_s=(0.5, 1.0, 1.5), calls=1)
 
 PREFILL = Case(q_len=64, kv_len=64, q_heads=2, kv_heads=2, dtype="bfloat16", causal=True)
 DECODE = Case(q_len=1, kv_len=64, q_heads=4, kv_heads=2, dtype="float32", kv_bits=4)
@@ -51,6 +51,7 @@ RECORD = AttentionRecord(
             explanation="",
             ours=OURS,
             peers={"our bf16": THEIRS},
+            reading=SLOW,
             ceiling=3e9,
             bars=(
                 BarRecord(

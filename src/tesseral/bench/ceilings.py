@@ -1,6 +1,6 @@
 """What this machine could do at most, measured: products from registers, and reading memory."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -79,6 +79,12 @@ def measure_ceilings(
         read=max(_read_rate(buffer, threads, target) for target in targets),
         buffer_bytes=buffer.size,
     )
+
+
+def make_reader(buffer_bytes: int, threads: int) -> Callable[[], object]:
+    """Return a function that reads a buffer of so many bytes once, to be timed beside others."""
+    buffer, target = np.ones(buffer_bytes, dtype=np.uint8), supported_targets()[0]
+    return lambda: _native.read_rate(buffer, threads, target)
 
 
 def _products(target: str, threads: int, section_s: float) -> dict[str, float]:

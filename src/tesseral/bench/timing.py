@@ -73,6 +73,14 @@ class Timing:
         return cls(samples_s=tuple(record["samples_s"]), calls=record["calls"])
 
 
+def ratio(theirs: Timing, ours: Timing) -> float:
+    """Return how many times slower they are: the median over the repeats, each by itself.
+
+    What slows a machine down for seconds slows both sides of a repeat down.
+    """
+    return median(t / o for t, o in zip(theirs.samples_s, ours.samples_s, strict=True))
+
+
 def interleave(
     sides: Mapping[str, Call],
     method: Method,

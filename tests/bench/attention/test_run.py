@@ -37,6 +37,7 @@ def test_the_table_is_measured_from_first_to_last(tiny):
     assert record.rows[0].extra_bytes == {"ours": 5, "sdpa": 5}
     assert record.rows[2].extra_bytes == {"ours": 5}
     assert record.memory.extra_bytes == 5
+    assert [row.reading is not None for row in record.rows] == [False, True, True]
     assert "blockwise" in record.rows[0].explanation
     assert [step.done for step in steps] == list(range(steps[0].total))
 
@@ -82,13 +83,18 @@ def test_without_memory_none_is_claimed(tiny):
     assert all(row.extra_bytes == {} for row in record.rows)
 
 
-def row_of(case, ours_s, **peers_s):
+def timing_of(*samples_s):
+    return Timing(samples_s=samples_s, calls=1)
+
+
+def row_of(case, ours_s, reading_s=None, **peers_s):
     return RowRecord(
         case=case,
         backend="native",
         explanation="",
-        ours=Timing(samples_s=(ours_s,), calls=1),
-        peers={name: Timing(samples_s=(s,), calls=1) for name, s in peers_s.items()},
+        ours=timing_of(ours_s),
+        peers={name: timing_of(s) for name, s in peers_s.items()},
+        reading=None if reading_s is None else timing_of(reading_s),
         ceiling=1.0,
         bars=(),
         extra_bytes={},
@@ -109,7 +115,9 @@ def test_a_ratio_is_the_peers_time_over_ours():
 
 def test_a_share_of_the_bandwidth_is_bytes_over_time_over_bandwidth():
     contest = replace(TABLE[1], bars=TABLE[1].bars[1:])
-    row = judged(row_of(DECODE, DECODE.kv_bytes / 0.8e9), contest)
+    read_s = CEILINGS.buffer_bytes / 2e9  # in turns with ours, it was twice what it was before
+    row = judged(row_of(DECODE, DECODE.kv_bytes / 1.6e9, read_s), contest)
+    assert row.ceiling == pytest.approx(2e9)
     assert row.bars[0].measured == pytest.approx(0.8)
     assert row.bars[0].at_ceiling == pytest.approx(1.0)
 
@@ -120,9 +128,10 @@ def test_a_share_of_the_bandwidth_is_bytes_over_time_over_bandwidth():
 def test_a_capped_peer_counts_as_no_faster_than_its_cap(share, counted):
     bar = Bar(against="our bf16", at_least=1.0, capped=0.75)
     contest = Contest(case=PACKED, peers={"our bf16": DECODE}, bars=(bar,))
-    row = row_of(PACKED, 1.0, **{"our bf16": DECODE.kv_bytes / (share * CEILINGS.read)})
+    read_s = CEILINGS.buffer_bytes / 2e9
+    row = row_of(PACKED, 1.0, read_s, **{"our bf16": DECODE.kv_bytes / (share * 2e9)})
     found = judged(row, contest).bars[0].measured
-    assert found == pytest.approx(DECODE.kv_bytes / (counted * CEILINGS.read))
+    assert found == pytest.approx(DECODE.kv_bytes / (counted * 2e9))
 
 
 def test_ceilings_measured_twice_are_the_higher_ones():

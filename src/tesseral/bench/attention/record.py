@@ -9,7 +9,7 @@ from typing import Any, Self
 from tesseral._errors import DataError, OutputExistsError
 from tesseral.bench.attention.cases import NEVER_SLOWER, Case
 from tesseral.bench.ceilings import Ceilings
-from tesseral.bench.timing import Method, Timing
+from tesseral.bench.timing import Method, Timing, ratio
 from tesseral.runtime.files import atomic_file
 
 SCHEMA = "tesseral.bench.attention/1"
@@ -64,6 +64,8 @@ class RowRecord:
     ceiling : float
         What the machine could do at most in this case: bytes or operations per second.
     bars : tuple of BarRecord
+    reading : Timing, optional
+        Reading the buffer of the ceilings once, in turns with the others: of a case that decodes.
     extra_bytes : dict of str to int
         Peak memory beyond inputs and output, ours and the first peer's; empty where it was not
         measured.
@@ -76,6 +78,7 @@ class RowRecord:
     peers: dict[str, Timing]
     ceiling: float
     bars: tuple[BarRecord, ...]
+    reading: Timing | None = None
     extra_bytes: dict[str, int]
 
     def rate(self, timing: Timing) -> float:
@@ -98,12 +101,14 @@ class RowRecord:
             "bars": [
                 {**asdict(bar), "met": bar.met, "possible": bar.possible} for bar in self.bars
             ],
+            "reading": None if self.reading is None else self.reading.as_dict(),
             "extra_bytes": self.extra_bytes,
         }
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
         """Undo :meth:`as_dict`."""
+        reading = record["reading"]
         return cls(
             case=_case(record["case"]),
             backend=record["backend"],
@@ -112,6 +117,7 @@ class RowRecord:
             peers=_timings(record["peers"]),
             ceiling=record["ceiling"],
             bars=tuple(BarRecord(**_without(bar, "met", "possible")) for bar in record["bars"]),
+            reading=None if reading is None else Timing.from_dict(reading),
             extra_bytes=dict(record["extra_bytes"]),
         )
 
@@ -137,7 +143,7 @@ class AblationRecord:
     @property
     def factor(self) -> float:
         """How many times slower it is without."""
-        return self.without.median_s / self.ours.median_s
+        return ratio(self.without, self.ours)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record and what is computed from it."""
@@ -187,7 +193,7 @@ class ShapeRecord:
     @property
     def ratio(self) -> float:
         """How many times slower the peer is."""
-        return self.theirs.median_s / self.ours.median_s
+        return ratio(self.theirs, self.ours)
 
     @property
     def slower(self) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,8 +34,8 @@ from tesseral.bench.attention.record import (
     RowRecord,
 )
 from tesseral.bench.attention.runners import RUNNERS
-from tesseral.bench.ceilings import Ceilings, measure_ceilings
-from tesseral.bench.timing import Call, Method, Timing, interleave
+from tesseral.bench.ceilings import Ceilings, make_reader, measure_ceilings
+from tesseral.bench.timing import Call, Method, Timing, interleave, ratio
 from tesseral.runtime.machine import machine_record
 
 FULL = Method(repeats=11, section_s=0.03)
@@ -86,7 +87,8 @@ def run_table(
     def begin(name: str) -> None:
         watch(Step(name=name, done=next(steps), total=total))
 
-    rows = [_row(contest, record, begin) for contest in contests]
+    reader = make_reader(record.ceilings.buffer_bytes, threads)
+    rows = [_row(contest, reader, record.method, begin) for contest in contests]
     ablated = [_ablate(ablation, record.method, begin) for ablation in ablations]
     begin("ceilings again")
     # the machine may have been disturbed when it was measured first
@@ -130,7 +132,7 @@ def check_agreement(case: Case, results: dict[str, Any]) -> None:
             )
 
 
-def _row(contest: Contest, record: AttentionRecord, begin: Callable[[str], None]) -> RowRecord:
+def _row(contest: Contest, reader: Call, method: Method, begin: Callable[[str], None]) -> RowRecord:
     begin(contest.case.name)
     inputs = {case: make_inputs(case) for case in {contest.case, *contest.peers.values()}}
     calls = {OURS: make_call(RUNNERS[OURS], contest.case, inputs[contest.case])}
@@ -143,35 +145,40 @@ def _row(contest: Contest, record: AttentionRecord, begin: Callable[[str], None]
     same = [OURS, *twins, *others]
     check_agreement(contest.case, {name: calls[name]() for name in same})
     backend, explanation = explained(contest.case, inputs[contest.case])
-    timings = interleave(calls, record.method)
+    if contest.case.decoding:
+        calls[READ] = reader
+    timings = interleave(calls, method)
     return RowRecord(
         case=contest.case,
         backend=backend,
         explanation=explanation,
         ours=timings.pop(OURS),
+        reading=timings.pop(READ, None),
         peers=timings,
-        ceiling=_ceiling(contest.case, record.ceilings),
+        ceiling=math.nan,  # until all ceilings are known
         bars=(),
         extra_bytes={},
     )
 
 
 def _judge(row: RowRecord, contest: Contest, ceilings: Ceilings) -> RowRecord:
-    row = replace(row, ceiling=_ceiling(row.case, ceilings))
+    row = replace(row, ceiling=_ceiling(row, ceilings))
     bars = [_bar(bar, row, contest, ceilings) for bar in contest.bars]
     return replace(row, bars=tuple(bars))
 
 
 def _bar(bar: Bar, row: RowRecord, contest: Contest, ceilings: Ceilings) -> BarRecord:
-    share = row.rate(row.ours) / row.ceiling
     if bar.against == READ:
-        measured = row.rate(row.ours) / ceilings.read
+        measured = _share_of_reading(row, ceilings)
+    elif bar.capped is not None:
+        kv_bytes = contest.peers[bar.against].kv_bytes
+        least = kv_bytes / (bar.capped * ceilings.buffer_bytes)  # of the time of reading all
+        measured = ratio(_at_least(row.peers[bar.against], row.reading, least), row.ours)
     else:
-        theirs = row.peers[bar.against].median_s
-        if bar.capped is not None:
-            kv_bytes = contest.peers[bar.against].kv_bytes
-            theirs = max(theirs, kv_bytes / (bar.capped * ceilings.read))
-        measured = theirs / row.ours.median_s
+        measured = ratio(row.peers[bar.against], row.ours)
+    share = row.rate(row.ours) / row.ceiling
+    if row.reading is not None:
+        share = _share_of_reading(row, ceilings)
     return BarRecord(
         against=bar.against,
         at_least=bar.at_least,
@@ -181,10 +188,22 @@ def _bar(bar: Bar, row: RowRecord, contest: Contest, ceilings: Ceilings) -> BarR
     )
 
 
-def _ceiling(case: Case, ceilings: Ceilings) -> float:
-    if case.decoding:
-        return ceilings.read
-    kinds = ("fma_fp32", "dot_bf16") if case.dtype == "bfloat16" else ("fma_fp32",)
+def _share_of_reading(row: RowRecord, ceilings: Ceilings) -> float:
+    assert row.reading is not None, "a case that decodes is timed in turns with reading"
+    return row.case.kv_bytes / ceilings.buffer_bytes * ratio(row.reading, row.ours)
+
+
+def _at_least(timing: Timing, reading: Timing | None, part: float) -> Timing:
+    """Return a timing none of whose samples is shorter than this part of reading beside it."""
+    assert reading is not None, "a case that decodes is timed in turns with reading"
+    pairs = zip(timing.samples_s, reading.samples_s, strict=True)
+    return replace(timing, samples_s=tuple(max(sample, part * read) for sample, read in pairs))
+
+
+def _ceiling(row: RowRecord, ceilings: Ceilings) -> float:
+    if row.reading is not None:
+        return ceilings.buffer_bytes / row.reading.median_s
+    kinds = ("fma_fp32", "dot_bf16") if row.case.dtype == "bfloat16" else ("fma_fp32",)
     return ceilings.best(*kinds)
 
 
