@@ -45,20 +45,30 @@ def test_every_element_is_closed(document):
 
 
 def test_nothing_is_fetched(text, document):
-    assert all(link.startswith("#") for link in document.links)
+    # an image inside the page is not fetched either
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in document.links)
     assert not re.search(r"https?:|@import|<script|<link|<img|<iframe", text)
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
 
 
 def test_every_reference_inside_a_chart_is_defined(text, document):
-    wanted = {*re.findall(r"url\(#(\w+)\)", text), *(link[1:] for link in document.links)}
+    links = [link[1:] for link in document.links if link.startswith("#")]
+    wanted = {*re.findall(r"url\(#(\w+)\)", text), *links}
     assert wanted <= set(re.findall(r' id="(\w+)"', text))
 
 
 def test_it_has_every_section_and_picture(text):
-    for title in ("How well it still predicts", "How much room it takes", "What it writes"):
+    titles = ("How well it still predicts", "How much room it takes", "What it writes")
+    for title in (*titles, "Clusters: the legislature of Peru"):
         assert f"<h2>{title}</h2>" in text
-    assert text.count("<svg ") == 3 + 4 + 2
+    assert text.count("<svg ") == 3 + 4 + 2 + 2
+
+
+def test_it_clusters_the_legislature_as_the_paper_does(finished, document):
+    legislature = finished[0].legislature
+    assert legislature.fit.error_rate == pytest.approx(0.1156, abs=5e-5)
+    assert legislature.fit.error_rate < min(legislature.peers.values())
+    assert f"{legislature.fit.error_rate:.4f}" in " ".join(document.words)
 
 
 def test_it_shows_the_numbers_of_every_model(finished, document):

@@ -4,6 +4,7 @@ from typing import Any
 
 from tesseral.report import page
 from tesseral.report.demo.flatness import flatness_section
+from tesseral.report.demo.legislature import legislature_section
 from tesseral.report.demo.measurements import accuracy_section, size_section
 from tesseral.report.demo.plan import NAMES, TRANSFORMED
 from tesseral.report.demo.record import DemoRecord
@@ -20,6 +21,7 @@ def demo_page(record: DemoRecord) -> str:
             size_section(record),
             flatness_section(record),
             _samples(record),
+            legislature_section(record.legislature),
             _making(record),
         ],
     )

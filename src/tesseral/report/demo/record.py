@@ -9,6 +9,7 @@ from tesseral.llm.evaluate import Agreement
 from tesseral.llm.flatness import SiteFlatness
 from tesseral.llm.footprint import Footprint
 from tesseral.quantization.placement import INPUT_SITES
+from tesseral.report.demo.legislature import Legislature
 from tesseral.report.demo.plan import NAMES, DemoPlan
 from tesseral.report.units import bytes_text
 
@@ -84,6 +85,8 @@ class DemoRecord:
         What was done.
     models : tuple of ModelRecord
         The original, then one for each of ``plan.runs``.
+    legislature : Legislature
+        Clusters of the legislature of Peru.
     machine : dict
         The machine it was done on.
     elapsed_s : float
@@ -92,6 +95,7 @@ class DemoRecord:
 
     plan: DemoPlan
     models: tuple[ModelRecord, ...]
+    legislature: Legislature
     machine: dict[str, Any]
     elapsed_s: float
 
@@ -130,6 +134,7 @@ class DemoRecord:
             },
             "ordered_with_every_seed": self.ordered,
             "models": [model.as_dict() for model in self.models],
+            "peru": self.legislature.as_dict(),
             "machine": self.machine,
             "elapsed_s": self.elapsed_s,
         }

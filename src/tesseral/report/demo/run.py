@@ -13,6 +13,7 @@ from tesseral.llm.flatness import SiteFlatness, flatness
 from tesseral.llm.footprint import footprint
 from tesseral.quantization.calibration.task import CalibrationStep
 from tesseral.report.charts import require_matplotlib
+from tesseral.report.demo.legislature import cluster_legislature
 from tesseral.report.demo.page import demo_page
 from tesseral.report.demo.plan import NAMES, DemoPlan
 from tesseral.report.demo.record import DemoRecord, ModelRecord
@@ -74,6 +75,7 @@ def run_demo(
         record = DemoRecord(
             plan=plan,
             models=tuple(models),
+            legislature=cluster_legislature(plan.seeds[0]),
             machine=machine_record(with_accelerators=True).as_dict(),
             elapsed_s=monotonic() - started,
         )
