@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tesseral.cli.bench_cluster import cluster
+from tesseral.cli.bench_regress import regress
 from tesseral.cli.console import print_table, progress
 from tesseral.runtime.extras import require
 from tesseral.runtime.files import atomic_file, check_output
@@ -69,7 +70,11 @@ def attention(
     _show(record, explain=explain)
 
 
-BENCHES: dict[str, Callable[..., None]] = {"attention": attention, "cluster": cluster}
+BENCHES: dict[str, Callable[..., None]] = {
+    "attention": attention,
+    "cluster": cluster,
+    "regress": regress,
+}
 """One function per benchmark; heavy rooms are imported inside it."""
 
 

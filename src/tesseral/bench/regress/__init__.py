@@ -1,0 +1,1 @@
+"""Tensor-response regression: speed against a matrix product, memory, and what fits are worth."""
