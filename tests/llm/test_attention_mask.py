@@ -21,8 +21,8 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
-from support.models import tiny_llama, tiny_mistral
-from tesseral._errors import ParameterError
+from support.models import tiny_bloom, tiny_llama, tiny_mistral, tiny_mpt
+from tesseral._errors import BackendError, ParameterError
 from tesseral.llm.attention_interface import register
 from tesseral.llm.attention_mask import attention_mask
 from tesseral.llm.rule_mask import BandMask, SegmentMask
@@ -231,3 +231,28 @@ def test_moving_a_mask_to_where_it_is_keeps_the_rule(band):
 def test_a_mask_is_not_written_into(band):
     with pytest.raises(ParameterError, match=r"masked_fill_.*would write into a mask"):
         band.masked_fill_(band, False)
+
+
+@pytest.mark.parametrize(
+    "misread",
+    [
+        lambda scores, mask: scores + mask,
+        lambda scores, mask: (1 - mask.float()) * -1e9 + scores,
+        lambda scores, mask: scores - 1e9 * mask,
+        lambda scores, mask: scores.masked_fill(mask, -1e9),
+    ],
+)
+def test_a_mask_is_not_taken_for_another_kind(band, misread):
+    with pytest.raises(BackendError, match=r"does not call the attention that .*'eager'"):
+        misread(torch.zeros(1, 2, 3, 4), band)
+
+
+def test_what_is_hidden_may_be_filled(band):
+    filled = torch.zeros(1, 1, 3, 4).masked_fill(~band, -1.0)
+    assert torch.equal(filled, band.materialize().float() - 1)
+
+
+@pytest.mark.parametrize("build", [tiny_bloom, tiny_mpt])
+def test_a_model_that_does_not_call_our_attention_is_an_error(build):
+    with pytest.raises(BackendError, match="Use attn_implementation='eager'"):
+        build("tesseral")(torch.tensor([[1, 2, 3]]))

@@ -4,6 +4,8 @@ import torch
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BloomConfig,
+    BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -16,6 +18,8 @@ from transformers import (
     MistralForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
+    MptConfig,
+    MptForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
@@ -152,6 +156,27 @@ def tiny_t5(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedMod
         table = part.block[0].layer[0].SelfAttention.relative_attention_bias.weight
         table.data = torch.linspace(-3, 3, table.numel()).reshape(table.shape)
     return model
+
+
+def tiny_bloom(attention: str = "eager", seed: int = 0) -> PreTrainedModel:
+    """Return a Bloom: its attention is its own, and adds masks to scores."""
+    config = BloomConfig(
+        vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, attn_implementation=attention
+    )
+    return _build(BloomForCausalLM, config, seed)
+
+
+def tiny_mpt(attention: str = "eager", seed: int = 0) -> PreTrainedModel:
+    """Return an MPT: its attention is its own, and hides what masks mark."""
+    config = MptConfig(
+        vocab_size=VOCABULARY,
+        d_model=32,
+        n_layers=2,
+        n_heads=4,
+        max_seq_len=64,
+        attn_implementation=attention,
+    )
+    return _build(MptForCausalLM, config, seed)
 
 
 BUILDERS = {"llama": tiny_llama, "mistral": tiny_mistral, "qwen3": tiny_qwen3}

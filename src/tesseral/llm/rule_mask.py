@@ -8,10 +8,14 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map_only
 
-from tesseral._errors import ParameterError
+from tesseral._errors import BackendError, ParameterError
 
 Window = tuple[int, int]
 """How many keys a query sees before and after its own position; -1 is all of them."""
+
+
+_AS_NUMBERS = {"aten::add", "aten::sub", "aten::rsub", "aten::mul", "aten::div"}
+"""Operations that read a mask as something to add to scores, which ours is not."""
 
 
 class RuleMask(torch.Tensor):
@@ -23,6 +27,9 @@ class RuleMask(torch.Tensor):
     ------
     ParameterError
         When an operation would write into it.
+    BackendError
+        When one would add it to scores, or hide what it shows: so do models that bring their
+        own attention and do not ask for ours, and they would go on with wrong scores.
     """
 
     # operations on the mask return plain tensors, not masks
@@ -40,7 +47,14 @@ class RuleMask(torch.Tensor):
             raise ParameterError(
                 f"{cls.__name__}: {func} would write into a mask; clone the mask first."
             )
-        args, kwargs = tree_map_only(cls, cls.materialize, (args, kwargs or {}))
+        kwargs = kwargs or {}
+        if _misreads(func._schema.name, args, kwargs):
+            raise BackendError(
+                f"{cls.__name__}: {func} would take a mask of True = attend for another kind; the "
+                "model does not call the attention that attn_implementation='tesseral' names. "
+                "Use attn_implementation='eager' for it."
+            )
+        args, kwargs = tree_map_only(cls, cls.materialize, (args, kwargs))
         return func(*args, **kwargs)
 
     @abstractmethod
@@ -192,3 +206,13 @@ def _rule(window: Window, q_len: int, n_keys: int, padding: torch.Tensor | None)
     if (before, after) != (-1, -1):
         rule["window"] = (before, after)
     return rule
+
+
+def _misreads(operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether an operation takes a boolean mask for one to add, or for its opposite."""
+    if operation == "aten::masked_fill":
+        return isinstance(args[1], RuleMask)
+    if operation == "aten::_to_copy":
+        dtype = kwargs.get("dtype")
+        return dtype is not None and dtype.is_floating_point
+    return operation in _AS_NUMBERS
