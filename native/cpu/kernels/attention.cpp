@@ -47,11 +47,8 @@ void merge(const AttentionCall& call, const AttentionTask* tasks, int64_t n_task
     const State other(call, tasks[t].state, rows);
     for (int64_t r = 0; r < rows; ++r) {
       const float limit = first.limit[r] > other.limit[r] ? first.limit[r] : other.limit[r];
-      const auto factor_of = [&](float before) {
-        return before == -infinity ? 0 : __builtin_exp2f(before - limit);
-      };
-      const float mine = factor_of(first.limit[r]);
-      const float theirs = factor_of(other.limit[r]);
+      const float mine = factor_between(first.limit[r], limit, unit_of(call));
+      const float theirs = factor_between(other.limit[r], limit, unit_of(call));
       first.limit[r] = limit;
       first.sum[r] = first.sum[r] * mine + other.sum[r] * theirs;
       float* to = first.values + r * first.stride;

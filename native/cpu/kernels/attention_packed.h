@@ -262,7 +262,7 @@ class PackedTask {
         rows_(rows_of(call, task)),
         state_(call, task.state != nullptr ? task.state : space_.state, rows_),
         adjusts_(adjusts_scores(call)),
-        unit_(adjusts_ ? log2_e : call.scale * log2_e) {}
+        unit_(unit_of(call)) {}
 
   void run() {
     state_.clear(rows_);
@@ -408,7 +408,8 @@ class PackedTask {
     }
     float& limit = state_.limit[index];
     const float factor = raise_limit(scores, count, unit_, &limit);
-    const float sum = exponentiate<Pairs>(scores, count, unit_, finite_limit(limit));
+    const float sum =
+        exponentiate<Pairs>(scores, count, unit_, take_limit(scores, count, unit_, limit));
     state_.sum[index] = state_.sum[index] * factor + sum;
     return factor;
   }

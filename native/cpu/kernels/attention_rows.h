@@ -1,8 +1,8 @@
 // What both attention kernels share: where rows lie, which keys a row sees, how scores are
 // adjusted, and the softmax state of rows.
 //
-// State of a row: `limit`, the largest score met so far times log2(e); `sum`, the sum of
-// 2^(score log2(e) - limit); and `values`, the sum of the values under the same weights. States
+// State of a row: `limit`, the largest score met so far; `sum`, the sum of the weights
+// 2^((score - limit) * unit); and `values`, the sum of the values under the same weights. States
 // over disjoint keys merge by bringing both to the larger limit.
 #pragma once
 
@@ -20,9 +20,6 @@ using std::int64_t;
 
 constexpr float log2_e = 1.44269504088896340736f;
 constexpr float infinity = __builtin_inff();
-// Scores that a mask of the lowest numbers leaves are raised to this one, whose product with
-// log2(e) is finite: keys that are all hidden so weigh the same, where -infinity hides for good.
-constexpr float lowest_score = -0x1.4p127f;
 
 inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -192,15 +189,14 @@ inline Row find_row(const AttentionCall& call, const AttentionTask& task, int64_
 
 inline bool has_dense_mask(const AttentionCall& call) { return call.mask.rows.data != nullptr; }
 
-// The lse of a row whose scores were all raised to the lowest: it is that of masks of the lowest
-// number, beside which no score counts.
-inline float lowest_lse(const DenseMask& mask) {
-  return mask.element == Element::bf16 ? -0x1.FEp127f : -0x1.FFFFFEp127f;
-}
-
 // Whether scores need more than a factor and an interval of visible keys.
 inline bool adjusts_scores(const AttentionCall& call) {
   return call.softcap != 0 || call.slopes != nullptr || has_dense_mask(call) || !(call.scale > 0);
+}
+
+// Turns scores, adjusted or not, into powers of two.
+inline float unit_of(const AttentionCall& call) {
+  return adjusts_scores(call) ? log2_e : call.scale * log2_e;
 }
 
 inline Floats tanh_of(Floats x) {
@@ -217,12 +213,6 @@ inline float mask_entry(const DenseMask& mask, const char* row, int64_t key) {
   return load_one(mask.element, p);
 }
 
-inline Floats add_entries(Floats scores, Floats entries) {
-  const Floats x = add(scores, entries);
-  // the product is too small to change a number, but hands on -infinity and NaN
-  return multiply_add(x, broadcast(0x1p-64f), larger(x, broadcast(lowest_score)));
-}
-
 inline void add_dense_mask(const AttentionCall& call, const AttentionTask& task, const Row& row,
                            float* scores, int64_t begin, int64_t end) {
   const DenseMask& mask = call.mask;
@@ -231,16 +221,12 @@ inline void add_dense_mask(const AttentionCall& call, const AttentionTask& task,
   int64_t key = begin;
   if (mask.element != Element::boolean && mask.column == bytes_of(mask.element)) {
     for (; key + lanes <= end; key += lanes) {
-      store(scores + key,
-            add_entries(load(scores + key), load_lanes(mask.element, p + key * mask.column)));
+      store(scores + key, add(load(scores + key), load_lanes(mask.element, p + key * mask.column)));
     }
   } else if (mask.element == Element::boolean && mask.column == 1) {
     for (; key < end; ++key) scores[key] = p[key] ? scores[key] : -infinity;
   }
-  for (; key < end; ++key) {
-    const float x = scores[key] + mask_entry(mask, p, key);
-    scores[key] = x < lowest_score && x != -infinity ? lowest_score : x;
-  }
+  for (; key < end; ++key) scores[key] += mask_entry(mask, p, key);
 }
 
 // Applies scale, softcap, linear bias and dense mask to the scores of keys [begin, end), which lie
@@ -271,8 +257,21 @@ inline void hide_scores(const Row& row, float* scores, int64_t begin, int64_t en
   for (int64_t key = at_least(row.k_end, begin); key < end; ++key) scores[key] = -infinity;
 }
 
+// Whether the rounding of a power of two is small beside 1. Further from zero, as under masks of
+// the lowest number, scores are subtracted before they are multiplied.
+inline bool is_near_zero(float power) { return __builtin_fabsf(power) < 0x1p16f; }
+
+// What sums under an old limit take under a new one.
+inline float factor_between(float before, float after, float unit) {
+  if (before == -infinity) return 0;
+  const float from = before * unit;
+  const float to = after * unit;
+  const bool near = is_near_zero(from) && is_near_zero(to);
+  return __builtin_exp2f(near ? from - to : (before - after) * unit);
+}
+
 // Raises the limit of a row to that of its new scores; returns the factor that the sums of the
-// row so far take. `unit` turns scores into powers of two.
+// row so far take.
 inline float raise_limit(const float* scores, int64_t count, float unit, float* limit) {
   Floats top[4] = {broadcast(-infinity), broadcast(-infinity), broadcast(-infinity),
                    broadcast(-infinity)};
@@ -281,22 +280,29 @@ inline float raise_limit(const float* scores, int64_t count, float unit, float* 
     for (int j = 0; j < 4; ++j) top[j] = larger(top[j], load(scores + i + j * lanes));
   }
   for (; i < count; i += lanes) top[0] = larger(top[0], load(scores + i));
-  const float largest =
-      largest_lane(larger(larger(top[0], top[1]), larger(top[2], top[3]))) * unit;
+  const float largest = largest_lane(larger(larger(top[0], top[1]), larger(top[2], top[3])));
   const float before = *limit;
   if (!(largest > before)) return 1;
   *limit = largest;
-  return before == -infinity ? 0 : __builtin_exp2f(before - largest);
+  return factor_between(before, largest, unit);
 }
 
-// What to subtract from scores times unit: a row that has seen nothing has no limit yet.
-inline float finite_limit(float limit) { return limit == -infinity ? 0 : limit; }
+// What to subtract from scores times unit. A row that has seen nothing has no limit yet; from
+// scores far from zero the limit is taken here.
+inline float take_limit(float* scores, int64_t count, float unit, float limit) {
+  if (limit == -infinity) return 0;
+  const float power = limit * unit;
+  if (is_near_zero(power)) return power;
+  for (int64_t i = 0; i < count; ++i) scores[i] -= limit;
+  return 0;
+}
 
-// In double precision: a gradient takes exp(score - lse), where the rounding of a large lse counts.
-inline float find_lse(const AttentionCall& call, float limit, float sum) {
-  if (sum == 0) return -infinity;
-  if (has_dense_mask(call) && limit <= lowest_score * log2_e) return lowest_lse(call.mask);
-  return static_cast<float>((limit + __builtin_log2(static_cast<double>(sum))) / log2_e);
+// A limit as a natural logarithm, rounded where factor_between rounds it.
+inline double logarithm_of(const AttentionCall& call, float limit) {
+  const float unit = unit_of(call);
+  const double natural = adjusts_scores(call) ? 1 : call.scale;
+  const double power = limit * unit;
+  return is_near_zero(limit * unit) ? power / unit * natural : limit * natural;
 }
 
 // Divides, adds the sink, and writes output and lse of the rows of a task.
@@ -304,18 +310,19 @@ inline void write_output(const AttentionCall& call, const AttentionTask& task, S
   const Sequence& sequence = call.sequences[task.sequence];
   for (int64_t r = 0; r < rows_of(call, task); ++r) {
     const Row row = find_row(call, task, r);
-    float sum = state.sum[r];
-    float limit = state.limit[r];
-    float factor = 1;
-    if (call.sinks != nullptr) {
-      const float sink = call.sinks[row.head] * log2_e;
-      const float top = sink > limit ? sink : limit;
-      factor = limit == -infinity ? 0 : __builtin_exp2f(limit - top);
-      sum = sum * factor + (sink == -infinity ? 0 : __builtin_exp2f(sink - finite_limit(top)));
+    // in double precision: gradients take exp(score - lse), where the rounding of a large lse counts
+    double sum = state.sum[r];
+    double limit = logarithm_of(call, state.limit[r]);
+    double factor = 1;
+    if (call.sinks != nullptr && call.sinks[row.head] != -infinity) {
+      const double sink = call.sinks[row.head];
+      const double top = sink > limit ? sink : limit;
+      factor = __builtin_exp(limit - top);
+      sum = sum * factor + __builtin_exp(sink - top);
       limit = top;
     }
     // comparing this way round lets NaN through
-    const Floats inverse = broadcast(sum == 0 ? 0 : factor / sum);
+    const Floats inverse = broadcast(sum == 0 ? 0 : static_cast<float>(factor / sum));
     const float* values = state.values + r * state.stride;
     const int64_t at = sequence.q_start + row.query;
     char* out = const_cast<char*>(row_of(call.output, sequence.batch, row.head, at));
@@ -333,7 +340,7 @@ inline void write_output(const AttentionCall& call, const AttentionTask& task, S
       }
     }
     if (call.lse.data != nullptr) {
-      const float lse = find_lse(call, limit, sum);
+      const float lse = sum == 0 ? -infinity : static_cast<float>(limit + __builtin_log(sum));
       std::memcpy(const_cast<char*>(row_of(call.lse, sequence.batch, row.head, at)), &lse,
                   sizeof lse);
     }

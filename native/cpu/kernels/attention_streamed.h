@@ -169,7 +169,7 @@ class StreamedTask {
         coded_(wide_ + wide_floats(call)),
         state_(call, task.state != nullptr ? task.state : coded_ + coded_floats(call), rows_),
         adjusts_(adjusts_scores(call)),
-        unit_(adjusts_ ? log2_e : call.scale * log2_e) {}
+        unit_(unit_of(call)) {}
 
   static int64_t floats(const AttentionCall& call) {
     const int64_t rows = stream_max_rows;
@@ -348,7 +348,8 @@ class StreamedTask {
     for (int64_t i = count; i < round_up(count, lanes); ++i) scores[i] = -infinity;
     const float factor = raise_limit(scores, count, unit_, &state_.limit[r]);
     const float sum =
-        exponentiate_row(scores, count, unit_, finite_limit(state_.limit[r]));
+        exponentiate_row(scores, count, unit_,
+                         take_limit(scores, count, unit_, state_.limit[r]));
     state_.sum[r] = state_.sum[r] * factor + sum;
     return factor;
   }
