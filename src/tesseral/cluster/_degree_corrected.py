@@ -1,6 +1,7 @@
 """The degree-corrected tensor block model."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,8 +13,14 @@ from tesseral.cluster._blocks import BlockFit, fit_blocks
 from tesseral.cluster._problem import COMMON, LABELS, Problem, state_labels
 from tesseral.cluster._refine import fit_likelihood, refine
 from tesseral.cluster._select import Task
-from tesseral.cluster._source import Floats, Grouping
-from tesseral.cluster._sphere import SAME_DIRECTION, SphereClustering, unit_rows
+from tesseral.cluster._source import Floats, Grouping, Rows
+from tesseral.cluster._sphere import (
+    MEDOIDS_UP_TO,
+    SAME_DIRECTION,
+    SphereClustering,
+    unit_rows,
+)
+from tesseral.cluster.metrics import clustering_error_rate
 from tesseral.core.constraints import BOOLEAN, choice, integer
 from tesseral.core.labels import Labels
 from tesseral.core.random import Seed
@@ -47,8 +54,11 @@ class DegreeCorrectedTensorBlockModel(TensorBlockClusterer):
         For ``"bic"``; by default 1 to 8.
     start : {"auto", "medoids", "kmeans"} or sequence of K integer arrays of shape (d_k,)
         How the rows of the spectral start are clustered, or labels to start from.
-        ``"medoids"`` is deterministic; ``"auto"`` is medoids up to 2,000 nodes and k-means
-        above.
+        ``"medoids"`` and ``"kmeans"`` weigh rows by their squared lengths, as the paper does;
+        medoids are deterministic. ``"auto"`` is k-means above 2,000 nodes; up to them it takes
+        medoids with these weights and with equal ones, and keeps what ends at the larger mean
+        cosine: a few nodes of very large degree cannot then be clusters of their own. With
+        ``tied="first"`` it is ``"medoids"``, as in R.
     n_init : int
         Restarts of k-means.
     refine : bool
@@ -142,15 +152,46 @@ class DegreeCorrectedTensorBlockModel(TensorBlockClusterer):
         if not isinstance(self.start, str):
             given = state_labels(task.problem, counts, self.start)
             return [Grouping(labels=z, size=r) for z, r in zip(given, counts, strict=True)]
+        rows = task.source.spectral_rows(counts, task.problem.degree_of, task.problem.read)
+        for mode, found in rows.items():
+            check_directions(task.problem, found, counts[mode], mode)
         method = SphereClustering(method=self.start, n_init=self.n_init)
-        factor_of = task.problem.degree_of
-        rows = task.source.spectral_rows(counts, factor_of, task.problem.read)
-        found = {}
-        for mode in task.problem.read:
-            check_directions(task.problem, rows[mode], counts[mode], mode)
-            labels = method.cluster(rows[mode], counts[mode], rng)
-            found[mode] = Grouping(labels=labels, size=counts[mode])
+        start = self._clustered(task, rows, counts, method, rng)
+        if (
+            self.start != "auto"
+            or not task.problem.pooled
+            or max(map(len, rows.values())) > MEDOIDS_UP_TO
+        ):
+            return start
+        even = self._clustered(task, rows, counts, replace(method, power=0), rng)
+        return self._better(task, start, even)
+
+    def _clustered(
+        self,
+        task: Task,
+        rows: Rows,
+        counts: tuple[int, ...],
+        method: SphereClustering,
+        rng: np.random.Generator,
+    ) -> list[Grouping]:
+        found = {
+            mode: Grouping(labels=method.cluster(rows[mode], counts[mode], rng), size=counts[mode])
+            for mode in task.problem.read
+        }
         return shared(task.problem.ties, found)
+
+    def _better(self, task: Task, first: list[Grouping], second: list[Grouping]) -> list[Grouping]:
+        """Return the labels whose iteration ends at the larger mean cosine."""
+        if all(
+            clustering_error_rate(a.labels, b.labels) == 0
+            for a, b in zip(first, second, strict=True)
+        ):
+            return first
+        ends = [
+            iterate(task.source, task.problem.ties, start, self.max_iter).result.history[-1]
+            for start in (first, second)
+        ]
+        return second if ends[1] > ends[0] else first
 
     def _improve(self, task: Task, start: list[Grouping]) -> Assignment:
         found = iterate(task.source, task.problem.ties, start, self.max_iter)

@@ -27,10 +27,14 @@ class SphereClustering:
     method : {"auto", "medoids", "kmeans"}
     n_init : int
         Restarts of k-means.
+    power : int
+        Weight of a row as a power of its length; 2 is the paper's. A smaller one keeps a few
+        very long rows from being clusters of their own.
     """
 
     method: str
     n_init: int
+    power: int = 2
 
     def cluster(self, rows: Floats, n_clusters: int, rng: np.random.Generator) -> Labels:
         """Return the cluster of each row.
@@ -42,7 +46,9 @@ class SphereClustering:
         solid = lengths > 0
         labels = np.zeros(len(rows), dtype=np.intp)
         if n_clusters > 1 and np.count_nonzero(solid) > n_clusters:
-            labels[solid] = self._cluster(directions[solid], lengths[solid] ** 2, n_clusters, rng)
+            labels[solid] = self._cluster(
+                directions[solid], lengths[solid] ** self.power, n_clusters, rng
+            )
         elif n_clusters > 1:
             labels[solid] = np.arange(np.count_nonzero(solid)) % n_clusters
         labels[~solid] = np.bincount(labels[solid], minlength=1).argmax()
