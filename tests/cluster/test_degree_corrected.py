@@ -79,6 +79,25 @@ def test_both_ways_to_start_find_what_is_clear(start):
     assert errors(model, truth) == [0.0] * 3
 
 
+def test_a_few_nodes_of_large_degree_are_not_clusters_of_their_own():
+    truth = make_block_tensor(
+        (50,) * 3,
+        4,
+        symmetric=True,
+        family="binomial",
+        contrast=4,
+        degrees="pareto",
+        pareto_shape=3.0,
+        balanced=False,
+        random_state=25,
+    )
+    by_length = Model(4, symmetric=True, start="medoids").fit(truth.tensor)
+    assert errors(by_length, truth)[0] > 0.05
+    model = Model(4, symmetric=True).fit(truth.tensor)
+    assert errors(model, truth)[0] == 0
+    assert model.history_[-1] > by_length.history_[-1]
+
+
 def test_given_labels_are_where_it_starts():
     truth = planted()
     moved = truth.labels[0].copy()
