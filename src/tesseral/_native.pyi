@@ -1,9 +1,69 @@
-"""Native kernels of tesseral; callers use the checked wrappers of core and runtime."""
+"""Native kernels of tesseral; callers use the checked wrappers of core, runtime and attention."""
 
+import enum
 from typing import Any
 
+ATTENTION_MAX_DIM: int
+ATTENTION_MAX_KEY_BLOCK: int
 COMPILER: str
 LINEAR_INT4_MAX_K: int
+
+class Element(enum.Enum):
+    float32 = 0
+    bfloat16 = 1
+    float16 = 2
+    bits8 = 3
+    bits4 = 4
+    bits2 = 5
+    boolean = 6
+
+class Rows:
+    def __init__(self, data: int, batch: int, head: int, row: int, /) -> None: ...
+
+class KeyValueRows:
+    scale_element: Element
+    scale: Rows
+    offset: Rows
+    def __init__(self, element: Element, width: int, rows: Rows, /) -> None: ...
+
+class DenseMask:
+    def __init__(self, element: Element, rows: Rows, column: int, /) -> None: ...
+
+class AttentionCall:
+    element: Element
+    query: Rows
+    output: Rows
+    lse: Rows
+    key: KeyValueRows
+    value: KeyValueRows
+    q_heads: int
+    kv_heads: int
+    scale: float
+    softcap: float
+    left: int
+    right: int
+    mask: DenseMask
+    strip_rows: int
+    key_block: int
+    split_keys: int
+    stream_rows: int
+    bf16_dot: bool
+    poison: bool
+    def __init__(self) -> None: ...
+    def set_batch(self, batch: int, q_len: int, kv_len: int) -> None: ...
+    def set_sequences(
+        self,
+        q_starts: Any,
+        q_lens: Any,
+        kv_starts: Any,
+        kv_lens: Any,
+        blocks: Any | None,
+        block_size: int,
+    ) -> None: ...
+    def scratch_bytes(self, target: str) -> int: ...
+    def set_slopes(self, data: int, sequence: int) -> None: ...
+    def set_sinks(self, data: int) -> None: ...
+    def run(self, threads: int, target: str) -> None: ...
 
 def cpu_brand() -> str: ...
 def cpu_features() -> list[tuple[str, bool, bool]]: ...

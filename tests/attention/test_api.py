@@ -11,9 +11,11 @@ from attention.cases import make_inputs, oracle, skip_refusals
 from tesseral import _errors
 from tesseral.attention import attention, explain
 from tesseral.attention.backends.blockwise import BlockwiseBackend
+from tesseral.attention.backends.native import NativeBackend
 from tesseral.attention.backends.reference import ReferenceBackend
 from tesseral.attention.registry import BACKENDS
 from tesseral.attention.tiling import BlockCount
+from tesseral.runtime.cpu import cpu_target, cpu_threads
 
 OPTIONS = {
     "is_causal": True,
@@ -90,7 +92,9 @@ def test_a_backend_is_chosen_by_name_or_by_environment(monkeypatch):
 
 
 def test_an_unknown_backend_is_refused_with_the_names_there_are():
-    with pytest.raises(_errors.BackendError, match="no backend 'fast'; there are native, blockwise, ref"):
+    with pytest.raises(
+        _errors.BackendError, match="no backend 'fast'; there are native, blockwise, ref"
+    ):
         attention(*make_inputs(5, 7), backend="fast")
 
 
@@ -101,19 +105,35 @@ def test_explain_takes_the_arguments_of_attention():
 
 def test_explain_says_what_would_run_and_runs_nothing(monkeypatch):
     monkeypatch.setattr(BlockwiseBackend, "forward", None)
-    arrays = [np.zeros((1, 8, 2048, 64), np.float32)] * 3
+    arrays = [np.zeros((1, 8, 2048, 64), np.float64)] * 3  # which the native kernels refuse
     explanation = explain(*arrays, is_causal=True, return_lse=True)
     plan = explanation.plan
     assert explanation.problem.causal
     assert explanation.backend == "blockwise"
-    assert list(explanation.verdicts) == ["blockwise", "reference"]
+    assert list(explanation.verdicts) == ["native", "blockwise", "reference"]
     assert (plan.q_tile, plan.k_tile) == (256, 1024)
     assert explanation.blocks == BlockCount(full=4, partial=8, empty=4)
     lines = str(explanation).splitlines()
     assert lines[0] == str(explanation.problem)
-    assert lines[1:3] == ["  blockwise: yes", "  reference: yes"]
-    assert lines[3].startswith("blockwise: TilePlan(batch_tile=1, head_tile=8, q_tile=256")
-    assert lines[4] == "  BlockCount(full=4, partial=8, empty=4)"
+    assert lines[1:4] == [
+        "  native: computes in float32, not in float64",
+        "  blockwise: yes",
+        "  reference: yes",
+    ]
+    assert lines[4].startswith("blockwise: TilePlan(batch_tile=1, head_tile=8, q_tile=256")
+    assert lines[5] == "  BlockCount(full=4, partial=8, empty=4)"
+
+
+def test_explain_names_the_native_tiles_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(NativeBackend, "forward", None)
+    arrays = [np.zeros((1, 8, 2048, 64), np.float32)] * 3
+    explanation = explain(*arrays, is_causal=True)
+    plan = explanation.plan
+    assert explanation.backend == "native"
+    assert plan.target == cpu_target()
+    assert plan.threads == cpu_threads()
+    assert (plan.kernel, plan.strip_rows) == ("packed", plan.q_tile)
+    assert "native: NativePlan(batch_tile=1" in str(explanation)
 
 
 @pytest.mark.parametrize("backend", BACKENDS.names)

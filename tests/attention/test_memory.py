@@ -1,11 +1,12 @@
 """What attention allocates grows with the lengths, never with their product."""
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tesseral.attention import attention, explain
+from tesseral.attention import attention, explain, native_plan
 
 LENGTH = 8192
 ALL_SCORES = 4 * LENGTH**2  # 256 MiB in float32
@@ -43,8 +44,22 @@ def test_the_scores_are_never_all_there(inputs, options):
 
 
 def test_the_workspace_that_explain_names_holds_a_tile(inputs):
-    plan = explain(*inputs, is_causal=True).plan
+    plan = explain(*inputs, is_causal=True, backend="blockwise").plan
     assert 4 * plan.q_tile * plan.k_tile <= plan.workspace_bytes < ALL_SCORES / 16
+    plan = explain(*inputs, is_causal=True, backend="native").plan
+    strip_and_keys = (2 * plan.strip_rows + 2 * plan.k_tile) * inputs[0].shape[3]
+    assert 4 * plan.threads * strip_and_keys <= plan.workspace_bytes < ALL_SCORES / 16
+
+
+def test_the_workspace_that_explain_names_holds_the_states_of_shared_keys(monkeypatch):
+    monkeypatch.setenv("TESSERAL_CPU_THREADS", "3")
+    wide = [np.zeros((1, 1, length, 128), np.float32) for length in (2, LENGTH, LENGTH)]
+    explanation = explain(*wide, backend="native")
+    plan = explanation.plan
+    parts = -(-LENGTH // plan.split_keys)
+    assert parts > 1
+    whole = native_plan._workspace_bytes(explanation.problem, replace(plan, split_keys=0))
+    assert plan.workspace_bytes - whole >= 4 * parts * 2 * (2 + 128)
 
 
 def test_decoding_from_half_precision_converts_keys_a_tile_at_a_time():

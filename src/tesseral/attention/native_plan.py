@@ -1,6 +1,6 @@
 """How the native CPU kernels cut a call: sizes from the caches, work for every thread."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from math import gcd
 from typing import Literal, TypeAlias
@@ -92,7 +92,7 @@ def plan_native(
         target=target,
         threads=threads,
     )
-    return plan
+    return replace(plan, workspace_bytes=_workspace_bytes(problem, plan))
 
 
 @cache
@@ -123,6 +123,25 @@ def _split_keys(problem: AttentionProblem, tasks: int, threads: int, *, streamed
     least = LEAST_SPLIT_BYTES // (itemsize * (problem.head_dim + problem.value_dim))
     keys = max(-(-problem.kv_len * tasks // wanted), least)
     return keys if keys < problem.kv_len else 0
+
+
+def _workspace_bytes(problem: AttentionProblem, plan: NativePlan) -> int:
+    """Return the memory of all threads, and of the states of strips whose keys are shared."""
+    call = _native.AttentionCall()
+    call.key = _described(problem, problem.key_format, problem.head_dim)
+    call.value = _described(problem, problem.value_format, problem.value_dim)
+    call.strip_rows, call.key_block = plan.strip_rows, plan.k_tile
+    scratch = plan.threads * call.scratch_bytes(plan.target)
+    if plan.split_keys == 0:
+        return scratch
+    parts = -(-problem.kv_len // plan.split_keys)
+    rows = problem.batch * problem.q_heads * problem.q_len
+    return scratch + 4 * parts * rows * (-(-problem.value_dim // 16) * 16 + 2)
+
+
+def _described(problem: AttentionProblem, form: str, width: int) -> _native.KeyValueRows:
+    name = problem.dtype if form == "dense" else form.replace("packed", "bits")
+    return _native.KeyValueRows(getattr(_native.Element, name), width, _native.Rows(0, 0, 0, 0))
 
 
 def _positions(strip_rows: int, group: int) -> int:
