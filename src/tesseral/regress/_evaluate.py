@@ -33,7 +33,8 @@ class Evaluation:
     objective : float
         The same less the ridge penalty; -inf where the point is not allowed.
     largest : float
-        Largest absolute linear predictor.
+        Largest absolute linear predictor; 0 where it was not looked for, which it is without a
+        bound only before the first block of a round.
     gradient : array or None
         Of the kernels: (d_k, r_k) with respect to the loadings of mode k, or (R,) with
         respect to the core, in C order.
@@ -59,6 +60,7 @@ class _Plan(NamedTuple):
     spread: Array
     pairs: tuple[Array, ...]
     block: Block | None
+    with_largest: bool
 
 
 class _Part(NamedTuple):
@@ -83,6 +85,7 @@ def evaluate(problem: Problem, point: Point, block: Block | None) -> Evaluation:
         point.spread,
         pairs,
         block,
+        block in (None, problem.groups[0][0]),
     )
     parts = list(problem.run(partial(chunk_terms, plan), problem.chunks))
     kernels = float(sum(part.kernels for part in parts))
@@ -122,8 +125,10 @@ def chunk_terms(plan: _Plan, chunk: Chunk) -> _Part:
     xp = array_namespace("TensorResponseRegressor", chunk.tensor)
     loading = plan.loadings[0][chunk.rows, :]
     theta = xp.reshape(loading @ plan.spread, chunk.tensor.shape)
-    largest = max(to_float(xp.max(theta)), -to_float(xp.min(theta)))
     bound = plan.penalty.max_theta
+    largest = 0.0
+    if bound is not None or plan.with_largest:
+        largest = max(to_float(xp.max(theta)), -to_float(xp.min(theta)))
     if bound is not None and largest > bound * (1 + 1e-9):
         return _Part(-inf, largest)
     with np.errstate(all="ignore"):  # a step too far overflows; it is refused, not reported

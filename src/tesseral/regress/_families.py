@@ -223,12 +223,16 @@ class Binomial(Family):
         absolute = xp.abs(eta)
         small = xp.exp(-absolute)
         one_more = small + 1
-        weight = small / (one_more * one_more)
-        # 1 / (1 + e) for a mean above one half, e / (1 + e) for the other
-        mean = xp.where(eta >= 0, 1 / one_more, small / one_more)
+        # mean = 1 / (1 + e) above one half, e / (1 + e) below; their product is the weight
+        upper = 1 / one_more
+        lower = small * upper
+        weight = upper * lower
         # y eta - max(eta, 0) - log(1 + e)
-        kernel = (y - 0.5) * eta - 0.5 * absolute - xp.log(one_more)
-        return Terms(kernel, y - mean, weight)
+        kernel = (y - 0.5) * eta
+        absolute *= 0.5
+        kernel -= absolute
+        kernel -= xp.log(one_more)
+        return Terms(kernel, y - xp.where(eta >= 0, upper, lower), weight)
 
     def curvature(self, xp: Namespace, y: Array, eta: Array, dispersion: float) -> Array:
         """Return the weight: the link is canonical."""
@@ -270,7 +274,9 @@ class Poisson(Family):
     def terms(self, xp: Namespace, y: Array, eta: Array, dispersion: float) -> Terms:
         """Return the terms of Poisson regression."""
         mean = xp.exp(eta)
-        return Terms(y * eta - mean, y - mean, mean)
+        kernel = y * eta
+        kernel -= mean
+        return Terms(kernel, y - mean, mean)
 
     def curvature(self, xp: Namespace, y: Array, eta: Array, dispersion: float) -> Array:
         """Return the weight: the link is canonical."""

@@ -21,7 +21,7 @@ Map: TypeAlias = Callable[[Callable[..., Any], Iterable[Any]], Iterable[Any]]
 """Applies a function to every chunk, like the builtin ``map``; results in order."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Penalty:
     """What is taken from the log-likelihood, and what is forbidden.
 

@@ -155,7 +155,7 @@ class _Criterion:
             warnings.simplefilter("ignore", TesseralWarning)
             fit, _, _ = fit_rank(self.setup, rank, self.options)
         kernels = fit.found.kernels
-        if fit.found.largest > 0 and problem.family.separable:
+        if problem.family.separable:
             kernels = evaluate(problem, fit.point, None).kernels  # without a barrier
         value = problem.family.total(kernels, problem.seen, fit.point.dispersion)
         dof = degrees_of_freedom(problem, rank)

@@ -27,8 +27,12 @@ from tesseral.regress._response import (
 )
 from tesseral.runtime.cpu import cpu_threads
 
-_CHUNK_ENTRIES = 1 << 15
-"""Entries of a chunk on the CPU: its temporaries stay in the second-level cache."""
+_CHUNK_ENTRIES = 1 << 17
+"""Entries of a chunk on the CPU: its temporaries stay in cache, and threads seldom wait.
+
+Fits of 100^3 counts on two threads, to a gain of 1e-4: 0.43 s at 2^15, 0.26 s at 2^16, 0.18 s at
+2^17; of 0 and 1: 0.24, 0.17 and 0.13 s.
+"""
 
 _CHUNK_ENTRIES_ELSEWHERE = 1 << 25
 """On an accelerator, where only memory limits a chunk."""
