@@ -4,7 +4,6 @@ from math import prod
 from typing import Literal, TypeAlias
 
 import numpy as np
-from scipy.linalg import eigh
 
 from tesseral._errors import ShapeError
 from tesseral.core._arrays import Array, array_namespace, check_floating, to_float, to_numpy
@@ -248,11 +247,8 @@ def leading_eigenvectors(gram: Array, rank: int) -> Array:
     """
     _check_svd("leading_eigenvectors", gram, rank)
     xp = array_namespace("leading_eigenvectors", gram)
-    if isinstance(gram, np.ndarray):
-        size = len(gram)
-        vectors = eigh(gram, subset_by_index=[size - rank, size - 1], check_finite=False)[1]
-    else:
-        vectors = xp.linalg.eigh(gram)[1][:, -rank:]
+    # all of them: SciPy finds some alone, but its threads and NumPy's get in each other's way
+    vectors = xp.linalg.eigh(gram)[1][:, -rank:]
     return fix_signs(xp.flip(vectors, axis=1))[0]
 
 
