@@ -1,6 +1,9 @@
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
 import torch
+import xarray as xr
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from support.frameworks import every_framework, to_numpy
@@ -12,6 +15,7 @@ from tesseral._errors import (
     ShapeError,
 )
 from tesseral.cluster import DegreeCorrectedTensorBlockModel, clustering_error_rate
+from tesseral.cluster._spectral import square_rows
 from tesseral.core import Reason
 from tesseral.datasets import make_block_tensor
 
@@ -96,6 +100,51 @@ def test_a_few_nodes_of_large_degree_are_not_clusters_of_their_own():
     model = Model(4, symmetric=True).fit(truth.tensor)
     assert errors(model, truth)[0] == 0
     assert model.history_[-1] > by_length.history_[-1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "symmetric"), [((60, 60), True), ((25,) * 3, True), ((14, 12, 13, 15), False)]
+)
+def test_the_square_unfolding_is_another_start(shape, symmetric):
+    truth = planted(shape, 2, symmetric=symmetric, family="binomial", slice_norm=0.7)
+    model = Model(2, symmetric=symmetric, projection="square").fit(truth.tensor)
+    assert (
+        max(
+            clustering_error_rate(a, b)
+            for a, b in zip(truth.labels, model.start_labels_, strict=True)
+        )
+        < 0.3
+    )
+    assert max(errors(model, truth)) < 0.05
+    with pytest.raises(ParameterError, match="needs a dense array"):
+        Model(2, projection="square").fit(scipy.sparse.eye_array(5).tocsr())
+
+
+@pytest.mark.parametrize("shape", [(9, 7), (7, 6, 8), (5, 4, 6, 5), (3, 4, 3, 2, 4)], ids=str)
+def test_square_rows_have_the_angles_of_the_cut_unfolding(shape):
+    tensor = np.random.default_rng(0).standard_normal(shape)
+    half = len(shape) // 2
+    u, s, vh = np.linalg.svd(tensor.reshape(np.prod(shape[:half]), -1), full_matrices=False)
+    rank = min(2**half, 2 ** (len(shape) - half), len(s))
+    cut = ((u[:, :rank] * s[:rank]) @ vh[:rank]).reshape(shape)
+    for mode, rows in enumerate(square_rows(tensor, [2] * len(shape))):
+        whole = np.moveaxis(cut, mode, 0).reshape(shape[mode], -1)
+        np.testing.assert_allclose(rows @ rows.T, whole @ whole.T, atol=1e-10)
+
+
+def test_labels_of_pandas_and_xarray_are_carried_through():
+    truth = planted((20, 20), 2, noise=0.1)
+    names = [f"n{i}" for i in range(20)]
+    frame = pd.DataFrame(truth.tensor, index=names, columns=np.arange(20) * 2)
+    model = Model(2).fit(frame)
+    assert model.node_names_[0].tolist() == names
+    assert model.node_names_[1].tolist() == list(range(0, 40, 2))
+    array = xr.DataArray(truth.tensor, dims=("a", "b"), coords={"b": names})
+    named = Model(2).fit(array)
+    assert named.node_names_[0].tolist() == list(range(20))
+    assert named.node_names_[1].tolist() == names
+    np.testing.assert_array_equal(named.labels_[0], model.labels_[0])
+    assert Model(2).fit(truth.tensor).node_names_[0].tolist() == list(range(20))
 
 
 def test_given_labels_are_where_it_starts():

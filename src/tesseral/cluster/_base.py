@@ -13,6 +13,7 @@ from tesseral.cluster._angles import Assignment
 from tesseral.cluster._blocks import BlockFit
 from tesseral.cluster._data import read
 from tesseral.cluster._likelihood import Family
+from tesseral.cluster._names import node_names
 from tesseral.cluster._order import by_size
 from tesseral.cluster._problem import Problem, state_counts, state_ties
 from tesseral.cluster._select import Outcome, Task, select
@@ -50,7 +51,8 @@ class TensorBlockClusterer(TensorEstimator):
             NumPy, torch or another framework of the array API; numbers of any real type. NaN
             stands for a missing entry. Or a SciPy sparse matrix, an array of the library
             ``sparse``, or a :class:`tesseral.core.CooTensor`, never made dense, whose entries
-            that are not stored are zeros. Or a dask array, read a few chunks at a time.
+            that are not stored are zeros. Or a dask array, read a few chunks at a time. Labels of
+            a pandas data frame or an xarray data array become ``node_names_``.
         y : None
             Not used; here for scikit-learn.
         mask : boolean array of the same shape, optional
@@ -82,6 +84,8 @@ class TensorBlockClusterer(TensorEstimator):
         if problem.pooled and not isinstance(self.symmetric, str):
             source = source.pooled(ties)  # what "auto" ties is symmetric already
         fit = self._fit_task(Task(problem=problem, source=source, family=family))
+        names = node_names(X)
+        self.node_names_ = [np.arange(size) for size in shape] if names is None else names
         self.core_ = like(fit.core, data.reference)
         self.degrees_ = [like(theta, data.reference) for theta in fit.degrees]
         return self

@@ -68,6 +68,10 @@ class ChunkSource:
         """Return rows of the tensor projected twice."""
         return projected_rows(self, ranks, factor_of, modes)
 
+    def square_rows(self, ranks: Sequence[int], modes: Sequence[int]) -> Rows:  # noqa: ARG002
+        """Refuse: a square unfolding has too many rows here."""
+        raise ParameterError("projection='square' needs a dense array in memory.")
+
     def directions(self, ranks: Sequence[int], modes: Sequence[int]) -> Rows:
         """Return leading left singular vectors of the unfoldings along ``modes``."""
         return {mode: self.vectors(mode, ranks[mode]) for mode in modes}

@@ -51,6 +51,10 @@ class CoordinateSource:
             return projected_rows(self, ranks, factor_of, modes)
         return {mode: marginal_rows(self.tensor, mode, ranks[mode]) for mode in modes}
 
+    def square_rows(self, ranks: Sequence[int], modes: Sequence[int]) -> Rows:  # noqa: ARG002
+        """Refuse: a square unfolding has too many rows here."""
+        raise ParameterError("projection='square' needs a dense array in memory.")
+
     def directions(self, ranks: Sequence[int], modes: Sequence[int]) -> Rows:
         """Return leading left singular vectors or, for many nodes, those of the marginals."""
         if max(self.shape) <= PROJECTED_UP_TO:

@@ -13,6 +13,7 @@ from tesseral.cluster._chunks import ChunkSource, is_chunked
 from tesseral.cluster._coordinates import CoordinateSource
 from tesseral.cluster._dense import DenseSource
 from tesseral.cluster._likelihood import Facts
+from tesseral.cluster._names import unnamed
 from tesseral.core._arrays import Array, array_namespace, like, to_float, to_numpy
 from tesseral.core.coo import CooTensor, is_sparse
 from tesseral.core.inputs import check_tensor
@@ -80,6 +81,7 @@ def read(where: str, tensor: Any, mask: Any = None) -> Data:
     ParameterError, ShapeError, DtypeError
         If it cannot be used; also if a mask is given with a sparse tensor.
     """
+    tensor = unnamed(tensor)
     if is_sparse(tensor):
         return _read_sparse(where, tensor, mask)
     if is_chunked(tensor):

@@ -59,6 +59,10 @@ class DegreeCorrectedTensorBlockModel(TensorBlockClusterer):
         medoids with these weights and with equal ones, and keeps what ends at the larger mean
         cosine: a few nodes of very large degree cannot then be clusters of their own. With
         ``tied="first"`` it is ``"medoids"``, as in R.
+    projection : {"double", "square"}
+        How the spectral start is denoised: by the leading directions of every mode, twice, or by
+        cutting the square unfolding, with half of the modes along its rows, to low rank, as the
+        paper does for sparse binary tensors. Square takes dense arrays only.
     n_init : int
         Restarts of k-means.
     refine : bool
@@ -81,6 +85,8 @@ class DegreeCorrectedTensorBlockModel(TensorBlockClusterer):
         The groups of tied modes.
     start_labels_ : list of K int arrays of shape (d_k,)
         Labels of the start, in a numbering of their own.
+    node_names_ : list of K arrays of shape (d_k,)
+        Labels of the nodes in a data frame or labelled array; otherwise numbers.
     n_iter_, history_, converged_, reason_
         How the iteration went; the history is the mean cosine between a node's row and its
         cluster's or, with ``refine``, the log-likelihood.
@@ -117,6 +123,7 @@ class DegreeCorrectedTensorBlockModel(TensorBlockClusterer):
     _constraints: ClassVar = {
         **COMMON,
         "start": (choice("auto", "medoids", "kmeans"), LABELS),
+        "projection": (choice("double", "square"),),
         "refine": (BOOLEAN,),
         "max_iter": (integer(1),),
     }
@@ -130,6 +137,7 @@ class DegreeCorrectedTensorBlockModel(TensorBlockClusterer):
         family: str = "normal",
         candidates: Sequence[Any] | None = None,
         start: str | Sequence[Any] = "auto",
+        projection: str = "double",
         n_init: int = 10,
         refine: bool = False,
         max_iter: int = 100,
@@ -141,6 +149,7 @@ class DegreeCorrectedTensorBlockModel(TensorBlockClusterer):
         self.family = family
         self.candidates = candidates
         self.start = start
+        self.projection = projection
         self.n_init = n_init
         self.refine = refine
         self.max_iter = max_iter
@@ -152,7 +161,10 @@ class DegreeCorrectedTensorBlockModel(TensorBlockClusterer):
         if not isinstance(self.start, str):
             given = state_labels(task.problem, counts, self.start)
             return [Grouping(labels=z, size=r) for z, r in zip(given, counts, strict=True)]
-        rows = task.source.spectral_rows(counts, task.problem.degree_of, task.problem.read)
+        if self.projection == "square":
+            rows = task.source.square_rows(counts, task.problem.read)
+        else:
+            rows = task.source.spectral_rows(counts, task.problem.degree_of, task.problem.read)
         for mode, found in rows.items():
             check_directions(task.problem, found, counts[mode], mode)
         method = SphereClustering(method=self.start, n_init=self.n_init)

@@ -80,6 +80,10 @@ class Source(Protocol):
         """Return denoised rows for ``modes``; mode k shares the factor of ``factor_of[k]``."""
         ...
 
+    def square_rows(self, ranks: Sequence[int], modes: Sequence[int]) -> Rows:
+        """Return rows of the tensor after its square unfolding is cut to low rank."""
+        ...
+
     def directions(self, ranks: Sequence[int], modes: Sequence[int]) -> Rows:
         """Return leading left singular vectors of the unfoldings along ``modes``."""
         ...

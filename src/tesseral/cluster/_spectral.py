@@ -1,11 +1,13 @@
 """The spectral start: nodes as rows of the tensor projected twice on leading directions."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Protocol
 
 from tesseral.cluster._source import Rows
-from tesseral.core._arrays import Array, to_numpy
+from tesseral.core._arrays import Array, array_namespace, to_numpy
 from tesseral.core.linalg import left_singular_vectors
+from tesseral.core.unfold import fold, unfold
 
 
 class Projectable(Protocol):
@@ -54,9 +56,39 @@ def projected_rows(
     for mode in read:
         rank = min(ranks[mode], *once[mode].shape)
         second[mode] = left_singular_vectors(once[mode], rank)
-    twice = source.project([second[mode] for mode in factor_of], modes)
-    rows = {}
-    for mode in modes:
-        factor = second[factor_of[mode]]
-        rows[mode] = to_numpy(factor @ (factor.mT @ twice[mode])).astype("float64", copy=False)
-    return rows
+    first_mode = read[0]
+    factors = [second[mode] for mode in factor_of]
+    once_more = source.project(factors, [first_mode])[first_mode]
+    # with every mode projected, the rows of any mode are its directions times the core
+    shape = [factor.shape[1] for factor in factors]
+    core = fold(factors[first_mode].mT @ once_more, first_mode, shape)
+    return {
+        mode: to_numpy(factors[mode] @ unfold(core, mode)).astype("float64", copy=False)
+        for mode in modes
+    }
+
+
+def square_rows(tensor: Array, ranks: Sequence[int]) -> list[Array]:
+    """Return rows of every mode after the square unfolding is cut to low rank.
+
+    The first half of the modes runs along the rows of a matrix, the second along its columns.
+    It is replaced by the nearest one of rank prod(r_k), over the half with fewer modes. Rows are
+    given in coordinates of the other half's directions, which leave lengths and angles as they
+    are.
+
+    References
+    ----------
+    Hu and Wang, arXiv:2201.07401, on initialisation for sparse and Bernoulli data.
+    """
+    xp = array_namespace("square_rows", tensor)
+    shape = tuple(tensor.shape)
+    half = len(shape) // 2
+    left, right = shape[:half], shape[half:]
+    matrix = xp.reshape(tensor, (prod(left), prod(right)))
+    rank = min(prod(ranks[:half]), prod(ranks[half:]), *matrix.shape)
+    u = left_singular_vectors(matrix, rank)
+    across = xp.matmul(matrix.mT, u)  # the right directions, each times its singular value
+    along = u * xp.sqrt(xp.sum(across * across, axis=0))
+    return [unfold(xp.reshape(along, (*left, rank)), k) for k in range(half)] + [
+        unfold(xp.reshape(across, (*right, rank)), k) for k in range(len(right))
+    ]

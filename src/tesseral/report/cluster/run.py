@@ -37,11 +37,10 @@ def fit_record(
         elapsed_s = monotonic() - started
         found = diagnose(model, tensor, random_state=seed)
     words = [str(w.message) for w in caught if issubclass(w.category, TesseralWarning)]
-    numbers = tuple(np.arange(len(z)).astype(str) for z in model.labels_)
     return ClusterRecord(
         data=data,
         model=model,
-        names=numbers if names is None else tuple(names),
+        names=tuple(model.node_names_ if names is None else names),
         error_rate=error_rate(truth, model),
         diagnosis=found,
         warnings=tuple(dict.fromkeys(words)),
