@@ -59,9 +59,13 @@ def test_every_reference_inside_a_chart_is_defined(text, document):
 
 def test_it_has_every_section_and_picture(text):
     titles = ("How well it still predicts", "How much room it takes", "What it writes")
-    for title in (*titles, "Clusters: the legislature of Peru"):
+    for title in (
+        *titles,
+        "Clusters: the legislature of Peru",
+        "Regression: relations among nations",
+    ):
         assert f"<h2>{title}</h2>" in text
-    assert text.count("<svg ") == 3 + 4 + 2 + 2
+    assert text.count("<svg ") == 3 + 4 + 2 + 2 + 2
 
 
 def test_it_clusters_the_legislature_as_the_paper_does(finished, document):

@@ -6,6 +6,7 @@ from tesseral.report import page
 from tesseral.report.demo.flatness import flatness_section
 from tesseral.report.demo.legislature import legislature_section
 from tesseral.report.demo.measurements import accuracy_section, size_section
+from tesseral.report.demo.nations import nations_section
 from tesseral.report.demo.plan import NAMES, TRANSFORMED
 from tesseral.report.demo.record import DemoRecord
 from tesseral.report.units import bits_text, bytes_text, seconds_text
@@ -22,6 +23,7 @@ def demo_page(record: DemoRecord) -> str:
             flatness_section(record),
             _samples(record),
             legislature_section(record.legislature),
+            nations_section(record.nations),
             _making(record),
         ],
     )

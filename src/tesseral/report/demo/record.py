@@ -10,6 +10,7 @@ from tesseral.llm.flatness import SiteFlatness
 from tesseral.llm.footprint import Footprint
 from tesseral.quantization.placement import INPUT_SITES
 from tesseral.report.demo.legislature import Legislature
+from tesseral.report.demo.nations import NationsFit
 from tesseral.report.demo.plan import NAMES, DemoPlan
 from tesseral.report.units import bytes_text
 
@@ -87,6 +88,8 @@ class DemoRecord:
         The original, then one for each of ``plan.runs``.
     legislature : Legislature
         Clusters of the legislature of Peru.
+    nations : NationsFit
+        Regression of the relations among nations.
     machine : dict
         The machine it was done on.
     elapsed_s : float
@@ -96,6 +99,7 @@ class DemoRecord:
     plan: DemoPlan
     models: tuple[ModelRecord, ...]
     legislature: Legislature
+    nations: NationsFit
     machine: dict[str, Any]
     elapsed_s: float
 
@@ -135,6 +139,7 @@ class DemoRecord:
             "ordered_with_every_seed": self.ordered,
             "models": [model.as_dict() for model in self.models],
             "peru": self.legislature.as_dict(),
+            "nations": self.nations.as_dict(),
             "machine": self.machine,
             "elapsed_s": self.elapsed_s,
         }

@@ -14,6 +14,7 @@ from tesseral.llm.footprint import footprint
 from tesseral.quantization.calibration.task import CalibrationStep
 from tesseral.report.charts import require_matplotlib
 from tesseral.report.demo.legislature import cluster_legislature
+from tesseral.report.demo.nations import regress_nations
 from tesseral.report.demo.page import demo_page
 from tesseral.report.demo.plan import NAMES, DemoPlan
 from tesseral.report.demo.record import DemoRecord, ModelRecord
@@ -76,6 +77,7 @@ def run_demo(
             plan=plan,
             models=tuple(models),
             legislature=cluster_legislature(plan.seeds[0]),
+            nations=regress_nations(plan.seeds[0]),
             machine=machine_record(with_accelerators=True).as_dict(),
             elapsed_s=monotonic() - started,
         )
