@@ -80,7 +80,10 @@ class TensorBlockClusterer(TensorEstimator):
         family = Family.of(where, self.family, data.facts)
         source, shape = data.source, data.source.shape
         ties = state_ties(where, self.symmetric, shape, data.find_ties)
-        problem = Problem(where=where, shape=shape, ties=ties, pooled=self.tied == "pool")
+        pooled = self.tied == "pool"
+        if pooled:  # any mode of a group will do, and the last is the quickest to be left alone
+            ties = tuple(group[::-1] for group in ties)
+        problem = Problem(where=where, shape=shape, ties=ties, pooled=pooled)
         if problem.pooled and not isinstance(self.symmetric, str):
             source = source.pooled(ties)  # what "auto" ties is symmetric already
         fit = self._fit_task(Task(problem=problem, source=source, family=family))
@@ -190,7 +193,8 @@ class TensorBlockClusterer(TensorEstimator):
         self._shape, self._fit = problem.shape, outcome.fit
         self.labels_ = [grouping.labels for grouping in outcome.fit.groupings]
         self.start_labels_ = [grouping.labels for grouping in outcome.start]
-        self.n_clusters_, self.symmetric_ = outcome.fit.sizes, problem.ties
+        self.n_clusters_ = outcome.fit.sizes
+        self.symmetric_ = tuple(sorted(tuple(sorted(group)) for group in problem.ties))
         self.log_likelihood_ = outcome.evaluation.log_likelihood
         self.noise_variance_, self.bic_ = outcome.evaluation.variance, outcome.criterion
         self._warn_of_refilled(outcome.assignment)

@@ -7,6 +7,7 @@ import numpy as np
 
 from tesseral.cluster._source import Floats, Grouping, Source
 from tesseral.cluster._sphere import unit_rows
+from tesseral.core.unfold import fold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -145,14 +146,14 @@ def fit_blocks(
     complete data under these labels, if known. Missing entries call for degrees to begin
     with, so there it takes several passes.
     """
-    modes = sorted(set(degree_of) | {0})
+    modes = sorted(set(degree_of))
     found = dict(profiles or {})
     degrees: list[Floats] | None = None
     for _ in range(1 if source.complete else 3):
         if not set(modes) <= set(found):
             found = mode_profiles(source, groupings, degrees, modes)
         degrees = [node_degrees(found[m].nodes, groupings[m]) for m in degree_of]
-        core = found[0].clusters.reshape([grouping.size for grouping in groupings])
+        core = _folded(found[modes[0]].clusters, modes[0], groupings)
         found = {}
     return BlockFit(groupings=weighted(groupings, degrees), core=core)
 
@@ -160,5 +161,11 @@ def fit_blocks(
 def fit_means(source: Source, groupings: Sequence[Grouping]) -> BlockFit:
     """Return block means for given labels, where nodes do not differ in degree."""
     plain = [grouping.unweighted() for grouping in groupings]
-    core = mode_profiles(source, plain, None, [0])[0].clusters
-    return BlockFit(groupings=plain, core=core.reshape([grouping.size for grouping in plain]))
+    last = len(plain) - 1
+    clusters = mode_profiles(source, plain, None, [last])[last].clusters
+    return BlockFit(groupings=plain, core=_folded(clusters, last, plain))
+
+
+def _folded(clusters: Floats, mode: int, groupings: Sequence[Grouping]) -> Floats:
+    """Return the block means as a tensor, from the rows of one mode's clusters."""
+    return np.asarray(fold(clusters, mode, [grouping.size for grouping in groupings]))

@@ -165,8 +165,8 @@ class DegreeCorrectedTensorBlockModel(TensorBlockClusterer):
             rows = task.source.square_rows(counts, task.problem.read)
         else:
             rows = task.source.spectral_rows(counts, task.problem.degree_of, task.problem.read)
-        for mode, found in rows.items():
-            check_directions(task.problem, found, counts[mode], mode)
+        for group in task.problem.ties:
+            check_directions(task.problem, rows[group[0]], counts[group[0]], min(group))
         method = SphereClustering(method=self.start, n_init=self.n_init)
         start = self._clustered(task, rows, counts, method, rng)
         if (

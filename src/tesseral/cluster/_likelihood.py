@@ -11,6 +11,7 @@ from tesseral._errors import ParameterError
 from tesseral.cluster._blocks import BlockFit, cluster_sums
 from tesseral.cluster._source import Floats, Grouping, Source
 from tesseral.core.ties import Ties
+from tesseral.core.unfold import unfold
 
 
 class Facts(Protocol):
@@ -120,8 +121,8 @@ def free_parameters(fit: BlockFit, ties: Ties) -> float:
 
 def residual_squares(source: Source, fit: BlockFit) -> float:
     """Return the sum of squared residuals, at least what rounding of the data's own makes it."""
-    rows = fit.core.reshape(fit.sizes[0], -1)
-    explained = cluster_sums(source.sums(fit.groupings, [0])[0], fit.groupings[0])
+    rows, last = _last_rows(fit.core), len(fit.sizes) - 1
+    explained = cluster_sums(source.sums(fit.groupings, [last])[last], fit.groupings[last])
     squared = [_squared(grouping) for grouping in fit.groupings]
     exposures = _total(source, squared)
     rss = source.squared_norm - 2 * float((explained * rows).sum())
@@ -136,23 +137,29 @@ def _squared(grouping: Grouping) -> Grouping:
 
 
 def _total(source: Source, groupings: list[Grouping]) -> Floats:
-    """Return the exposure of every block, clusters of mode 0 by blocks of the others."""
-    exposures = source.exposures(groupings, [0])[0]
+    """Return the exposure of every block, clusters of the last mode by blocks of the others."""
+    last = len(groupings) - 1
+    exposures = source.exposures(groupings, [last])[last]
     if len(exposures) == 1:
-        return groupings[0].totals()[:, None] * exposures
-    return cluster_sums(exposures, groupings[0])
+        return groupings[last].totals()[:, None] * exposures
+    return cluster_sums(exposures, groupings[last])
+
+
+def _last_rows(core: Floats) -> Floats:
+    """Return the block means as rows of the last mode's clusters."""
+    return np.asarray(unfold(core, core.ndim - 1))
 
 
 def _total_mean(source: Source, fit: BlockFit) -> float:
-    return float((_total(source, fit.groupings) * fit.core.reshape(fit.sizes[0], -1)).sum())
+    return float((_total(source, fit.groupings) * _last_rows(fit.core)).sum())
 
 
 def _log_mean_of_counts(source: Source, fit: BlockFit) -> float:
     """Return the sum of entries times the logarithm of their mean."""
     plain = [g.unweighted() for g in fit.groupings]
     sums = source.sums(plain, range(len(plain)))
-    blocks = cluster_sums(sums[0], plain[0])
-    found = float(xlogy(blocks, fit.core.reshape(fit.sizes[0], -1)).sum())
+    blocks = cluster_sums(sums[len(plain) - 1], plain[-1])
+    found = float(xlogy(blocks, _last_rows(fit.core)).sum())
     for mode, degrees in enumerate(fit.degrees):
         found += float(xlogy(sums[mode].sum(axis=1), degrees).sum())
     return found

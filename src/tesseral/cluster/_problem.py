@@ -64,7 +64,7 @@ class Problem:
 
     @property
     def read(self) -> list[int]:
-        """The first mode of each group, whose nodes are clustered."""
+        """The first mode of each group as it stands in ``ties``, whose nodes are clustered."""
         return [group[0] for group in self.ties]
 
     @property
@@ -130,11 +130,12 @@ def state_labels(problem: Problem, counts: Sequence[int], start: Any) -> list[La
             raise ShapeError(
                 f"{where}: start needs {size} labels for mode {mode}, got {len(checked)}."
             )
-        first = problem.first_of[mode]
-        if first < mode and not np.array_equal(checked, labels[first]):
-            raise ParameterError(
-                f"{where}: start gives modes {first} and {mode} different labels, "
-                "but they are tied."
-            )
         labels.append(checked)
+    for group in problem.ties:
+        for mode in group[1:]:
+            if not np.array_equal(labels[mode], labels[group[0]]):
+                raise ParameterError(
+                    f"{where}: start gives modes {min(mode, group[0])} and "
+                    f"{max(mode, group[0])} different labels, but they are tied."
+                )
     return labels

@@ -56,12 +56,12 @@ def projected_rows(
     for mode in read:
         rank = min(ranks[mode], *once[mode].shape)
         second[mode] = left_singular_vectors(once[mode], rank)
-    first_mode = read[0]
+    one = read[-1]
     factors = [second[mode] for mode in factor_of]
-    once_more = source.project(factors, [first_mode])[first_mode]
+    once_more = source.project(factors, [one])[one]
     # with every mode projected, the rows of any mode are its directions times the core
     shape = [factor.shape[1] for factor in factors]
-    core = fold(factors[first_mode].mT @ once_more, first_mode, shape)
+    core = fold(factors[one].mT @ once_more, one, shape)
     return {
         mode: to_numpy(factors[mode] @ unfold(core, mode)).astype("float64", copy=False)
         for mode in modes
