@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "checks/check_attention.h"
 #include "cpu/dispatch.h"
 #include "cpu/linear_int4.h"
 #include "cpu/threads.h"
@@ -48,7 +49,7 @@ void a_target_runs_only_if_the_system_saves_its_registers() {
   EXPECT(runnable(CpuWords{}) == only_scalar);
   if (targets().size() == 1) return;  // not an x86 machine
   CpuWords words;
-  words.leaf1_ecx = 1u << 12 | 1u << 27 | 1u << 28;            // fma, osxsave, avx
+  words.leaf1_ecx = 1u << 12 | 1u << 27 | 1u << 28 | 1u << 29;  // fma, osxsave, avx, f16c
   words.leaf7_ebx = 1u << 5 | 1u << 16 | 1u << 17 | 3u << 30;  // avx2, avx512 f, dq, bw, vl
   words.xcr0 = 0xE7;
   EXPECT((runnable(words) == std::vector<std::string>{"avx512", "avx2", "scalar"}));
@@ -207,9 +208,12 @@ void a_forked_child_starts_threads_of_its_own() {
 
 }  // namespace
 
+void attention_is_right_at_every_edge() { EXPECT(check_attention() == 0); }
+
 int main() {
   a_target_runs_only_if_the_system_saves_its_registers();
   every_target_is_exact_at_every_edge();
+  attention_is_right_at_every_edge();
   sizes_out_of_range_are_refused();
   reading_depends_on_every_byte_and_on_nothing_past_them();
   a_job_runs_each_index_once();
