@@ -255,6 +255,27 @@ def test_nodes_that_miss_a_whole_block_of_others_are_placed_by_the_rest():
     assert max(errors(model, truth)) == 0
 
 
+def test_degrees_do_not_depend_on_which_partners_are_seen():
+    truth = planted((40, 40, 40), symmetric=False, noise=0.0)
+    mask = np.ones((40,) * 3, dtype=bool)
+    small = truth.degrees[1] < np.median(truth.degrees[1])
+    mask[np.ix_(np.arange(10), small)] = False  # the first ten see large nodes alone
+    model = Model(3, symmetric=False).fit(truth.tensor, mask=mask)
+    assert max(errors(model, truth)) == 0
+    np.testing.assert_allclose(model.degrees_[0], truth.degrees[0], rtol=0.05)
+
+
+@pytest.mark.parametrize("family", ["binomial", "poisson"])
+def test_the_criterion_of_counts_weighs_likelihood_against_parameters(family):
+    truth = planted((40, 40, 40), 2, family=family, slice_norm=0.7, contrast=8)
+    model = Model("bic", symmetric=True, family=family, candidates=[1, 2, 3, 4])
+    model.fit(truth.tensor)
+    assert model.n_clusters_ == (2, 2, 2)
+    parameters = 2**3 + 40 * np.log(2) + 40 - 2
+    expected = parameters * np.log(40**3) - 2 * model.log_likelihood_
+    assert model.bic_ == pytest.approx(expected)
+
+
 def test_new_nodes_join_the_clusters_of_their_kind():
     truth = planted((30, 25, 28), 3, symmetric=False, noise=0.1)
     model = Model(3, symmetric=False).fit(truth.tensor)
