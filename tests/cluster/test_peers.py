@@ -115,6 +115,12 @@ def test_degrees_are_what_they_miss():
     assert mean["HLloyd"] > 0.05
 
 
+def test_ratios_are_cut_where_the_first_vector_is_small():
+    vectors = np.array([[1e-12, 0.5], [0.5, -0.1], [0.0, -0.2], [0.5, 0.5]])
+    rows = SpectralTensorClustering(rows="ratio")._scaled(vectors)
+    np.testing.assert_allclose(rows[:, 0], [np.log(4), -0.2, -np.log(4), 1.0])
+
+
 @every_peer
 def test_what_cannot_be_clustered_is_refused(name):
     with pytest.raises(ParameterError, match="mode 0 has 4 nodes"):
