@@ -26,7 +26,7 @@ from tesseral.regress._start import (
 SEPARATED = 30.0
 """A linear predictor beyond which a probability or a mean is 0 or 1 for every purpose."""
 
-_REFIT = Penalty(max_theta=SEPARATED, barrier=0.1)
+REFIT = Penalty(max_theta=SEPARATED, barrier=0.1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,7 +93,7 @@ def fit_rank(
         if not fit.escaped:
             return fit, options.penalty, None
         separation = find_separation(fit.point)
-        return _best(setup, problem.with_penalty(_REFIT), rank, options), _REFIT, separation
+        return _best(setup, problem.with_penalty(REFIT), rank, options), REFIT, separation
 
 
 def warn_of_separation(

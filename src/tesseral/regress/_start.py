@@ -62,7 +62,7 @@ def random_start(
 
 def coefficient_start(problem: Problem, rank: tuple[int, ...], coef: Array) -> Point:
     """Return the low-rank tensor next to a coefficient tensor in basis coordinates."""
-    return _decomposed(coef, rank, problem.groups, problem.bases, rounds=5)
+    return decomposed(coef, rank, problem.groups, problem.bases, rounds=5)
 
 
 def least_squares(
@@ -108,10 +108,10 @@ def projected(bases: tuple[Array | None, ...], tensor: Array) -> Array:
 
 def _low_rank(problem: Problem, rank: tuple[int, ...], values: Array) -> Point:
     small = projected(problem.bases, values)
-    return _decomposed(small, rank, problem.groups, problem.bases, rounds=2)
+    return decomposed(small, rank, problem.groups, problem.bases, rounds=2)
 
 
-def _decomposed(
+def decomposed(
     tensor: Array,
     rank: tuple[int, ...],
     groups: Ties,

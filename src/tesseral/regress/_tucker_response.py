@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.utils.validation import check_is_fitted
 
-from tesseral._errors import ParameterError
+from tesseral._errors import InformationError, ParameterError
 from tesseral.core import StoppingRule, multi_mode_product
 from tesseral.core._arrays import Array, array_namespace, like
 from tesseral.core.constraints import (
@@ -26,6 +26,7 @@ from tesseral.core.constraints import (
 from tesseral.core.estimator import TensorEstimator
 from tesseral.regress import _inference as inference
 from tesseral.regress._covariates import listed, new_rows
+from tesseral.regress._dask import fit_dask, is_dask, prepare_dask
 from tesseral.regress._evaluate import evaluate
 from tesseral.regress._families import FAMILIES
 from tesseral.regress._fitting import (
@@ -236,7 +237,9 @@ class TensorResponseRegressor(TensorEstimator):
         Parameters
         ----------
         Y : array or xarray.DataArray of shape (d_0, ..., d_{K-1})
-            Real, K >= 2; NaN where an entry is missing.
+            Real, K >= 2; NaN where an entry is missing. A dask array is fitted chunk by chunk,
+            on dask's cluster if there is one; it must be cut along one mode without covariates,
+            and takes no weights, offset, mask, ties or search for a rank.
         covariates : list of K items, or mapping from mode to item, optional
             For each mode None, a matrix of shape (d_k, p_k), a data frame, or a pair of a
             formula and a data frame. Formulas bring an intercept, matrices are taken as they
@@ -263,6 +266,8 @@ class TensorResponseRegressor(TensorEstimator):
         CollinearityWarning, SeparationWarning, MissingSliceWarning, ConvergenceWarning
         """
         self._check_parameters()
+        if is_dask(Y):
+            return self._fit_dask(Y, covariates, [weights, offset, mask])
         setup = prepare(
             type(self).__name__,
             Y,
@@ -479,6 +484,8 @@ class TensorResponseRegressor(TensorEstimator):
         check_is_fitted(self, "coef_")
         check_parameter("bootstrap", "n_draws", n_draws, integer(2))
         check_parameter("bootstrap", "kind", kind, choice("parametric", "entries"))
+        if is_dask(self._setup.tensor):
+            raise InformationError("bootstrap: needs the response in memory; it is a dask array.")
         return inference.bootstrap(
             self._setup,
             replace(self._options(), penalty=self._penalty, guard=False),
@@ -519,6 +526,11 @@ class TensorResponseRegressor(TensorEstimator):
         check_parameter(
             "TensorResponseRegressor", "information", information, choice("observed", "expected")
         )
+        if is_dask(self._setup.tensor):
+            raise InformationError(
+                "TensorResponseRegressor: standard errors need the response in memory; it is a "
+                "dask array. Fit again to a part of it."
+            )
         if information not in self._covariances:
             self._covariances[information] = inference.information_covariance(
                 self._setup,
@@ -572,6 +584,34 @@ class TensorResponseRegressor(TensorEstimator):
             else:
                 rows.append(new_rows("predict", mode, fitted, item))
         return rows
+
+    def _fit_dask(
+        self, response: Any, covariates: Any, others: list[Any]
+    ) -> "TensorResponseRegressor":
+        """Fit to a dask array, chunk by chunk."""
+        where = type(self).__name__
+        if isinstance(self.rank, str) or any(other is not None for other in others):
+            raise ParameterError(
+                f"{where}: a dask array takes a given rank, no weights, offset or mask; missing "
+                "entries are NaN."
+            )
+        setup, mode = prepare_dask(
+            where,
+            response,
+            covariates,
+            family=self.family,
+            symmetric=self.symmetric,
+            dispersion=self.dispersion,
+            stacklevel=4,
+        )
+        setup, fit, penalty, separation = fit_dask(where, setup, mode, self.rank, self._options())
+        if separation is not None:
+            warn_of_separation(where, setup, separation, stacklevel=3)
+        self.separation_ = separation
+        self._store(setup, fit, replace(penalty, barrier=0.0))
+        self._penalty = penalty
+        self._store_result(fit.result)
+        return self
 
     def _chosen_rank(self, setup: Setup) -> Any:
         """Return the rank that was given, or the one that a search finds."""
