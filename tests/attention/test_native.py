@@ -252,7 +252,7 @@ def test_strides_are_followed_and_nothing_is_copied(plan, layout, kind, monkeypa
     else:
         same = [np.ascontiguousarray(array) for array in changed]
     expected = attend(*same, plan=plan, is_causal=True)
-    monkeypatch.setattr(native._Call, "_contiguous", None)
+    monkeypatch.setattr(native._NumpyView, "contiguous", None)
     found = attend(*changed, plan=plan, is_causal=True)
     for got, want in zip(found, expected, strict=True):
         np.testing.assert_array_equal(got, want)

@@ -281,12 +281,10 @@ void add_coded_values(const KeyValueRows& source, const std::uint8_t* interleave
       order_columns(halves[0]);
       order_columns(halves[1]);
       for (int j = 0; j < 4; ++j) {
-        Floats first;
-        Floats last;
-        interleave_lanes(halves[0][j], halves[1][j], first, last);
+        join_halves(halves[0][j], halves[1][j]);
         const int64_t column = 2 * chunk * code_bytes + 2 * j * lanes;
-        if (column < source.width) add_columns(values + column, first);
-        if (column + lanes < source.width) add_columns(values + column + lanes, last);
+        if (column < source.width) add_columns(values + column, halves[0][j]);
+        if (column + lanes < source.width) add_columns(values + column + lanes, halves[1][j]);
       }
     }
   }

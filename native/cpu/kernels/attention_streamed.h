@@ -33,12 +33,34 @@ struct Stream {
     if constexpr (Type == Element::bf16) return load_bf16(halves);
     return load_f16(halves);
   }
+  // 2 * lanes numbers in the order that costs least: bfloat16 as its even and odd halves.
+  static constexpr bool in_halves = Type == Element::bf16;
+  static void load_two(const char* row, int64_t column, Floats& a, Floats& b) {
+    if constexpr (in_halves) {
+      load_bf16_halves(reinterpret_cast<const std::uint16_t*>(row + column * size), a, b);
+    } else {
+      a = load_lanes_of(row, column);
+      b = load_lanes_of(row, column + lanes);
+    }
+  }
   static Floats load_part_of(const char* row, int64_t column, int count) {
     return load_some(Type, row + column * size, count);
   }
 };
 
-// scores[r][key] = queries[r] . keys[key]; queries are padded with zeros to `query_stride`.
+// Puts a row of queries into the order in which load_two gives keys.
+inline void order_query(float* query, int64_t width) {
+  for (int64_t column = 0; column + 2 * lanes <= width; column += 2 * lanes) {
+    Floats a = load(query + column);
+    Floats b = load(query + column + lanes);
+    split_halves(a, b);
+    store(query + column, a);
+    store(query + column + lanes, b);
+  }
+}
+
+// scores[r][key] = queries[r] . keys[key]; queries are padded with zeros to `query_stride`, and
+// ordered as the type wants.
 template <Element Type, int Rows>
 void multiply_keys(const Stream<Type>& keys, int64_t count, int64_t width, const float* queries,
                    int64_t query_stride, float* scores) {
@@ -53,7 +75,23 @@ void multiply_keys(const Stream<Type>& keys, int64_t count, int64_t width, const
     }
     Floats sums[lanes];
     for (int i = 0; i < lanes; ++i) sums[i] = zero();
-    for (int64_t column = 0; column < whole; column += lanes) {
+    int64_t column = 0;
+    for (; column + 2 * lanes <= width; column += 2 * lanes) {
+      Floats query[Rows][2];
+      for (int r = 0; r < Rows; ++r) {
+        query[r][0] = load(queries + r * query_stride + column);
+        query[r][1] = load(queries + r * query_stride + column + lanes);
+      }
+      for (int k = 0; k < n_keys; ++k) {
+        Floats x[2];
+        keys.load_two(row[k], column, x[0], x[1]);
+        for (int r = 0; r < Rows; ++r) {
+          Floats& sum = sums[r * n_keys + k];
+          sum = multiply_add(x[1], query[r][1], multiply_add(x[0], query[r][0], sum));
+        }
+      }
+    }
+    for (; column < whole; column += lanes) {
       Floats query[Rows];
       for (int r = 0; r < Rows; ++r) query[r] = load(queries + r * query_stride + column);
       for (int k = 0; k < n_keys; ++k) {
@@ -81,8 +119,8 @@ void multiply_keys(const Stream<Type>& keys, int64_t count, int64_t width, const
 }
 
 // values[r][column...] = factors[r] * values[r][column...] + sum over keys of
-// weights[r][key] * keys[key][column...], for Columns vectors of columns.
-template <Element Type, int Rows, int Columns>
+// weights[r][key] * keys[key][column...], for Columns vectors of columns, in halves or in order.
+template <Element Type, int Rows, int Columns, bool Halves>
 void add_value_columns(const Stream<Type>& source, int64_t count, int64_t column, int last_count,
                        const float* weights, const float* factors, float* values, int64_t stride) {
   Floats sums[Rows][Columns];
@@ -90,6 +128,7 @@ void add_value_columns(const Stream<Type>& source, int64_t count, int64_t column
     for (int c = 0; c < Columns; ++c) {
       sums[r][c] = multiply(broadcast(factors[r]), load(values + r * stride + column + c * lanes));
     }
+    for (int c = 0; Halves && c < Columns; c += 2) split_halves(sums[r][c], sums[r][c + 1]);
   }
   for (int64_t key = 0; key < count; ++key) {
     const char* row = source.at(key);
@@ -97,6 +136,11 @@ void add_value_columns(const Stream<Type>& source, int64_t count, int64_t column
              Columns * lanes * source.size);
     Floats x[Columns];
     for (int c = 0; c < Columns; ++c) {
+      if constexpr (Halves) {
+        source.load_two(row, column + c * lanes, x[c], x[c + 1]);
+        ++c;
+        continue;
+      }
       const int64_t at = column + c * lanes;
       x[c] = c + 1 == Columns && last_count != lanes ? source.load_part_of(row, at, last_count)
                                                      : source.load_lanes_of(row, at);
@@ -107,6 +151,7 @@ void add_value_columns(const Stream<Type>& source, int64_t count, int64_t column
     }
   }
   for (int r = 0; r < Rows; ++r) {
+    for (int c = 0; Halves && c < Columns; c += 2) join_halves(sums[r][c], sums[r][c + 1]);
     for (int c = 0; c < Columns; ++c) {
       store(values + r * stride + column + c * lanes, sums[r][c]);
     }
@@ -119,8 +164,14 @@ void add_values_by(const Stream<Type>& source, int64_t count, int64_t& column, i
   while (width - column > (Columns - 1) * lanes) {
     const auto last = static_cast<int>(
         at_most(lanes, width - column - (Columns - 1) * lanes));
-    add_value_columns<Type, Rows, Columns>(source, count, column, last, weights, factors, values,
-                                           stride);
+    constexpr bool halves = Stream<Type>::in_halves && Columns % 2 == 0;
+    if (halves && last == lanes) {
+      add_value_columns<Type, Rows, Columns, halves>(source, count, column, last, weights, factors,
+                                                     values, stride);
+    } else {
+      add_value_columns<Type, Rows, Columns, false>(source, count, column, last, weights, factors,
+                                                    values, stride);
+    }
     column += Columns * lanes;
   }
 }
@@ -294,6 +345,9 @@ class StreamedTask {
       const Row row = find_row(call_, task_, r);
       widen_row(source, sequence_.batch, row.head, sequence_.q_start + row.query,
                 queries_ + r * query_stride_);
+      if (call_.key.element == Element::bf16) {
+        order_query(queries_ + r * query_stride_, call_.key.width);
+      }
     }
   }
 

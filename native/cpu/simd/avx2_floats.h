@@ -50,6 +50,12 @@ inline Floats load_bf16(const std::uint16_t* p) {
   const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
 }
+// The even and the odd of 2 * lanes numbers: cheaper than in order.
+inline void load_bf16_halves(const std::uint16_t* p, Floats& even, Floats& odd) {
+  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  even = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+  odd = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(-65536)));
+}
 inline Floats load_f16(const std::uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
@@ -100,6 +106,20 @@ inline Floats sum_each(const Floats (&x)[lanes]) {
   }
   return add(_mm256_permute2f128_ps(quads[0], quads[1], 0x20),
              _mm256_permute2f128_ps(quads[0], quads[1], 0x31));
+}
+
+// Turns the even and the odd of 2 * lanes numbers into the first and the last, and back.
+inline void join_halves(Floats& a, Floats& b) {
+  const Floats low = _mm256_unpacklo_ps(a, b);
+  const Floats high = _mm256_unpackhi_ps(a, b);
+  a = _mm256_permute2f128_ps(low, high, 0x20);
+  b = _mm256_permute2f128_ps(low, high, 0x31);
+}
+inline void split_halves(Floats& a, Floats& b) {
+  const Floats low = _mm256_permute2f128_ps(a, b, 0x20);
+  const Floats high = _mm256_permute2f128_ps(a, b, 0x31);
+  a = _mm256_shuffle_ps(low, high, 0x88);
+  b = _mm256_shuffle_ps(low, high, 0xDD);
 }
 
 // Rows become columns; lanes are moved, never computed with, so any 32-bit contents pass.

@@ -79,13 +79,5 @@ inline void order_columns(Floats (&x)[4]) {
   x[3] = _mm512_shuffle_f32x4(b, d, 0xDD);
 }
 
-// even[0], odd[0], even[1], odd[1], ...: the first and the last 16 of the 32.
-inline void interleave_lanes(Floats even, Floats odd, Floats& first, Floats& last) {
-  const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-  first = _mm512_permutex2var_ps(even, low, odd);
-  last = _mm512_permutex2var_ps(even, high, odd);
-}
-
 }  // namespace
 }  // namespace tesseral::TESSERAL_TARGET

@@ -46,6 +46,12 @@ inline Floats widen_bf16(__m256i x) {
 inline Floats load_bf16(const std::uint16_t* p) {
   return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+// The even and the odd of 2 * lanes numbers: cheaper than in order.
+inline void load_bf16_halves(const std::uint16_t* p, Floats& even, Floats& odd) {
+  const __m512i x = _mm512_loadu_si512(p);
+  even = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+  odd = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(-65536)));
+}
 inline Floats load_f16(const std::uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
@@ -124,6 +130,22 @@ inline Floats sum_each(const Floats (&x)[lanes]) {
                                  _mm512_shuffle_f32x4(quads[2], quads[3], 0xDD));
   return add(_mm512_shuffle_f32x4(first_half, second_half, 0x88),
              _mm512_shuffle_f32x4(first_half, second_half, 0xDD));
+}
+
+// Turns the even and the odd of 2 * lanes numbers into the first and the last, and back.
+inline void join_halves(Floats& a, Floats& b) {
+  const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  const Floats first = _mm512_permutex2var_ps(a, low, b);
+  b = _mm512_permutex2var_ps(a, high, b);
+  a = first;
+}
+inline void split_halves(Floats& a, Floats& b) {
+  const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  const Floats first = _mm512_permutex2var_ps(a, even, b);
+  b = _mm512_permutex2var_ps(a, odd, b);
+  a = first;
 }
 
 // Rows become columns; lanes are moved, never computed with, so any 32-bit contents pass.

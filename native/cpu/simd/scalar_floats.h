@@ -74,6 +74,11 @@ inline void store(float* p, Floats x) {
 inline Floats load_bf16(const std::uint16_t* p) {
   return each([&](int i) { return float_of_bits(std::uint32_t{p[i]} << 16); });
 }
+// The even and the odd of 2 * lanes numbers.
+inline void load_bf16_halves(const std::uint16_t* p, Floats& even, Floats& odd) {
+  even = each([&](int i) { return float_of_bits(std::uint32_t{p[2 * i]} << 16); });
+  odd = each([&](int i) { return float_of_bits(std::uint32_t{p[2 * i + 1]} << 16); });
+}
 inline Floats load_f16(const std::uint16_t* p) {
   return each([&](int i) { return float_of_f16(p[i]); });
 }
@@ -110,6 +115,20 @@ inline Floats exp2_of_negative(Floats x) {
 // Lane i of the result is the sum of the lanes of x[i].
 inline Floats sum_each(const Floats (&x)[lanes]) {
   return each([&](int i) { return sum_lanes(x[i]); });
+}
+
+// Turns the even and the odd of 2 * lanes numbers into the first and the last, and back.
+inline void join_halves(Floats& a, Floats& b) {
+  const auto of = [&](int i) { return i % 2 == 0 ? a.lane[i / 2] : b.lane[i / 2]; };
+  const Floats first = each(of);
+  b = each([&](int i) { return of(lanes + i); });
+  a = first;
+}
+inline void split_halves(Floats& a, Floats& b) {
+  const auto of = [&](int i) { return i < lanes ? a.lane[i] : b.lane[i - lanes]; };
+  const Floats first = each([&](int i) { return of(2 * i); });
+  b = each([&](int i) { return of(2 * i + 1); });
+  a = first;
 }
 
 // Rows become columns.

@@ -13,8 +13,17 @@ from tesseral.runtime.cpu import CacheSizes
 Kernel: TypeAlias = Literal["packed", "streamed"]
 """Keys packed once for many rows, or read in place for few."""
 
-STREAM_ROWS = 16
+STREAM_ROWS = {"float32": 8}
 """Rows, query heads of a group counted, up to which packing keys costs more than it saves."""
+
+STREAM_ROWS_WIDENED = 16
+"""The same for types that packing must widen, too. Measured."""
+
+THREAD_BYTES = 2**19
+"""Keys and values for which another thread is worth waking."""
+
+THREAD_PRODUCTS = 2**20
+"""Products of queries, keys and values for which another thread is worth waking."""
 
 ROW_MULTIPLE = 12
 """Rows of the widest register tile; the narrower ones divide it."""
@@ -69,7 +78,8 @@ def plan_native(
     rows = problem.group * max(1, problem.q_len)
     pairs = max(1, problem.batch * problem.kv_heads)
     width = problem.head_dim + problem.value_dim
-    streamed = rows <= STREAM_ROWS
+    streamed = rows <= STREAM_ROWS.get(problem.dtype, STREAM_ROWS_WIDENED)
+    threads = _useful_threads(problem, threads)
     strip_rows = rows
     if not streamed:
         strip_rows = min(rows, _down(caches.l2 // 2 // (4 * width), ROW_MULTIPLE))
@@ -111,6 +121,18 @@ def bf16_dot_pays(target: str) -> bool:
 def _rate(kind: str, target: str) -> float:
     operations, seconds = _native.product_rate(kind, 20_000, 1, target)
     return operations / seconds if operations else 0.0
+
+
+def _useful_threads(problem: AttentionProblem, threads: int) -> int:
+    """Return how many of the threads have enough to do to be worth waking."""
+    numbers = problem.batch * problem.kv_heads * problem.kv_len
+    numbers *= problem.head_dim + problem.value_dim
+    itemsize = 4 if problem.dtype == "float32" else 2
+    worth = max(
+        numbers * itemsize / THREAD_BYTES,
+        numbers * problem.group * problem.q_len / THREAD_PRODUCTS,
+    )
+    return max(1, min(threads, int(worth)))
 
 
 def _split_keys(problem: AttentionProblem, tasks: int, threads: int, *, streamed: bool) -> int:

@@ -12,7 +12,7 @@ from tesseral.attention.native_plan import NativePlan, plan_native
 from tesseral.attention.problem import AttentionArrays, AttentionProblem
 from tesseral.attention.sequences import Sequences
 from tesseral.core import PackedTensor
-from tesseral.core._arrays import Array, Namespace
+from tesseral.core._arrays import Array
 from tesseral.runtime.cpu import cache_sizes, cpu_target, cpu_threads
 from tesseral.runtime.registry import YES, Verdict
 
@@ -85,12 +85,53 @@ def _plan_for(problem: AttentionProblem, query: Array) -> NativePlan:
 
 
 def _threads(query: Array) -> int:
-    """Return the threads to use: those that torch uses, for its tensors."""
+    """Return the threads to use: for torch's tensors, as many as torch uses."""
     if is_torch_array(query) and "TESSERAL_CPU_THREADS" not in os.environ:
         import torch
 
         return int(torch.get_num_threads())
     return cpu_threads()
+
+
+class _NumpyView:
+    """How NumPy arrays tell where their numbers lie; strides in bytes."""
+
+    @staticmethod
+    def address(array: Any) -> int:
+        return int(array.__array_interface__["data"][0])
+
+    @staticmethod
+    def strides(array: Any) -> tuple[int, ...]:
+        return tuple(array.strides)
+
+    @staticmethod
+    def itemsize(array: Any) -> int:
+        return int(array.itemsize)
+
+    @staticmethod
+    def contiguous(array: Any) -> Any:
+        return np.ascontiguousarray(array)
+
+
+class _TorchView:
+    """The same of torch tensors."""
+
+    @staticmethod
+    def address(array: Any) -> int:
+        return int(array.data_ptr())
+
+    @staticmethod
+    def strides(array: Any) -> tuple[int, ...]:
+        size = array.element_size()
+        return tuple([step * size for step in array.stride()])
+
+    @staticmethod
+    def itemsize(array: Any) -> int:
+        return int(array.element_size())
+
+    @staticmethod
+    def contiguous(array: Any) -> Any:
+        return array.contiguous()
 
 
 class _Call:
@@ -104,6 +145,7 @@ class _Call:
         key_axes: tuple[int | None, ...] | None = None,
     ) -> None:
         self.xp = array_namespace(arrays.query)
+        self.view = _TorchView if is_torch_array(arrays.query) else _NumpyView
         self.alive: list[Array] = []
         self.problem = problem
         native = self.native = _native.AttentionCall()
@@ -137,7 +179,8 @@ class _Call:
         """Return new arrays; the output's axes lie in memory as those of the query do."""
         xp, shape = self.xp, (*query.shape[:-1], self.problem.value_dim)
         lse = xp.empty(shape[:-1], dtype=xp.float32)
-        if axes is _HEADS_FIRST and shape[2] > 1 and _strides(query)[1] < _strides(query)[2]:
+        strides = self.view.strides(query)
+        if axes is _HEADS_FIRST and shape[2] > 1 and strides[1] < strides[2]:
             output = xp.empty((shape[0], shape[2], shape[1], shape[3]), dtype=query.dtype)
             return xp.permute_dims(output, (0, 2, 1, 3)), lse
         return xp.empty(shape, dtype=query.dtype), lse
@@ -145,10 +188,11 @@ class _Call:
     def _set_biases(self, arrays: AttentionArrays) -> None:
         xp, problem = self.xp, self.problem
         if arrays.sinks is not None:
-            self.native.set_sinks(_address(self._float32(arrays.sinks)))
+            self.native.set_sinks(self.view.address(self._float32(arrays.sinks)))
         if arrays.alibi_slopes is not None:
             slopes = self._float32(arrays.alibi_slopes)
-            self.native.set_slopes(_address(slopes), problem.q_heads if slopes.ndim == 2 else 0)
+            step = problem.q_heads if slopes.ndim == 2 else 0
+            self.native.set_slopes(self.view.address(slopes), step)
         if arrays.mask is None:
             return
         mask = arrays.mask
@@ -159,20 +203,22 @@ class _Call:
         element = (
             _native.Element.boolean if problem.mask == "boolean" else _elements()[_dtype(mask)]
         )
-        rows = _native.Rows(_address(mask), *_strides(mask)[:3])
-        self.native.mask = _native.DenseMask(element, rows, _strides(mask)[3])
+        *steps, column = self.view.strides(mask)
+        rows = _native.Rows(self.view.address(mask), *steps)
+        self.native.mask = _native.DenseMask(element, rows, column)
 
     def _key_value(self, array: Array | PackedTensor, axes: tuple[int | None, ...]) -> Any:
         if not isinstance(array, PackedTensor):
             rows = self._rows(array, axes)
-            return _native.KeyValueRows(_elements()[_dtype(array)], array.shape[-1], rows)
+            return _native.KeyValueRows(self.native.element, array.shape[-1], rows)
         codes = _native.KeyValueRows(
             getattr(_native.Element, f"bits{array.bits}"),
             array.length,
             self._rows(array.data, axes),
         )
         scale, offset = array.scale, array.offset
-        if _dtype(scale) not in _elements():
+        offset_dtype = _dtype(scale if offset is None else offset)
+        if _dtype(scale) not in _elements() or offset_dtype != _dtype(scale):
             scale = self.xp.astype(scale, self.xp.float32)
             offset = None if offset is None else self.xp.astype(offset, self.xp.float32)
         codes.scale_element = _elements()[_dtype(scale)]
@@ -183,21 +229,16 @@ class _Call:
 
     def _rows(self, array: Array, axes: tuple[int | None, ...]) -> Any:
         """Return where the rows of an array lie; copies one whose columns are no neighbours."""
-        strides = _strides(array)
-        if array.shape[-1] > 1 and strides[-1] != _itemsize(array):
-            array = self._contiguous(array)
-            strides = _strides(array)
+        strides = self.view.strides(array)
+        if array.shape[-1] > 1 and strides[-1] != self.view.itemsize(array):
+            array = self.view.contiguous(array)
+            strides = self.view.strides(array)
         self._keep(array)
-        steps = (0 if axis is None else strides[axis] for axis in axes)
-        return _native.Rows(_address(array), *steps)
-
-    def _contiguous(self, array: Array) -> Array:
-        if is_torch_array(array):
-            return array.contiguous()
-        return np.ascontiguousarray(array)
+        steps = [0 if axis is None else strides[axis] for axis in axes]
+        return _native.Rows(self.view.address(array), *steps)
 
     def _float32(self, array: Array) -> Array:
-        return self._keep(self._contiguous(self.xp.astype(array, self.xp.float32)))
+        return self._keep(self.view.contiguous(self.xp.astype(array, self.xp.float32)))
 
     def _keep(self, array: Array) -> Array:
         self.alive.append(array)
@@ -207,24 +248,6 @@ class _Call:
 @cache
 def _elements() -> dict[str, Any]:
     return {name: getattr(_native.Element, name) for name in ("float32", "bfloat16", "float16")}
-
-
-def _address(array: Array) -> int:
-    if is_torch_array(array):
-        return int(array.data_ptr())
-    return int(array.ctypes.data)
-
-
-def _strides(array: Array) -> tuple[int, ...]:
-    """Return the strides of an array in bytes."""
-    if is_torch_array(array):
-        size = array.element_size()
-        return tuple(step * size for step in array.stride())
-    return tuple(array.strides)
-
-
-def _itemsize(array: Array) -> int:
-    return int(array.element_size() if is_torch_array(array) else array.itemsize)
 
 
 def _dtype(array: Array) -> str:
