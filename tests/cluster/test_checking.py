@@ -4,7 +4,9 @@ import torch
 
 from tesseral._errors import EvidenceWarning, ParameterError
 from tesseral.cluster import DegreeCorrectedTensorBlockModel, diagnose, stability
+from tesseral.cluster._parts import halves
 from tesseral.core import CooTensor
+from tesseral.core.ties import find_ties
 from tesseral.datasets import make_block_tensor
 
 Model = DegreeCorrectedTensorBlockModel
@@ -94,6 +96,14 @@ def test_resampling_takes_masks_sparse_tensors_and_torch():
     tensor = torch.from_numpy(truth.tensor)
     model = Model(3, symmetric=True).fit(tensor)
     assert stability(model, tensor, n_resamples=2, random_state=0)[0].error_rate < 0.05
+
+
+def test_an_entry_and_its_reorderings_stay_together():
+    X = np.random.default_rng(0).random((6, 6, 6))
+    first, second = halves(X, None, ((0, 1, 2),), np.random.default_rng(1))
+    np.testing.assert_array_equal(first.mask, ~second.mask)
+    assert find_ties(first.mask) == ((0, 1, 2),)
+    assert 0.3 < first.mask.mean() < 0.7
 
 
 def test_options_of_resampling_are_checked():

@@ -17,7 +17,7 @@ from tesseral._errors import (
 from tesseral.cluster import DegreeCorrectedTensorBlockModel, clustering_error_rate
 from tesseral.cluster._spectral import square_rows
 from tesseral.core import Reason
-from tesseral.datasets import make_block_tensor
+from tesseral.datasets import load_peru, make_block_tensor
 
 Model = DegreeCorrectedTensorBlockModel
 
@@ -318,6 +318,14 @@ def test_refinement_raises_the_likelihood_and_keeps_clear_clusters(family, symme
     assert all(a <= b for a, b in zip(refined.history_, refined.history_[1:], strict=False))
     assert refined.history_[-1] == pytest.approx(refined.log_likelihood_)
     assert max(errors(refined, truth)) <= max(errors(plain, truth)) + 0.01
+
+
+def test_refining_peru_raises_its_likelihood():
+    tensor = load_peru().tensor
+    plain = Model(5, family="binomial").fit(tensor)
+    refined = Model(5, family="binomial", refine=True).fit(tensor)
+    assert refined.log_likelihood_ >= plain.log_likelihood_
+    assert refined.history_[0] >= plain.log_likelihood_ - 1e-6 * abs(plain.log_likelihood_)
 
 
 def test_the_criterion_chooses_the_planted_number():

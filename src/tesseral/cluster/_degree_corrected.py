@@ -11,7 +11,7 @@ from tesseral.cluster._angles import Assignment, iterate, shared
 from tesseral.cluster._base import TensorBlockClusterer
 from tesseral.cluster._blocks import BlockFit, fit_blocks
 from tesseral.cluster._problem import COMMON, LABELS, Problem, state_labels
-from tesseral.cluster._refine import fit_likelihood, refine
+from tesseral.cluster._refine import likeliest_fit, refine
 from tesseral.cluster._select import Task
 from tesseral.cluster._source import Floats, Grouping, Rows
 from tesseral.cluster._sphere import (
@@ -220,7 +220,7 @@ class DegreeCorrectedTensorBlockModel(TensorBlockClusterer):
 
     def _finish(self, task: Task, assignment: Assignment) -> BlockFit:
         if self.refine:
-            return fit_likelihood(
+            return likeliest_fit(
                 task.source, task.family, task.problem.degree_of, assignment.groupings
             )
         return fit_blocks(

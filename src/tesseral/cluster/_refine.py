@@ -20,7 +20,7 @@ import numpy as np
 from scipy.special import xlogy
 
 from tesseral.cluster._angles import Assignment, refill, shared
-from tesseral.cluster._blocks import BlockFit, cluster_sums, mean_one, weighted
+from tesseral.cluster._blocks import BlockFit, cluster_sums, fit_blocks, mean_one, weighted
 from tesseral.cluster._likelihood import Family
 from tesseral.cluster._source import Floats, Grouping, Source
 from tesseral.core.stopping import StoppingRule
@@ -43,13 +43,13 @@ def refine(
     The history of the result is the log-likelihood. Parameters are those of
     :func:`tesseral.cluster._angles.iterate`, whose labels are the start.
     """
-    best = fit_likelihood(source, family, degree_of, assignment.groupings)
+    best = likeliest_fit(source, family, degree_of, assignment.groupings)
     highest = family.evaluate(source, best).log_likelihood
     labels = [grouping.labels for grouping in best.groupings]
     progress = StoppingRule(max_iter=max_iter, tol=None).start(highest, labels)
     while not progress.done:
         found, refilled = _reassign(source, family, ties, best)
-        fit = fit_likelihood(source, family, degree_of, found)
+        fit = likeliest_fit(source, family, degree_of, found)
         value = family.evaluate(source, fit).log_likelihood
         if value < highest:
             # the labels stay, and labels that repeat are how an iteration arrives
@@ -62,6 +62,22 @@ def refine(
     return Assignment(
         groupings=assignment.groupings, result=progress.result, refilled=assignment.refilled
     )
+
+
+def likeliest_fit(
+    source: Source, family: Family, degree_of: Sequence[int], groupings: Sequence[Grouping]
+) -> BlockFit:
+    """Return, for given labels, the likelier of the angles' fit and of :func:`fit_likelihood`.
+
+    The second is that of counts where entries are 0 and 1; if ones are not rare, as in a dense
+    block, the first may be likelier.
+    """
+    fits = [
+        fit_likelihood(source, family, degree_of, groupings),
+        fit_blocks(source, groupings, degree_of),
+    ]
+    values = [family.evaluate(source, fit).log_likelihood for fit in fits]
+    return fits[int(values[1] > values[0])]
 
 
 def fit_likelihood(
