@@ -5,6 +5,7 @@ import torch
 from tesseral._errors import EvidenceWarning, ParameterError
 from tesseral.cluster import DegreeCorrectedTensorBlockModel, diagnose, stability
 from tesseral.cluster._parts import halves
+from tesseral.cluster._stability import _compare
 from tesseral.core import CooTensor
 from tesseral.core.ties import find_ties
 from tesseral.datasets import make_block_tensor
@@ -96,6 +97,13 @@ def test_resampling_takes_masks_sparse_tensors_and_torch():
     tensor = torch.from_numpy(truth.tensor)
     model = Model(3, symmetric=True).fit(tensor)
     assert stability(model, tensor, n_resamples=2, random_state=0)[0].error_rate < 0.05
+
+
+def test_a_node_is_not_counted_among_its_companions():
+    found = _compare(np.array([0, 0, 1]), [np.array([0, 1, 1]), np.array([0, 1, 2])])
+    np.testing.assert_array_equal(found.nodes, [0, 0, 1])
+    np.testing.assert_allclose(found.consensus[1], [0, 1, 0.5])
+    assert found.error_rate == pytest.approx((2 / 3 + 1 / 3) / 2)
 
 
 def test_an_entry_and_its_reorderings_stay_together():
