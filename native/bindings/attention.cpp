@@ -55,8 +55,9 @@ struct BoundCall {
     }
     sequences.assign(n, Sequence{});
     for (std::size_t i = 0; i < n; ++i) {
-      sequences[i] = {0, q_starts(i), q_lens(i), kv_starts(i), kv_lens(i),
-                      blocks ? blocks->data() + i * blocks->shape(1) : nullptr};
+      sequences[i] = {0,          q_starts(i),
+                      q_lens(i),  kv_starts(i),
+                      kv_lens(i), blocks ? blocks->data() + i * blocks->shape(1) : nullptr};
     }
     call.block_size = block_size;
   }
@@ -83,9 +84,9 @@ struct BoundCall {
 
 }  // namespace
 
-#define FIELD(name, type)                                                                  \
-  def_prop_rw(                                                                             \
-      #name, [](const BoundCall& self) { return self.call.name; },                         \
+#define FIELD(name, type)                                          \
+  def_prop_rw(                                                     \
+      #name, [](const BoundCall& self) { return self.call.name; }, \
       [](BoundCall& self, type value) { self.call.name = value; })
 
 void bind_attention(nb::module_& m) {
@@ -97,11 +98,9 @@ void bind_attention(nb::module_& m) {
       .value("bits4", Element::bits4)
       .value("bits2", Element::bits2)
       .value("boolean", Element::boolean);
-  nb::class_<Rows>(m, "Rows").def("__init__", [](Rows* self, std::uintptr_t data,
-                                                 std::int64_t batch, std::int64_t head,
-                                                 std::int64_t row) {
-    new (self) Rows(make_rows(data, batch, head, row));
-  });
+  nb::class_<Rows>(m, "Rows").def(
+      "__init__", [](Rows* self, std::uintptr_t data, std::int64_t batch, std::int64_t head,
+                     std::int64_t row) { new (self) Rows(make_rows(data, batch, head, row)); });
   nb::class_<KeyValueRows>(m, "KeyValueRows")
       .def("__init__",
            [](KeyValueRows* self, Element element, std::int64_t width, Rows rows) {

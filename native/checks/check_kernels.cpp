@@ -50,7 +50,7 @@ void a_target_runs_only_if_the_system_saves_its_registers() {
   if (targets().size() == 1) return;  // not an x86 machine
   CpuWords words;
   words.leaf1_ecx = 1u << 12 | 1u << 27 | 1u << 28 | 1u << 29;  // fma, osxsave, avx, f16c
-  words.leaf7_ebx = 1u << 5 | 1u << 16 | 1u << 17 | 3u << 30;  // avx2, avx512 f, dq, bw, vl
+  words.leaf7_ebx = 1u << 5 | 1u << 16 | 1u << 17 | 3u << 30;   // avx2, avx512 f, dq, bw, vl
   words.xcr0 = 0xE7;
   EXPECT((runnable(words) == std::vector<std::string>{"avx512", "avx2", "scalar"}));
   words.xcr0 = 0x07;  // the wide registers are not saved

@@ -49,9 +49,11 @@ thread_local Scratch states_of_caller;
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 void check(const AttentionCall& call) {
-  const auto fits = [](const KeyValueRows& x) { return x.width > 0 && x.width <= attention_max_dim; };
-  const bool sizes = fits(call.key) && fits(call.value) && call.kv_heads > 0 &&
-                     call.q_heads > 0 && call.q_heads % call.kv_heads == 0;
+  const auto fits = [](const KeyValueRows& x) {
+    return x.width > 0 && x.width <= attention_max_dim;
+  };
+  const bool sizes = fits(call.key) && fits(call.value) && call.kv_heads > 0 && call.q_heads > 0 &&
+                     call.q_heads % call.kv_heads == 0;
   const bool plan = call.strip_rows >= group_of(call) && call.key_block > 0 &&
                     call.key_block <= attention_max_key_block && call.split_keys >= 0;
   if (!sizes || !plan) throw std::invalid_argument("attention: sizes or plan are out of range");
@@ -128,8 +130,8 @@ class Run {
   void place_states() {
     int64_t floats = 0;
     for (const auto& [first, count] : merges_) {
-      floats += kernels_.state_floats(call_, rows_of(call_, tasks_[first])) *
-                static_cast<int64_t>(count);
+      floats +=
+          kernels_.state_floats(call_, rows_of(call_, tasks_[first])) * static_cast<int64_t>(count);
     }
     if (floats == 0) return;
     float* state = states_of_caller.of(floats);

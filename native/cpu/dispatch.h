@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "tesseral/ceilings.h"
 #include "tesseral/attention.h"
+#include "tesseral/ceilings.h"
 #include "tesseral/linear_int4.h"
 
 namespace tesseral {

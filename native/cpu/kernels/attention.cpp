@@ -36,9 +36,7 @@ void run(const AttentionCall& call, const AttentionTask& task, float* scratch) {
   PackedTask<false>(call, task, scratch).run();
 }
 
-int64_t state_floats(const AttentionCall& call, int64_t rows) {
-  return State::floats(call, rows);
-}
+int64_t state_floats(const AttentionCall& call, int64_t rows) { return State::floats(call, rows); }
 
 void merge(const AttentionCall& call, const AttentionTask* tasks, int64_t n_tasks) {
   const int64_t rows = rows_of(call, tasks[0]);

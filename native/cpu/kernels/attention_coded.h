@@ -191,7 +191,8 @@ inline void interleave_values(const KeyValueRows& source, const char* first, int
     for (int64_t begin = 0; begin < bytes; begin += code_bytes) {
       Codes rows[4];
       Codes columns[4];
-      for (int i = 0; i < 4; ++i) rows[i] = flip_codes(load_codes(row[i] + begin, bytes - begin), flip);
+      for (int i = 0; i < 4; ++i)
+        rows[i] = flip_codes(load_codes(row[i] + begin, bytes - begin), flip);
       interleave_rows(rows, columns);
       std::uint8_t* to = out + (begin / code_bytes * groups + group) * 4 * code_bytes;
       for (int i = 0; i < 4; ++i) store_codes(to + i * code_bytes, columns[i]);
@@ -239,7 +240,8 @@ void add_coded_values(const KeyValueRows& source, const std::uint8_t* interleave
         for (int j = 0; j < 4; ++j) {
           const Codes codes = load_codes(from + (4 * group + j) * code_bytes);
           for (int d = 0; d < Digits; ++d) {
-            sums[d][j] = add_products(sums[d][j], codes, repeat_four(digits + d * stride + 4 * group));
+            sums[d][j] =
+                add_products(sums[d][j], codes, repeat_four(digits + d * stride + 4 * group));
           }
         }
       }

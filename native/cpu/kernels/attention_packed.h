@@ -198,8 +198,9 @@ void pack_values(const AttentionCall& call, const AttentionTask& task, int64_t b
         const int vectors = panel_vectors(source.width, column);
         float* p = out + column * steps + (key - begin) * vectors * lanes;
         for (int v = 0; v < vectors; ++v) {
-          store(p + v * lanes, row_words<false>(source, row, is_coded(source.element) ? wide : nullptr,
-                                                column + v * lanes));
+          store(p + v * lanes,
+                row_words<false>(source, row, is_coded(source.element) ? wide : nullptr,
+                                 column + v * lanes));
         }
       }
     }
@@ -323,8 +324,7 @@ class PackedTask {
   // them will not wait for memory.
   void fetch_next(int64_t row) {
     const KeyValueRows* const sources[] = {&call_.key, &call_.value};
-    const int64_t stop =
-        at_most(end_ + (next_end_ - end_) * (row + gemm_rows) / rows_, next_end_);
+    const int64_t stop = at_most(end_ + (next_end_ - end_) * (row + gemm_rows) / rows_, next_end_);
     while (next_ < stop) {
       const KeyRun run = find_keys(call_, call_.sequences[task_.sequence], next_, stop);
       for (int64_t i = 0; i < run.count; ++i, ++next_) {
@@ -443,11 +443,10 @@ class PackedTask {
                 const float* factors) {
     const int64_t block_steps = steps_of<Pairs>(end_ - begin_);
     const int64_t first = from / (Pairs ? 2 : 1);
-    const float* values =
-        space_.values + column * block_steps + first * Columns * lanes;
+    const float* values = space_.values + column * block_steps + first * Columns * lanes;
     Floats sums[Rows][Columns];
-    multiply_tile<Pairs, Rows, Columns, Columns, score_stride, 1>(space_.scores, values,
-                                                         steps_of<Pairs>(to) - first, sums);
+    multiply_tile<Pairs, Rows, Columns, Columns, score_stride, 1>(
+        space_.scores, values, steps_of<Pairs>(to) - first, sums);
     for (int r = 0; r < Rows; ++r) {
       if (r >= n_rows) break;
       float* out = state_.values + (row + r) * state_.stride + column;

@@ -108,15 +108,15 @@ inline void unpack_codes(const KeyValueRows& source, const std::uint8_t* packed,
   const int bits = bits_of(source.element);
   const int flip = source.offset.data == nullptr ? 1 << (bits - 1) : 0;
   if (bits == 8) {
-    for (int64_t i = 0; i < source.width; ++i) codes[i] = packed[i] ^ static_cast<std::uint8_t>(flip);
+    for (int64_t i = 0; i < source.width; ++i)
+      codes[i] = packed[i] ^ static_cast<std::uint8_t>(flip);
     return;
   }
   const int per_byte = 8 / bits;
   const int mask = (1 << bits) - 1;
   for (int64_t i = 0; i < round_up(source.width, per_byte) / per_byte; ++i) {
     for (int j = 0; j < per_byte; ++j) {
-      codes[i * per_byte + j] =
-          static_cast<std::uint8_t>((packed[i] >> (j * bits) & mask) ^ flip);
+      codes[i * per_byte + j] = static_cast<std::uint8_t>((packed[i] >> (j * bits) & mask) ^ flip);
     }
   }
 }
@@ -137,7 +137,8 @@ inline void widen_row(const KeyValueRows& source, int64_t batch, int64_t head, i
   }
   const int64_t size = bytes_of(source.element);
   int64_t i = 0;
-  for (; i + lanes <= source.width; i += lanes) store(out + i, load_lanes(source.element, p + i * size));
+  for (; i + lanes <= source.width; i += lanes)
+    store(out + i, load_lanes(source.element, p + i * size));
   if (i < source.width) {
     store(out + i, load_some(source.element, p + i * size, static_cast<int>(source.width - i)));
   }
@@ -310,7 +311,8 @@ inline void write_output(const AttentionCall& call, const AttentionTask& task, S
   const Sequence& sequence = call.sequences[task.sequence];
   for (int64_t r = 0; r < rows_of(call, task); ++r) {
     const Row row = find_row(call, task, r);
-    // in double precision: gradients take exp(score - lse), where the rounding of a large lse counts
+    // in double precision: gradients take exp(score - lse), where the rounding of a large lse
+    // counts
     double sum = state.sum[r];
     double limit = logarithm_of(call, state.limit[r]);
     double factor = 1;

@@ -162,8 +162,7 @@ template <Element Type, int Rows, int Columns>
 void add_values_by(const Stream<Type>& source, int64_t count, int64_t& column, int64_t width,
                    const float* weights, const float* factors, float* values, int64_t stride) {
   while (width - column > (Columns - 1) * lanes) {
-    const auto last = static_cast<int>(
-        at_most(lanes, width - column - (Columns - 1) * lanes));
+    const auto last = static_cast<int>(at_most(lanes, width - column - (Columns - 1) * lanes));
     constexpr bool halves = Stream<Type>::in_halves && Columns % 2 == 0;
     if (halves && last == lanes) {
       add_value_columns<Type, Rows, Columns, halves>(source, count, column, last, weights, factors,
@@ -195,8 +194,8 @@ inline float exponentiate_row(float* scores, int64_t count, float unit, float li
   for (int64_t i = count; i < round_up(count, lanes); ++i) scores[i] = -infinity;
   Floats sum = zero();
   for (int64_t i = 0; i < count; i += lanes) {
-    const Floats weight = exp2_of_negative(
-        multiply_add(load(scores + i), broadcast(unit), broadcast(-limit)));
+    const Floats weight =
+        exp2_of_negative(multiply_add(load(scores + i), broadcast(unit), broadcast(-limit)));
     store(scores + i, weight);
     sum = add(sum, weight);
   }
@@ -249,8 +248,7 @@ class StreamedTask {
 
  private:
   static int64_t wide_floats(const AttentionCall& call) {
-    return stream_block *
-           round_up(at_least(call.key.width, call.value.width), lanes);
+    return stream_block * round_up(at_least(call.key.width, call.value.width), lanes);
   }
 
 #if defined(TESSERAL_INT8_DOT)
@@ -402,8 +400,7 @@ class StreamedTask {
     for (int64_t i = count; i < round_up(count, lanes); ++i) scores[i] = -infinity;
     const float factor = raise_limit(scores, count, unit_, &state_.limit[r]);
     const float sum =
-        exponentiate_row(scores, count, unit_,
-                         take_limit(scores, count, unit_, state_.limit[r]));
+        exponentiate_row(scores, count, unit_, take_limit(scores, count, unit_, state_.limit[r]));
     state_.sum[r] = state_.sum[r] * factor + sum;
     return factor;
   }

@@ -89,8 +89,7 @@ inline Floats exp2_of_negative(Floats x) {
     sum = multiply_add(sum, fraction, broadcast(exp2_coefficients[i]));
   }
   const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(floor), 23);
-  const Floats scaled =
-      _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(sum), exponent));
+  const Floats scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(sum), exponent));
   // NaN compares as unordered and passes through
   const Floats keep = _mm256_cmp_ps(x, broadcast(-126.0f), _CMP_NLT_UQ);
   const Floats result = _mm256_and_ps(keep, scaled);

@@ -12,7 +12,7 @@ namespace tesseral::TESSERAL_TARGET {
 namespace {
 
 constexpr int lanes = 16;
-constexpr int gemm_rows = 12;   // with gemm_columns vectors: 24 accumulators of 32 registers
+constexpr int gemm_rows = 12;  // with gemm_columns vectors: 24 accumulators of 32 registers
 constexpr int gemm_columns = 2;
 
 using Floats = __m512;
@@ -88,9 +88,7 @@ inline Floats load_bf16_part(const std::uint16_t* p, int count) {
 inline Floats load_f16_part(const std::uint16_t* p, int count) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), p));
 }
-inline void store_part(float* p, Floats x, int count) {
-  _mm512_mask_storeu_ps(p, first(count), x);
-}
+inline void store_part(float* p, Floats x, int count) { _mm512_mask_storeu_ps(p, first(count), x); }
 inline void store_bf16_part(std::uint16_t* p, Floats x, int count) {
   _mm256_mask_storeu_epi16(p, first(count), narrow_bf16(x));
 }
@@ -115,14 +113,12 @@ inline Floats sum_each(const Floats (&x)[lanes]) {
   Floats quads[4];
   for (int i = 0; i < 4; ++i) {
     const Floats* q = x + 4 * i;
-    const Floats low =
-        add(_mm512_unpacklo_ps(q[0], q[1]), _mm512_unpackhi_ps(q[0], q[1]));
-    const Floats high =
-        add(_mm512_unpacklo_ps(q[2], q[3]), _mm512_unpackhi_ps(q[2], q[3]));
+    const Floats low = add(_mm512_unpacklo_ps(q[0], q[1]), _mm512_unpackhi_ps(q[0], q[1]));
+    const Floats high = add(_mm512_unpacklo_ps(q[2], q[3]), _mm512_unpackhi_ps(q[2], q[3]));
     const __m512d l = _mm512_castps_pd(low);
     const __m512d h = _mm512_castps_pd(high);
-    quads[i] = add(_mm512_castpd_ps(_mm512_unpacklo_pd(l, h)),
-                   _mm512_castpd_ps(_mm512_unpackhi_pd(l, h)));
+    quads[i] =
+        add(_mm512_castpd_ps(_mm512_unpacklo_pd(l, h)), _mm512_castpd_ps(_mm512_unpackhi_pd(l, h)));
   }
   const Floats first_half = add(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88),
                                 _mm512_shuffle_f32x4(quads[0], quads[1], 0xDD));

@@ -89,8 +89,7 @@ inline void store_bf16(std::uint16_t* p, Floats x) {
   for (int i = 0; i < lanes; ++i) {
     const std::uint32_t bits = bits_of_float(x.lane[i]);
     const bool is_nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
-    const std::uint32_t rounded =
-        is_nan ? bits | 0x00400000u : bits + 0x7FFFu + (bits >> 16 & 1u);
+    const std::uint32_t rounded = is_nan ? bits | 0x00400000u : bits + 0x7FFFu + (bits >> 16 & 1u);
     p[i] = static_cast<std::uint16_t>(rounded >> 16);
   }
 }

@@ -62,10 +62,10 @@ struct AttentionCall {
   std::int64_t block_size = 0;  // keys of a block; 0 if keys are not paged
 
   float scale = 1;
-  float softcap = 0;                // 0 for none
-  const float* slopes = nullptr;    // of a linear bias, (sequences, q_heads)
-  std::int64_t slopes_sequence = 0;    // elements from one sequence to the next
-  const float* sinks = nullptr;     // (q_heads,)
+  float softcap = 0;                         // 0 for none
+  const float* slopes = nullptr;             // of a linear bias, (sequences, q_heads)
+  std::int64_t slopes_sequence = 0;          // elements from one sequence to the next
+  const float* sinks = nullptr;              // (q_heads,)
   std::int64_t left = attention_unbounded;   // visible keys before the diagonal
   std::int64_t right = attention_unbounded;  // and after it
   DenseMask mask;
