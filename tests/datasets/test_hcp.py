@@ -13,17 +13,19 @@ CONNECTED = (np.random.default_rng(0).random((4, 4, 3)) < 0.4).astype(np.int32)
 
 
 def attributes(n_persons=3):
-    return pandas.DataFrame(
-        {
-            "Gender": pandas.Categorical(["F", "M", "F"]),
-            "Age": [25.5, np.nan, 31.0],
-            "Strength": pandas.array([110, None, 98], dtype="Int32"),
-            "Session": np.array([1, 2, 1], dtype=np.int32),
-            "Left": [True, False, False],
-            "Note": ["a", None, "c"],
-        },
-        index=pandas.RangeIndex(1, 4),
-    )[:n_persons]
+    # out of Arrow, where pandas keeps strings if it can and from where rdata cannot write them
+    with pandas.option_context("mode.string_storage", "python"):
+        return pandas.DataFrame(
+            {
+                "Gender": pandas.Categorical(["F", "M", "F"]),
+                "Age": [25.5, np.nan, 31.0],
+                "Strength": pandas.array([110, None, 98], dtype="Int32"),
+                "Session": np.array([1, 2, 1], dtype=np.int32),
+                "Left": [True, False, False],
+                "Note": ["a", None, "c"],
+            },
+            index=pandas.RangeIndex(1, 4),
+        )[:n_persons]
 
 
 def write(path, objects):
