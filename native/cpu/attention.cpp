@@ -1,12 +1,10 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <vector>
 
+#include "memory.h"
 #include "threads.h"
 
 namespace tesseral {
@@ -14,29 +12,16 @@ namespace {
 
 using std::int64_t;
 
-struct Free {
-  void operator()(float* p) const { std::free(p); }
-};
-using Floats = std::unique_ptr<float[], Free>;
-
-Floats allocate(int64_t count) {
-  constexpr std::size_t alignment = 64;
-  const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(float);
-  void* p = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  if (p == nullptr) throw std::bad_alloc();
-  return Floats(static_cast<float*>(p));
-}
-
 // Memory that a thread keeps from call to call: fresh pages would cost more than a short call.
 struct Scratch {
-  Floats memory;
+  Buffer<float> memory;
   int64_t size = 0;
 
   float* of(int64_t count) {
     if (size < count) {
       memory.reset();
       size = 0;
-      memory = allocate(count);
+      memory = allocate<float>(count);
       size = count;
     }
     return memory.get();
@@ -45,8 +30,6 @@ struct Scratch {
 
 thread_local Scratch scratch_of_thread;
 thread_local Scratch states_of_caller;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 void check(const AttentionCall& call) {
   const auto fits = [](const KeyValueRows& x) {

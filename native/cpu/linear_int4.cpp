@@ -2,34 +2,14 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
-#include <new>
 
+#include "memory.h"
 #include "threads.h"
 
 namespace tesseral {
 namespace {
 
 using std::int64_t;
-
-constexpr int64_t alignment = 64;
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-template <class T>
-using Scratch = std::unique_ptr<T[], Free>;
-
-template <class T>
-Scratch<T> allocate(int64_t count) {
-  const auto bytes = static_cast<std::size_t>(count) * sizeof(T);
-  void* p = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  if (p == nullptr) throw std::bad_alloc();
-  return Scratch<T>(static_cast<T*>(p));
-}
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Sizes of tiles and tasks; measured, not derived.
 constexpr int64_t panel_bytes = 128 * 1024;     // unpacked weights of a tile: stay in the L2 cache
@@ -98,9 +78,9 @@ class Run {
   int64_t tile_columns_;
   int64_t tiles_down_;
   int64_t tiles_across_;
-  Scratch<std::int8_t> rows_;
-  Scratch<RowSummary> summaries_;
-  Scratch<std::uint8_t> panels_;
+  Buffer<std::int8_t> rows_;
+  Buffer<RowSummary> summaries_;
+  Buffer<std::uint8_t> panels_;
   std::atomic<Status> status_{Status::ok};
 };
 

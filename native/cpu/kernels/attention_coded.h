@@ -135,7 +135,7 @@ void multiply_coded_keys(const KeyValueRows& source, const char* first, int64_t 
     Floats totals[lanes];
     for (int k = 0; k < n_keys; ++k) {
       const char* row = first + at_most(key + k, count - 1) * source.rows.row;
-      prefetch(first + (key + k + 128) * source.rows.row, bytes);
+      prefetch(first + (key + k + stream_block) * source.rows.row, bytes);
       Sums sums[Rows][Digits];
       for (int r = 0; r < Rows; ++r) {
         for (int d = 0; d < Digits; ++d) sums[r][d] = no_sums();
@@ -186,7 +186,7 @@ inline void interleave_values(const KeyValueRows& source, const char* first, int
     const char* row[4];
     for (int i = 0; i < 4; ++i) {
       row[i] = first + at_most(4 * group + i, count - 1) * source.rows.row;
-      prefetch(first + (4 * group + i + 128) * source.rows.row, bytes);
+      prefetch(first + (4 * group + i + stream_block) * source.rows.row, bytes);
     }
     for (int64_t begin = 0; begin < bytes; begin += code_bytes) {
       Codes rows[4];
@@ -206,7 +206,7 @@ void add_coded_values(const KeyValueRows& source, const std::uint8_t* interleave
                       const float* weights, const float* scales, const float* offsets, float factor,
                       float* values) {
   const int64_t groups = (count + 3) / 4;
-  constexpr int64_t stride = 128 + lanes;
+  constexpr int64_t stride = stream_stride;
   alignas(64) std::int8_t digits[Digits * stride];
   alignas(64) float scaled[stride];
   Floats top = zero();

@@ -21,6 +21,9 @@ using std::int64_t;
 constexpr float log2_e = 1.44269504088896340736f;
 constexpr float infinity = __builtin_inff();
 
+constexpr int64_t stream_block = 128;  // keys that are read in place at a time
+constexpr int64_t stream_stride = stream_block + lanes;
+
 inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }

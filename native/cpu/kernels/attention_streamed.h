@@ -14,9 +14,6 @@
 namespace tesseral::TESSERAL_TARGET {
 namespace {
 
-constexpr int64_t stream_block = 128;  // keys
-constexpr int64_t stream_stride = stream_block + lanes;
-
 // Rows of one element type at a constant stride.
 template <Element Type>
 struct Stream {
@@ -189,9 +186,9 @@ void add_streamed_values(const Stream<Type>& source, int64_t count, int64_t widt
   add_values_by<Type, Rows, 1>(source, count, column, width, weights, factors, values, stride);
 }
 
-// Weights of a row in place of its scores, zero for the lanes after them; the sum of all.
+// Weights of a row in place of its scores, of which those after `count`, up to a multiple of the
+// lanes, are -infinity; the sum of all.
 inline float exponentiate_row(float* scores, int64_t count, float unit, float limit) {
-  for (int64_t i = count; i < round_up(count, lanes); ++i) scores[i] = -infinity;
   Floats sum = zero();
   for (int64_t i = 0; i < count; i += lanes) {
     const Floats weight =
@@ -229,8 +226,6 @@ class StreamedTask {
 
   void run() {
     state_.clear(rows_);
-    widen_queries();
-    encode_queries();
     int64_t begin = task_.k_end;
     int64_t end = task_.k_begin;
     for (int64_t r = 0; r < rows_; ++r) {
@@ -238,6 +233,8 @@ class StreamedTask {
       begin = at_most(begin, places_[r].k_begin);
       end = at_least(end, places_[r].k_end);
     }
+    widen_queries();
+    encode_queries();
     for (int64_t key = begin; key < end;) {
       const KeyRun run = find_keys(call_, sequence_, key, at_most(end, key + stream_block));
       run_block(key, run);
@@ -340,7 +337,7 @@ class StreamedTask {
   void widen_queries() {
     const KeyValueRows source = {call_.element, call_.key.width, call_.query, Element::f32, {}, {}};
     for (int64_t r = 0; r < rows_; ++r) {
-      const Row row = find_row(call_, task_, r);
+      const Row& row = places_[r];
       widen_row(source, sequence_.batch, row.head, sequence_.q_start + row.query,
                 queries_ + r * query_stride_);
       if (call_.key.element == Element::bf16) {

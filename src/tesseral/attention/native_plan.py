@@ -127,9 +127,8 @@ def _useful_threads(problem: AttentionProblem, threads: int) -> int:
     """Return how many of the threads have enough to do to be worth waking."""
     numbers = problem.batch * problem.kv_heads * problem.kv_len
     numbers *= problem.head_dim + problem.value_dim
-    itemsize = 4 if problem.dtype == "float32" else 2
     worth = max(
-        numbers * itemsize / THREAD_BYTES,
+        numbers * _itemsize(problem) / THREAD_BYTES,
         numbers * problem.group * problem.q_len / THREAD_PRODUCTS,
     )
     return max(1, min(threads, int(worth)))
@@ -141,8 +140,7 @@ def _split_keys(problem: AttentionProblem, tasks: int, threads: int, *, streamed
     wanted = TASKS_A_THREAD * threads if streamed else threads
     if threads == 1 or tasks >= wanted:
         return 0
-    itemsize = 4 if problem.dtype == "float32" else 2
-    least = LEAST_SPLIT_BYTES // (itemsize * (problem.head_dim + problem.value_dim))
+    least = LEAST_SPLIT_BYTES // (_itemsize(problem) * (problem.head_dim + problem.value_dim))
     keys = max(-(-problem.kv_len * tasks // wanted), least)
     return keys if keys < problem.kv_len else 0
 
@@ -171,6 +169,10 @@ def _positions(strip_rows: int, group: int) -> int:
     positions = max(1, strip_rows // group)
     step = ROW_MULTIPLE // gcd(ROW_MULTIPLE, group)
     return positions // step * step if positions > step else positions
+
+
+def _itemsize(problem: AttentionProblem) -> int:
+    return 4 if problem.dtype == "float32" else 2
 
 
 def _is_all_bfloat16(problem: AttentionProblem) -> bool:

@@ -192,7 +192,7 @@ def check_kinds(where: str, arrays: AttentionArrays) -> Namespace:
     }
     xp = array_namespace(where, *dense.values())
     dtype = arrays.query.dtype
-    if _dtype_name(arrays.query) not in DTYPES:
+    if dtype_name(arrays.query) not in DTYPES:
         raise DtypeError(f"{where}: query is {dtype}; supported are {', '.join(DTYPES)}.")
     for name, array in (("key", arrays.key), ("value", arrays.value)):
         if not isinstance(array, PackedTensor) and array.dtype != dtype:
@@ -266,7 +266,7 @@ def make_problem(
         window = check_window(where, window)
     return AttentionProblem(
         **sizes,
-        dtype=_dtype_name(arrays.query),
+        dtype=dtype_name(arrays.query),
         device=str(arrays.query.device),
         key_format=_format(arrays.key),
         value_format=_format(arrays.value),
@@ -351,5 +351,6 @@ def _format(array: Array | PackedTensor) -> str:
     return f"packed{array.bits}" + (f"x{groups}" if groups > 1 else "")
 
 
-def _dtype_name(array: Any) -> str:
+def dtype_name(array: Any) -> str:
+    """Return the name of an array's type without its framework, such as ``"float32"``."""
     return str(array.dtype).rpartition(".")[2]

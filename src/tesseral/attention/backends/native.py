@@ -9,7 +9,7 @@ from array_api_compat import array_namespace, is_torch_array
 
 from tesseral import _native
 from tesseral.attention.native_plan import NativePlan, plan_native
-from tesseral.attention.problem import AttentionArrays, AttentionProblem
+from tesseral.attention.problem import AttentionArrays, AttentionProblem, dtype_name
 from tesseral.attention.sequences import Sequences
 from tesseral.core import PackedTensor
 from tesseral.core._arrays import Array
@@ -196,12 +196,12 @@ class _Call:
         if arrays.mask is None:
             return
         mask = arrays.mask
-        if problem.mask == "additive" and _dtype(mask) not in _elements():
+        if problem.mask == "additive" and dtype_name(mask) not in _elements():
             mask = xp.astype(mask, xp.float32)
         shape = (problem.batch, problem.q_heads, problem.q_len, problem.kv_len)
         mask = self._keep(xp.broadcast_to(mask, shape))
         element = (
-            _native.Element.boolean if problem.mask == "boolean" else _elements()[_dtype(mask)]
+            _native.Element.boolean if problem.mask == "boolean" else _elements()[dtype_name(mask)]
         )
         *steps, column = self.view.strides(mask)
         rows = _native.Rows(self.view.address(mask), *steps)
@@ -217,11 +217,11 @@ class _Call:
             self._rows(array.data, axes),
         )
         scale, offset = array.scale, array.offset
-        offset_dtype = _dtype(scale if offset is None else offset)
-        if _dtype(scale) not in _elements() or offset_dtype != _dtype(scale):
+        offset_dtype = dtype_name(scale if offset is None else offset)
+        if dtype_name(scale) not in _elements() or offset_dtype != dtype_name(scale):
             scale = self.xp.astype(scale, self.xp.float32)
             offset = None if offset is None else self.xp.astype(offset, self.xp.float32)
-        codes.scale_element = _elements()[_dtype(scale)]
+        codes.scale_element = _elements()[dtype_name(scale)]
         codes.scale = self._rows(scale, axes)
         if offset is not None:
             codes.offset = self._rows(offset, axes)
@@ -248,7 +248,3 @@ class _Call:
 @cache
 def _elements() -> dict[str, Any]:
     return {name: getattr(_native.Element, name) for name in ("float32", "bfloat16", "float16")}
-
-
-def _dtype(array: Array) -> str:
-    return str(array.dtype).rpartition(".")[2]
