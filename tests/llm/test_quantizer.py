@@ -12,7 +12,7 @@ from support.quantised import logits_of
 from tesseral._errors import ParameterError, UnsupportedModelError
 from tesseral.llm import TesseralConfig, TesseralQuantizer, load, quantize
 from tesseral.llm.attention_interface import IMPLEMENTATION
-from tesseral.llm.layouts import blocks_of, layout_of
+from tesseral.llm.layouts import blocks_of, check_architecture
 from tesseral.llm.quantizer import install, mark_quantized
 from tesseral.quantization import QuantizationConfig
 from tesseral.quantization.linear import QuantizedLinear
@@ -111,7 +111,7 @@ def test_an_architecture_without_layout_is_named(tmp_path):
     ):
         quantize(tmp_path / "model", CONFIG, TEXT, tmp_path / "out")
     with pytest.raises(UnsupportedModelError, match="'gpt_oss' is not supported"):
-        layout_of("gpt_oss")
+        check_architecture("gpt_oss")
 
 
 def test_a_model_without_blocks_is_named():

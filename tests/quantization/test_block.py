@@ -8,31 +8,32 @@ import torch
 from support.models import token_ids
 from support.quantised import logits_of, simulate, tiny
 from tesseral._errors import UnsupportedModelError
-from tesseral.llm.layouts import blocks_of, layout_of, shape_of
+from tesseral.llm.layouts import blocks_of, open_block
 from tesseral.quantization.block import original_linears, replace_with_quantized, start_of_scale
 from tesseral.quantization.config import TRANSFORMS, QuantizationConfig
 from tesseral.quantization.freeze import frozen_state
 from tesseral.quantization.linear import QuantizedLinear
 from tesseral.quantization.placement import CODEC, ROLES
 
-LAYOUT = layout_of("llama")
-
 
 def test_a_missing_linear_layer_is_named():
     (block, _) = blocks_of(tiny("llama"))
+    layout, _ = open_block(block, "llama")
     del block.mlp.up_proj
     with pytest.raises(
         UnsupportedModelError,
-        match=r"LlamaDecoderLayer should hold a linear layer 'mlp\.up_proj' as up, found nothing",
+        match=r"LlamaDecoderLayer should hold a linear layer 'mlp\.up_proj' as up, found nothing; "
+        r"looked for self_attn\.q_proj, .*, mlp\.down_proj\.",
     ):
-        original_linears(block, LAYOUT)
+        original_linears(block, layout)
 
 
 def test_a_module_that_is_not_linear_is_named():
     (block, _) = blocks_of(tiny("llama"))
+    layout, _ = open_block(block, "llama")
     block.self_attn.o_proj = torch.nn.Identity()
     with pytest.raises(UnsupportedModelError, match="as output, found Identity"):
-        original_linears(block, LAYOUT)
+        original_linears(block, layout)
 
 
 def test_the_scale_starts_from_the_maxima_of_weights_and_inputs():
@@ -86,8 +87,8 @@ def test_the_frozen_state_fills_the_stored_parts_exactly(name, transform, bits):
     model = tiny(name, num_hidden_layers=1)
     (block,), (parts,) = blocks_of(model), simulate(model, config)
     state = frozen_state(parts, torch.float32)
-    shape = shape_of(model.config)
-    replace_with_quantized(block, layout_of(model.config.model_type), shape, config)
+    layout, shape = open_block(block, model.config.model_type)
+    replace_with_quantized(block, layout, shape, config)
     block.load_state_dict(state)  # strict: neither missing nor left over
     assert {t.dtype for t in state.values()} <= {torch.float32, torch.uint8}
     assert {n: (t.dtype, t.shape) for n, t in block.state_dict().items()} == {

@@ -61,11 +61,11 @@ def test_each_placement_moves_what_it_acts_on(only):
             assert not torch.allclose(parts.codec.encode(keys, keys)[0], keys)
             continue
         site = parts.inputs[only]
-        x = torch.ones(3, parts.linears[sites(only).readers[0]].original[0].in_features).double()
+        reader = parts.linears[parts.layout.readers(sites(only))[0]]
+        x = torch.ones(3, reader.original[0].in_features).double()
         assert not torch.allclose(site.compute(x), x)
-        fused, _ = parts.linears[sites(only).readers[0]].fused(torch.float64)
-        original = parts.linears[sites(only).readers[0]].original[0].weight
-        assert not torch.allclose(fused, original)
+        fused, _ = reader.fused(torch.float64)
+        assert not torch.allclose(fused, reader.original[0].weight)
 
 
 def sites(name):

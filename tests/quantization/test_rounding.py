@@ -5,7 +5,7 @@ import torch
 
 from support.models import token_ids
 from support.quantised import logits_of, tiny
-from tesseral.llm.layouts import blocks_of, layout_of, shape_of
+from tesseral.llm.layouts import blocks_of, open_block
 from tesseral.llm.pipeline import block_arguments, hidden_states, quantize_blocks
 from tesseral.quantization.block import SimulatedBlock
 from tesseral.quantization.calibration.loop import observe
@@ -85,11 +85,12 @@ def test_a_channel_that_is_always_zero_does_no_harm():
 
 def test_moments_are_those_of_what_each_site_hands_to_its_readers():
     model = tiny("llama")
-    block, shape = blocks_of(model)[0], shape_of(model.config)
+    block = blocks_of(model)[0]
+    layout, shape = open_block(block, "llama")
     hidden = hidden_states(model, TOKENS, 4)
     task = BlockTask(
         block=block,
-        layout=layout_of("llama"),
+        layout=layout,
         shape=shape,
         arguments=block_arguments(model, TOKENS[0])[0],
         inputs=hidden,

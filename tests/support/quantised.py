@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from support.models import tiny_llama, tiny_mistral, tiny_qwen2, tiny_qwen3
-from tesseral.llm.layouts import blocks_of, layout_of, shape_of
+from tesseral.llm.layouts import blocks_of, open_block
 from tesseral.quantization.block import SimulatedBlock, replace_with_quantized
 from tesseral.quantization.config import QuantizationConfig
 from tesseral.quantization.freeze import frozen_state
@@ -61,9 +61,9 @@ def simulate(model, config: QuantizationConfig, *, only: str | None = None) -> l
 
     ``only`` names one placement, an input site or ``"kv_codec"``; the others stay identities.
     """
-    layout, shape = layout_of(model.config.model_type), shape_of(model.config)
     simulated = []
     for index, block in enumerate(blocks_of(model)):
+        layout, shape = open_block(block, model.config.model_type)
         generator = torch.Generator().manual_seed(index)
         maxima = {
             site.name: torch.rand(site.width(shape), generator=generator) + 0.1
@@ -103,8 +103,8 @@ def installed(simulated: list[SimulatedBlock]) -> Iterator[None]:
 
 def freeze(model, config: QuantizationConfig, simulated: list[SimulatedBlock]) -> None:
     """Replace every block's linear layers by stored ones; what has no transform is identity."""
-    layout, shape = layout_of(model.config.model_type), shape_of(model.config)
     for block, parts in zip(blocks_of(model), simulated, strict=True):
+        layout, shape = open_block(block, model.config.model_type)
         state = frozen_state(parts, parts.dtype)
         replace_with_quantized(block, layout, shape, config, parts.dtype)
         missing, unexpected = block.load_state_dict(state, strict=False)

@@ -18,9 +18,8 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from tesseral.llm.evaluate import new_cache
-from tesseral.llm.layouts import blocks_of, layout_of
+from tesseral.llm.layouts import blocks_of, check_architecture, open_block
 from tesseral.llm.text import clip_length, consecutive, tokenize
-from tesseral.quantization.block import site_parent
 from tesseral.quantization.linear import QuantizedLinear
 from tesseral.quantization.placement import INPUT_SITES, BlockLayout, InputSite
 from tesseral.quantization.simulate import fake_quantize_rows
@@ -96,11 +95,11 @@ def flatness(
     ----------
     Sun, Liu et al. (2025), "FlatQuant", figure 1.
     """
-    layout = layout_of(model.config.model_type)
+    check_architecture(model.config.model_type)
     length = clip_length(model, sequence_length)
     sequences = consecutive(tokenize(model, tokenizer, text), length)[:max_sequences]
     gauges = [
-        _Gauge(index, block, layout, site, bits)
+        _Gauge(index, block, open_block(block, model.config.model_type)[0], site, bits)
         for index, block in enumerate(blocks_of(model))
         for site in INPUT_SITES
     ]
@@ -120,10 +119,10 @@ class _Gauge:
         self, index: int, block: nn.Module, layout: BlockLayout, site: InputSite, bits: int
     ) -> None:
         self._index, self._site, self._bits = index, site, bits
-        self._readers = [block.get_submodule(layout.linears[role]) for role in site.readers]
+        self._readers = [block.get_submodule(name) for name in layout.readers(site)]
         self._source = None
         if isinstance(self._readers[0], QuantizedLinear):
-            self._source = block.get_submodule(f"{site_parent(site, layout)}.{site.name}.transform")
+            self._source = block.get_submodule(f"{layout.owner(site)}.{site.name}.transform")
         self._squares: Tensor | float = 0.0
         self._error = 0.0
 

@@ -1,38 +1,37 @@
-"""Which module plays which part, per architecture: names only."""
+"""Which module plays which part, per architecture: a table of names, and how it is read."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 
 from tesseral._errors import UnsupportedModelError
 from tesseral.quantization.placement import BlockLayout, BlockShape
 
+_ATTENTION = {
+    "self_attn.q_proj": ("query",),
+    "self_attn.k_proj": ("key",),
+    "self_attn.v_proj": ("value",),
+    "self_attn.o_proj": ("output",),
+}
+_MLP = {"mlp.gate_proj": ("gate",), "mlp.up_proj": ("up",), "mlp.down_proj": ("down",)}
+
 _LLAMA = BlockLayout(
     attention="self_attn",
-    linears={
-        "query": "self_attn.q_proj",
-        "key": "self_attn.k_proj",
-        "value": "self_attn.v_proj",
-        "output": "self_attn.o_proj",
-        "gate": "mlp.gate_proj",
-        "up": "mlp.up_proj",
-        "down": "mlp.down_proj",
-    },
+    linears=_ATTENTION | _MLP,
     norms={"attention": "input_layernorm", "mlp": "post_attention_layernorm"},
 )
 
-LAYOUTS: Mapping[str, BlockLayout] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
+LAYOUTS: Mapping[str, tuple[BlockLayout, ...]] = {
+    "llama": (_LLAMA,),
+    "mistral": (_LLAMA,),
+    "qwen2": (_LLAMA,),
+    "qwen3": (_LLAMA,),
 }
-"""Layout of a decoder block by ``config.model_type``."""
+"""Layouts of decoder blocks by ``config.model_type``: a block has the first that fits it."""
 
 
-def layout_of(model_type: str) -> BlockLayout:
-    """Return the layout of an architecture.
+def check_architecture(model_type: str) -> None:
+    """Refuse an architecture that is not in the table.
 
     Raises
     ------
@@ -40,22 +39,77 @@ def layout_of(model_type: str) -> BlockLayout:
         If it is not known.
     """
     if model_type not in LAYOUTS:
+        looked_for = {name: None for layouts in LAYOUTS.values() for name in _names(*layouts)}
         raise UnsupportedModelError(
-            f"quantization: the architecture {model_type!r} is not supported; "
-            f"supported are {', '.join(LAYOUTS)}."
+            f"quantization: the architecture {model_type!r} is not supported; supported are "
+            f"{', '.join(LAYOUTS)}, whose blocks hold some of {', '.join(looked_for)}."
         )
-    return LAYOUTS[model_type]
 
 
-def shape_of(config: Any) -> BlockShape:
-    """Return the sizes of a decoder block from a transformers configuration."""
-    n_heads = config.num_attention_heads
+def open_block(block: nn.Module, model_type: str) -> tuple[BlockLayout, BlockShape]:
+    """Make every linear layer of a decoder block a module of its own, and find them.
+
+    Fused experts are taken apart in place; what the block computes stays the same.
+
+    Returns
+    -------
+    layout : BlockLayout
+        Names of the parts, with those of every expert.
+    shape : BlockShape
+        Sizes, as the linear layers have them.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the architecture is not known or the block lacks one of its modules.
+    """
+    check_architecture(model_type)
+    layouts = LAYOUTS[model_type]
+    for layout in layouts:
+        if all(_find(block, name) is not None for name in _names(layout)):
+            return layout, _shape(block, layout)
+    raise UnsupportedModelError(
+        f"quantization: a {type(block).__name__} of architecture {model_type!r} should hold "
+        + ", or ".join(", ".join(_names(layout)) for layout in layouts)
+        + "; missing are "
+        + ", or ".join(
+            ", ".join(n for n in _names(layout) if _find(block, n) is None) for layout in layouts
+        )
+        + "."
+    )
+
+
+def _names(*layouts: BlockLayout) -> Iterator[str]:
+    """Yield the modules that layouts ask for."""
+    for layout in layouts:
+        yield layout.attention
+        yield from layout.linears
+        yield from layout.norms.values()
+
+
+def _find(block: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return block.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _shape(block: nn.Module, layout: BlockLayout) -> BlockShape:
+    """Return the sizes of a block: those of its linear layers and of a head."""
+    by_role: dict[str, nn.Linear] = {
+        role: block.get_submodule(name)  # type: ignore[misc]
+        for name, roles in layout.linears.items()
+        for role in roles
+    }
+    head_dim: int = block.get_submodule(layout.attention).head_dim  # type: ignore[assignment]
+    query = by_role["output"].in_features
+    kv = sum(linear.out_features for linear in {by_role[r] for r in ("query", "key", "value")})
     return BlockShape(
-        hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        n_heads=n_heads,
-        n_kv_heads=config.num_key_value_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
+        hidden=by_role["query"].in_features,
+        intermediate=by_role["down"].in_features,
+        n_heads=query // head_dim,
+        n_kv_heads=(kv - query) // (2 * head_dim),
+        head_dim=head_dim,
     )
 
 

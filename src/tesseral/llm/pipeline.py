@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tesseral._errors import CheckpointError, OutputExistsError
-from tesseral.llm.layouts import blocks_of, final_norm_of, layout_of, shape_of
+from tesseral.llm.layouts import blocks_of, check_architecture, final_norm_of, open_block
 from tesseral.llm.loading import load, quiet, read_config, stored_dtype
 from tesseral.llm.quantizer import mark_quantized
 from tesseral.llm.resume import Progress, disk_errors, identity
@@ -84,7 +84,7 @@ def quantize(
     if source.resolve().is_relative_to(out):
         raise OutputExistsError(f"{out} holds the model {source}; choose another output.")
     description = read_config(source)
-    layout_of(description["model_type"])
+    check_architecture(description["model_type"])
     dtype = stored_dtype(source, description)
     if description.get("quantization_config") is not None:
         raise CheckpointError(f"{source} is quantised already; give the original model.")
@@ -129,16 +129,13 @@ def quantize_blocks(
         As for :func:`quantize`.
     """
     model.requires_grad_(False)
-    layout, shape, blocks = (
-        layout_of(model.config.model_type),
-        shape_of(model.config),
-        blocks_of(model),
-    )
+    blocks = blocks_of(model)
     arguments = block_arguments(model, sequences[0])
     hidden = received = hidden_states(model, sequences, config.batch_size)
     if not config.propagate:
         received = received[:SEQUENCES]
     for index, block in enumerate(blocks):
+        layout, shape = open_block(block, model.config.model_type)
         task = BlockTask(
             block=block,
             layout=layout,
@@ -164,7 +161,9 @@ def quantize_blocks(
         if config.rescales or (config.propagate and config.learns):
             received = task.run_all(received, config.batch_size)
     if config.rescales:
-        rescale_norm(final_norm_of(model), hidden[:SEQUENCES], received[:SEQUENCES])
+        rescale_norm(
+            final_norm_of(model), hidden[:SEQUENCES], received[:SEQUENCES], layout.norm_offset
+        )
 
 
 def _replace(task: BlockTask, config: QuantizationConfig, state: dict[str, Tensor]) -> None:

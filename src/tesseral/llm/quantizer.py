@@ -9,7 +9,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tesseral.llm.attention_interface import IMPLEMENTATION
-from tesseral.llm.layouts import blocks_of, layout_of, shape_of
+from tesseral.llm.layouts import blocks_of, open_block
 from tesseral.quantization.block import replace_with_quantized
 from tesseral.quantization.config import QuantizationConfig
 
@@ -48,6 +48,11 @@ class TesseralQuantizer(HfQuantizer):  # type: ignore[misc]
         install(model, self.quantization_config.settings)
         model.set_attn_implementation(IMPLEMENTATION)
 
+    def update_weight_conversions(self, weight_conversions: list[Any], *_: Any) -> list[Any]:
+        """Return no conversions: our checkpoints name every tensor as the module that holds it."""
+        del weight_conversions
+        return []
+
     def is_serializable(self) -> bool:
         """Say that a quantised model can be saved again."""
         return True
@@ -60,8 +65,8 @@ class TesseralQuantizer(HfQuantizer):  # type: ignore[misc]
 
 def install(model: PreTrainedModel, config: QuantizationConfig) -> None:
     """Replace the linear layers of every block by empty quantised ones."""
-    layout, shape = layout_of(model.config.model_type), shape_of(model.config)
     for block in blocks_of(model):
+        layout, shape = open_block(block, model.config.model_type)
         with torch.device(next(block.parameters()).device):
             replace_with_quantized(block, layout, shape, config)
 
@@ -71,5 +76,7 @@ def mark_quantized(model: PreTrainedModel, config: QuantizationConfig) -> None:
     description = TesseralConfig(**config.to_dict())
     model.hf_quantizer = TesseralQuantizer(description, pre_quantized=True)
     model.config.quantization_config = description
+    # or it would be saved under the names that the original had on disk
+    model._weight_conversions = []
     model.is_quantized = True
     model.quantization_method = METHOD

@@ -1,6 +1,6 @@
 """One decoder block: putting simulated or stored parts in place of its linear layers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -14,12 +14,12 @@ from tesseral.quantization.numerics import working_dtype
 from tesseral.quantization.placement import (
     CODEC,
     INPUT_SITES,
-    ROLES,
     BlockLayout,
     BlockShape,
     InputSite,
     site_of,
 )
+from tesseral.quantization.shared_input import SharedInput
 from tesseral.quantization.simulate import Clip, SimulatedCodec, SimulatedInput, SimulatedLinear
 from tesseral.quantization.transforms.hadamard import random_hadamard
 from tesseral.quantization.transforms.kronecker import Kronecker, LearnableKronecker
@@ -54,11 +54,12 @@ class SimulatedBlock(nn.Module):
         super().__init__()
         self.block, self.layout, self.shape, self.config = (block,), layout, shape, config
         linears = original_linears(block, layout)
-        self.dtype = working_dtype(linears["query"].weight.dtype)
+        self.dtype = working_dtype(next(iter(linears.values())).weight.dtype)
         self.inputs = {
             s.name: self._input(s, linears, maxima[s.name], generator) for s in INPUT_SITES
         }
-        self.linears = {role: self._linear(role, linears[role]) for role in ROLES}
+        self.linears = {name: self._linear(name, linear) for name, linear in linears.items()}
+        share_inputs(layout, self.inputs)
         self._parts = nn.ModuleList([*self.inputs.values(), *self.linears.values()])
         self.codec = SimulatedCodec(
             self._transform((shape.head_dim,), generator),
@@ -89,8 +90,8 @@ class SimulatedBlock(nn.Module):
         generator: torch.Generator,
     ) -> SimulatedInput:
         log_scale = None
-        if self.learned and site.scale_into is not None:
-            weights = [linears[role].weight for role in site.readers]
+        if self.learned and self.layout.takes_scale(site):
+            weights = [linears[name].weight for name in self.layout.readers(site)]
             log_scale = start_of_scale(maxima, weights)
         return SimulatedInput(
             self._transform(site.factor_sizes(self.shape), generator),
@@ -100,14 +101,16 @@ class SimulatedBlock(nn.Module):
             merged=site.merged_into is not None,
         )
 
-    def _linear(self, role: str, linear: nn.Linear) -> SimulatedLinear:
-        merged = next((s.name for s in INPUT_SITES if s.merged_into == role), None)
+    def _linear(self, name: str, linear: nn.Linear) -> SimulatedLinear:
+        roles = self.layout.linears[name]
+        merged = next((s for s in INPUT_SITES if s.merged_into in roles), None)
         return SimulatedLinear(
             linear,
-            self.inputs[site_of(role).name],
-            None if merged is None else self.inputs[merged],
+            self.inputs[site_of(roles[0]).name],
+            None if merged is None else self.inputs[merged.name],
             Clip(linear.weight.shape[0], learned=self.learned),
             bits=self.config.weight_bits,
+            rows=self.layout.rows(name, "value", self.shape),
         )
 
     def refresh(self) -> None:
@@ -133,18 +136,18 @@ class SimulatedBlock(nn.Module):
         originals = original_linears(block, self.layout)
         attention = block.get_submodule(self.layout.attention)
         try:
-            for role in ROLES:
-                block.set_submodule(self.layout.linears[role], self.linears[role])
+            for name, linear in self.linears.items():
+                block.set_submodule(name, linear)
             attention.add_module(CODEC, self.codec)
             yield block
         finally:
-            for role, linear in originals.items():
-                block.set_submodule(self.layout.linears[role], linear)
+            for name, original in originals.items():
+                block.set_submodule(name, original)
             delattr(attention, CODEC)
 
 
 def original_linears(block: nn.Module, layout: BlockLayout) -> dict[str, nn.Linear]:
-    """Return the block's linear layers by role.
+    """Return the block's linear layers by name.
 
     Raises
     ------
@@ -152,8 +155,7 @@ def original_linears(block: nn.Module, layout: BlockLayout) -> dict[str, nn.Line
         If the block has no such module, or one that is not linear.
     """
     linears = {}
-    for role in ROLES:
-        name = layout.linears[role]
+    for name, roles in layout.linears.items():
         try:
             module = block.get_submodule(name)
         except AttributeError:
@@ -161,9 +163,11 @@ def original_linears(block: nn.Module, layout: BlockLayout) -> dict[str, nn.Line
         if not isinstance(module, nn.Linear):
             raise UnsupportedModelError(
                 f"quantization: {type(block).__name__} should hold a linear layer {name!r} as "
-                f"{role}, found {'nothing' if module is None else type(module).__name__}."
+                f"{', '.join(roles)}, found "
+                f"{'nothing' if module is None else type(module).__name__}; looked for "
+                f"{', '.join(layout.linears)}."
             )
-        linears[role] = module
+        linears[name] = module
     return linears
 
 
@@ -203,13 +207,14 @@ def replace_with_quantized(
         dtype=dtype,
     )
     block.get_submodule(layout.attention).add_module(CODEC, codec)
+    sources = {}
     for site in INPUT_SITES:
         left, right = site.factor_sizes(shape) if transformed else (None, None)
         sizes = (left, None if site.merged_into else right)
         source = QuantizedInput(sizes, bits=config.activation_bits, dtype=dtype)
-        block.get_submodule(site_parent(site, layout)).add_module(site.name, source)
-        for role in site.readers:
-            old = linears[role]
+        block.get_submodule(layout.owner(site)).add_module(site.name, source)
+        for name in layout.readers(site):
+            old = linears[name]
             new = QuantizedLinear(
                 old.in_features,
                 old.out_features,
@@ -218,9 +223,13 @@ def replace_with_quantized(
                 bits=config.weight_bits,
                 dtype=dtype,
             )
-            block.set_submodule(layout.linears[role], new)
+            block.set_submodule(name, new)
+        sources[site.name] = source
+    share_inputs(layout, sources)
 
 
-def site_parent(site: InputSite, layout: BlockLayout) -> str:
-    """Return the module that owns a site's transform: the one around its readers."""
-    return layout.linears[site.readers[0]].rpartition(".")[0]
+def share_inputs(layout: BlockLayout, sources: Mapping[str, SharedInput]) -> None:
+    """Tell each site's input how many layers read the same tensor: experts read one each."""
+    for site in INPUT_SITES:
+        n_tensors = len(layout.first_readers(site))
+        sources[site.name].readers = len(layout.readers(site)) // n_tensors

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from tesseral.core.packing import pack, storage_bits
-from tesseral.quantization.block import SimulatedBlock, site_parent
+from tesseral.quantization.block import SimulatedBlock
 from tesseral.quantization.config import OFF
-from tesseral.quantization.fusion import fuse_output
+from tesseral.quantization.fusion import fuse_norm, fuse_scale
 from tesseral.quantization.numerics import row_range, symmetric_codes, symmetric_scale
-from tesseral.quantization.placement import CODEC, INPUT_SITES, ROLES, site_of
+from tesseral.quantization.placement import CODEC, INPUT_SITES, InputSite, site_of
 from tesseral.quantization.rounding import compensated_codes
 from tesseral.quantization.simulate import SimulatedInput
 from tesseral.quantization.transforms.kronecker import Kronecker
@@ -38,11 +38,11 @@ def frozen_state(
     simulated.refresh()
     state = _kept_state(simulated)
     for site in INPUT_SITES:
-        prefix = f"{site_parent(site, simulated.layout)}.{site.name}"
+        prefix = f"{simulated.layout.owner(site)}.{site.name}"
         state |= _input_state(prefix, simulated.inputs[site.name])
-    for role in ROLES:
-        state |= _linear_state(simulated, role, (moments or {}).get(site_of(role).name))
-    state |= _codec_state(simulated) | _norm_state(simulated)
+    for name, roles in simulated.layout.linears.items():
+        state |= _linear_state(simulated, name, (moments or {}).get(site_of(roles[0]).name))
+    state |= _codec_state(simulated) | _scaled_state(simulated)
     return {
         name: tensor.to(dtype).contiguous() if tensor.is_floating_point() else tensor
         for name, tensor in state.items()
@@ -52,7 +52,7 @@ def frozen_state(
 def _kept_state(simulated: SimulatedBlock) -> dict[str, Tensor]:
     """Return what the block holds beside its linear layers, such as norms of queries and keys."""
     (block,) = simulated.block
-    replaced = tuple(f"{name}." for name in simulated.layout.linears.values())
+    replaced = tuple(f"{name}." for name in simulated.layout.linears)
     return {n: tensor for n, tensor in block.state_dict().items() if not n.startswith(replaced)}
 
 
@@ -62,13 +62,16 @@ def _input_state(prefix: str, source: SimulatedInput) -> dict[str, Tensor]:
 
 
 def _linear_state(
-    simulated: SimulatedBlock, role: str, moments: Tensor | None
+    simulated: SimulatedBlock, name: str, moments: Tensor | None
 ) -> dict[str, Tensor]:
-    name, linear = simulated.layout.linears[role], simulated.linears[role]
-    scale = _scale_into(simulated, role)
+    linear = simulated.linears[name]
     weight, bias = linear.fused(torch.float64)
-    weight = fuse_output(weight, None, scale)
-    state = {} if bias is None else {f"{name}.bias": fuse_output(bias, None, scale)}
+    for site in INPUT_SITES:
+        scale, rows = simulated.inputs[site.name].scale, _scaled_rows(simulated, name, site)
+        if scale is not None and rows is not None:
+            weight = fuse_scale(weight, scale, rows)
+            bias = None if bias is None else fuse_scale(bias, scale, rows)
+    state = {} if bias is None else {f"{name}.bias": bias}
     if linear.bits == OFF:
         return state | {f"{name}.weight": weight}
     row_scale = symmetric_scale(*row_range(weight, linear.clip()), linear.bits)
@@ -95,21 +98,24 @@ def _codec_state(simulated: SimulatedBlock) -> dict[str, Tensor]:
     }
 
 
-def _norm_state(simulated: SimulatedBlock) -> dict[str, Tensor]:
-    (block,) = simulated.block
+def _scaled_state(simulated: SimulatedBlock) -> dict[str, Tensor]:
+    """Return the weights of norms that take a scale, and of what else reads their output."""
+    (block,), layout = simulated.block, simulated.layout
     state = {}
-    for norm, name in simulated.layout.norms.items():
-        scale = _scale_into(simulated, norm)
-        if scale is not None:
-            weight = block.get_parameter(f"{name}.weight").detach().double()
-            state[f"{name}.weight"] = weight * scale
+    for site in INPUT_SITES:
+        scale, norm = simulated.inputs[site.name].scale, layout.norms.get(site.scale_into or "")
+        if scale is not None and norm is not None:
+            weight = block.get_parameter(f"{norm}.weight").detach().double()
+            state[f"{norm}.weight"] = fuse_norm(weight, scale, layout.norm_offset)
+            for name in layout.unquantised.get(site.name, ()):
+                weight = block.get_parameter(f"{name}.weight").detach().double()
+                state[f"{name}.weight"] = weight / scale
     return state
 
 
-def _scale_into(simulated: SimulatedBlock, place: str) -> Tensor | None:
-    """Return the per-channel scale that is merged into a norm's or layer's output."""
-    site = next((s for s in INPUT_SITES if s.scale_into == place), None)
-    return None if site is None else simulated.inputs[site.name].scale
+def _scaled_rows(simulated: SimulatedBlock, name: str, site: InputSite) -> slice | None:
+    """Return the rows of a linear layer that take a site's scale."""
+    return simulated.layout.rows(name, site.scale_into or "", simulated.shape)
 
 
 def _factor_state(prefix: str, factors: tuple[Tensor | None, ...]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tesseral.quantization.config import OFF
-from tesseral.quantization.fusion import fuse_input, fuse_output
+from tesseral.quantization.fusion import fuse_heads, fuse_input
 from tesseral.quantization.numerics import (
     asymmetric_codes,
     asymmetric_scale,
@@ -118,6 +118,8 @@ class SimulatedLinear(nn.Module):
         What it reads.
     merged : SimulatedInput, optional
         Site whose right factor multiplies each head of the output.
+    rows : slice, optional
+        The output channels that are these heads.
     clip : Clip
         Clip of each row of the weight.
     bits : int
@@ -132,6 +134,7 @@ class SimulatedLinear(nn.Module):
         clip: Clip,
         *,
         bits: int,
+        rows: slice | None = None,
     ) -> None:
         super().__init__()
         source.add_reader()
@@ -139,6 +142,7 @@ class SimulatedLinear(nn.Module):
         self.original = (linear,)
         self.source = (source,)
         self.merged = (merged,)
+        self.rows = slice(0, linear.out_features) if rows is None else rows
         self.clip = clip
         self.bits = bits
 
@@ -147,11 +151,12 @@ class SimulatedLinear(nn.Module):
         (linear,), (source,), (merged,) = self.original, self.source, self.merged
         per_head = None if merged is None else merged.current.to(dtype).factors[1]
         scale = None if source.scale is None else source.scale.to(dtype)
-        weight = fuse_output(linear.weight.detach().to(dtype), per_head, None)
-        weight = fuse_input(weight, source.current.to(dtype), scale)
-        if linear.bias is None:
-            return weight, None
-        return weight, fuse_output(linear.bias.detach().to(dtype), per_head, None)
+        weight = linear.weight.detach().to(dtype)
+        bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        if per_head is not None:
+            weight = fuse_heads(weight, per_head, self.rows)
+            bias = None if bias is None else fuse_heads(bias, per_head, self.rows)
+        return fuse_input(weight, source.current.to(dtype), scale), bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to the shared, quantised input."""

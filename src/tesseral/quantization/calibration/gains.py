@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tesseral.quantization.calibration.task import BlockTask
+from tesseral.quantization.fusion import fuse_norm
 
 SEQUENCES = 16
 """Sequences from which a factor is estimated: thousands of tokens for one number."""
@@ -37,14 +38,15 @@ def rescale_norms(
     """
     for name, original in originals.items():
         present = entering_norms(task, received)[name]
-        rescale_norm(task.block.get_submodule(name), original, present)
+        norm = task.block.get_submodule(name)
+        rescale_norm(norm, original, present, task.layout.norm_offset)
     return {
         f"{name}.weight": task.block.get_parameter(f"{name}.weight").clone() for name in originals
     }
 
 
 @torch.no_grad()
-def rescale_norm(norm: nn.Module, original: Tensor, present: Tensor) -> None:
+def rescale_norm(norm: nn.Module, original: Tensor, present: Tensor, offset: float = 0.0) -> None:
     """Multiply a norm's weight by the factor that matches its outputs in least squares.
 
     Parameters
@@ -53,11 +55,14 @@ def rescale_norm(norm: nn.Module, original: Tensor, present: Tensor) -> None:
         Changed in place.
     original, present : tensors of shape (..., hidden)
         What enters the norm in the original model and in the quantised one.
+    offset : float
+        The norm multiplies by its weight plus this.
     """
     target, output = norm(original).double(), norm(present).double()
     power = output.square().sum()
     if power > 0:
-        norm.get_parameter("weight").mul_((target * output).sum() / power)
+        weight = norm.get_parameter("weight")
+        weight.copy_(fuse_norm(weight, (target * output).sum() / power, offset))
 
 
 @torch.no_grad()

@@ -59,10 +59,9 @@ def observe(task: BlockTask, batch_size: int) -> tuple[Tensor, dict[str, Tensor]
         return hook
 
     hooks = [
-        task.block.get_submodule(task.layout.linears[site.readers[0]]).register_forward_pre_hook(
-            watch(site.name)
-        )
+        task.block.get_submodule(name).register_forward_pre_hook(watch(site.name))
         for site in INPUT_SITES
+        for name in task.layout.first_readers(site)
     ]
     try:
         outputs = task.run_all(task.inputs, batch_size)
