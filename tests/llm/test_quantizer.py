@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.quantizers import auto
 
 from support.checkpoints import TEXT, same_tensors, save
 from support.models import tiny_gpt_oss, tiny_llama, token_ids
@@ -13,6 +14,7 @@ from tesseral._errors import ParameterError, UnsupportedModelError
 from tesseral.llm import TesseralConfig, TesseralQuantizer, load, quantize
 from tesseral.llm.attention_interface import IMPLEMENTATION
 from tesseral.llm.layouts import blocks_of, check_architecture
+from tesseral.llm.loading import quiet
 from tesseral.llm.quantizer import install, mark_quantized
 from tesseral.quantization import QuantizationConfig
 from tesseral.quantization.linear import QuantizedLinear
@@ -73,6 +75,18 @@ def test_a_quantised_model_is_marked_and_cannot_be_trained():
     assert model.hf_quantizer.is_serializable()
     assert not model.hf_quantizer.is_trainable
     assert not model.hf_quantizer.quantization_config.settings.learns
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_transformers_alone_refuses_rather_than_fill_in_random_weights(
+    original, tmp_path, monkeypatch, bits
+):
+    config = QuantizationConfig(weight_bits=bits, epochs=0, samples=1, sequence_length=16)
+    out = quantize(original, config, TEXT, tmp_path / "out")
+    for mapping in (auto.AUTO_QUANTIZER_MAPPING, auto.AUTO_QUANTIZATION_CONFIG_MAPPING):
+        monkeypatch.delitem(mapping, "tesseral")
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"), quiet():
+        AutoModelForCausalLM.from_pretrained(out)
 
 
 def test_every_linear_layer_of_every_block_is_replaced():

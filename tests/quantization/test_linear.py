@@ -38,11 +38,12 @@ def linear_and_source(n_in, n_out, *, weight_bits=4, activation_bits=4, bias=Tru
     source = QuantizedInput((None, None), bits=activation_bits, dtype=dtype)
     linear = QuantizedLinear(n_in, n_out, source, bias=bias, bits=weight_bits, dtype=dtype)
     generator = torch.Generator().manual_seed(1)
-    state = {}
+    state = {"weight": torch.empty(0)}
     if weight_bits == 16:
-        state["weight"] = torch.randn(n_out, n_in, generator=generator)
+        state["weight_values"] = torch.randn(n_out, n_in, generator=generator)
     else:
-        state["weight"] = pack(codes(n_out, n_in, bits=weight_bits), storage_bits(weight_bits))
+        drawn = codes(n_out, n_in, bits=weight_bits)
+        state["weight_codes"] = pack(drawn, storage_bits(weight_bits))
         state["weight_scale"] = torch.rand(n_out, 1, generator=generator) + 0.1
     if bias:
         state["bias"] = torch.randn(n_out, generator=generator)
@@ -114,7 +115,7 @@ def test_the_output_has_the_type_of_the_input(bits):
 
 def test_a_layer_holds_four_bits_a_weight():
     linear, _ = linear_and_source(128, 9)
-    assert linear.weight.nbytes == 128 * 9 // 2
+    assert linear.weight_codes.nbytes == 128 * 9 // 2
     assert "in=128" not in repr(linear)
     assert "128, 9, bits=4" in repr(linear)
 

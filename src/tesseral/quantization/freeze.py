@@ -71,9 +71,11 @@ def _linear_state(
         if scale is not None and rows is not None:
             weight = fuse_scale(weight, scale, rows)
             bias = None if bias is None else fuse_scale(bias, scale, rows)
-    state = {} if bias is None else {f"{name}.bias": bias}
+    state = {f"{name}.weight": weight.new_empty(0)}
+    if bias is not None:
+        state[f"{name}.bias"] = bias
     if linear.bits == OFF:
-        return state | {f"{name}.weight": weight}
+        return state | {f"{name}.weight_values": weight}
     row_scale = symmetric_scale(*row_range(weight, linear.clip()), linear.bits)
     # the stored scale is float32: round with the value that will be read back
     row_scale = row_scale.float().double()
@@ -82,7 +84,7 @@ def _linear_state(
     else:
         codes = compensated_codes(weight, row_scale, linear.bits, moments)
     return state | {
-        f"{name}.weight": pack(codes.to(torch.int8), storage_bits(linear.bits)),
+        f"{name}.weight_codes": pack(codes.to(torch.int8), storage_bits(linear.bits)),
         f"{name}.weight_scale": row_scale,
     }
 

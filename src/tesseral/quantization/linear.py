@@ -69,7 +69,9 @@ class QuantizedInput(SharedInput):
 class QuantizedLinear(nn.Module):
     """A linear layer over a shared, quantised input.
 
-    The weight is held packed, with one scale a row, or dense when its bits are off.
+    The weight is held packed in ``weight_codes``, with one scale a row, or, when its bits are
+    off, dense in ``weight_values``. ``weight`` is an empty tensor: transformers without this
+    package, which knows no other name, stops at its size instead of filling in random numbers.
 
     Parameters
     ----------
@@ -86,7 +88,9 @@ class QuantizedLinear(nn.Module):
     """
 
     weight: Tensor
+    weight_codes: Tensor
     weight_scale: Tensor
+    weight_values: Tensor
     bias: Tensor | None
 
     def __init__(
@@ -104,11 +108,14 @@ class QuantizedLinear(nn.Module):
         # in a tuple: the module around owns the input, so it is not registered twice
         self._source = (source,)
         source.add_reader()
+        self.register_buffer("weight", torch.empty(0, dtype=dtype))
         if bits == OFF:
-            self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=dtype))
+            values = torch.zeros(out_features, in_features, dtype=dtype)
+            self.register_buffer("weight_values", values)
         else:
             width = packed_length(in_features, storage_bits(bits))
-            self.register_buffer("weight", torch.zeros(out_features, width, dtype=torch.uint8))
+            codes = torch.zeros(out_features, width, dtype=torch.uint8)
+            self.register_buffer("weight_codes", codes)
             self.register_buffer("weight_scale", torch.ones(out_features, 1, dtype=dtype))
         self.register_buffer("bias", torch.zeros(out_features, dtype=dtype) if bias else None)
 
@@ -116,7 +123,7 @@ class QuantizedLinear(nn.Module):
     def packed(self) -> PackedTensor:
         """The packed weight of shape (out_features, in_features)."""
         return PackedTensor(
-            data=self.weight,
+            data=self.weight_codes,
             scale=self.weight_scale,
             bits=storage_bits(self.bits),
             length=self.in_features,
@@ -125,7 +132,7 @@ class QuantizedLinear(nn.Module):
     def dense_weight(self) -> Tensor:
         """Return the values of the weight."""
         if self.bits == OFF:
-            return self.weight
+            return self.weight_values
         values: Tensor = self.packed.dequantize()
         return values
 
@@ -143,7 +150,7 @@ class QuantizedLinear(nn.Module):
 
     def _integer_product(self, activation: QuantizedActivation) -> Tensor:
         problem = LinearProblem(
-            device=self.weight.device.type,
+            device=self.weight_codes.device.type,
             weight_bits=storage_bits(self.bits),
             activation_bits=self._source[0].bits,
             in_features=self.in_features,
