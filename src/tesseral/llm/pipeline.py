@@ -159,7 +159,7 @@ def quantize_blocks(
             report(task.step())
             _replace(task, config, state)
         if config.rescales or (config.propagate and config.learns):
-            received = task.run_all(received, config.batch_size)
+            received = task.keep(task.run_all(received, config.batch_size))
     if config.rescales:
         rescale_norm(
             final_norm_of(model), hidden[:SEQUENCES], received[:SEQUENCES], layout.norm_offset

@@ -76,7 +76,8 @@ def entering_norms(task: BlockTask, inputs: Tensor) -> dict[str, Tensor]:
         for name, kept in captured.items()
     ]
     try:
-        task.run_all(inputs, 1)
+        for _ in task.run_all(inputs, 1):
+            pass
     finally:
         for handle in hooks:
             handle.remove()

@@ -1,6 +1,6 @@
 """Calibration of one block: learn what makes its rounded output match the original's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,6 @@ def calibrate_block(
     """
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + task.index)
     outputs, maxima = observe(task, config.batch_size)
-    _check_finite("the original output", outputs, task.index)
     simulated = SimulatedBlock(task.block, task.layout, task.shape, config, maxima, generator)
     if config.learns:
         _learn(task, simulated, outputs, generator, report)
@@ -48,7 +47,13 @@ def calibrate_block(
 
 @torch.no_grad()
 def observe(task: BlockTask, batch_size: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run the original block; return its outputs and each input site's channel maxima."""
+    """Run the original block; return its outputs and each input site's channel maxima.
+
+    Raises
+    ------
+    CalibrationError
+        If an output is not finite.
+    """
     maxima: dict[str, Tensor] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -64,11 +69,17 @@ def observe(task: BlockTask, batch_size: int) -> tuple[Tensor, dict[str, Tensor]
         for name in task.layout.first_readers(site)
     ]
     try:
-        outputs = task.run_all(task.inputs, batch_size)
+        outputs = task.keep(_finite(task, task.run_all(task.inputs, batch_size)))
     finally:
         for handle in hooks:
             handle.remove()
     return outputs, maxima
+
+
+def _finite(task: BlockTask, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+    for batch in batches:
+        _check_finite("the original output", batch, task.index)
+        yield batch
 
 
 def _learn(
@@ -89,8 +100,9 @@ def _learn(
             order = torch.randperm(len(targets), generator=generator)
             for step, rows in enumerate(order.split(config.batch_size)):
                 simulated.refresh()
-                error = task.run(task.received[rows]) - targets[rows]
-                loss = (error.square() * weights[rows]).mean()
+                output = task.run(task.received[rows])
+                error = output - targets[rows].to(output)
+                loss = (error.square() * weights[rows].to(output)).mean()
                 _check_finite(f"the loss at step {epoch * n_batches + step}", loss, task.index)
                 optimizer.zero_grad()
                 loss.backward()
@@ -102,7 +114,10 @@ def _learn(
 
 def _weights(targets: Tensor, objective: str) -> Tensor:
     """Return what squared errors are multiplied by, of shape (samples, length, 1)."""
-    power = targets.square().mean(dim=-1, keepdim=True)
+    dtype = working_dtype(targets.dtype)
+    power = torch.cat(
+        [rows.to(dtype).square().mean(dim=-1, keepdim=True) for rows in targets.split(1)]
+    )
     if objective == "mean":
         power = power.mean().expand_as(power)
     return 1 / power.clamp_min(torch.finfo(power.dtype).tiny)

@@ -1,6 +1,6 @@
 """Second moments of what the linear layers of a quantised block read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,9 @@ from tesseral.quantization.block import SimulatedBlock
 
 
 @torch.no_grad()
-def second_moments(simulated: SimulatedBlock, run: Callable[[], object]) -> dict[str, Tensor]:
+def second_moments(
+    simulated: SimulatedBlock, run: Callable[[], Iterable[Tensor]]
+) -> dict[str, Tensor]:
     """Return the second moments of each input site, transformed and rounded.
 
     Parameters
@@ -17,7 +19,7 @@ def second_moments(simulated: SimulatedBlock, run: Callable[[], object]) -> dict
     simulated : SimulatedBlock
         Calibrated parts; they are put in place while ``run`` runs.
     run : callable
-        Runs the block over the calibration sequences.
+        Runs the block over the calibration sequences, batch by batch.
 
     Returns
     -------
@@ -43,7 +45,8 @@ def second_moments(simulated: SimulatedBlock, run: Callable[[], object]) -> dict
     try:
         with simulated.installed():
             simulated.refresh()
-            run()
+            for _ in run():
+                pass
     finally:
         for handle in hooks:
             handle.remove()

@@ -1,6 +1,6 @@
 """One block to calibrate, and what is reported of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,11 @@ class CalibrationStep:
 Report = Callable[[CalibrationStep], None]
 
 
+def in_memory(batches: Iterable[Tensor]) -> Tensor:
+    """Keep hidden states as one tensor."""
+    return torch.cat(list(batches))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockTask:
     """One block to calibrate.
@@ -54,6 +59,10 @@ class BlockTask:
         quantised predecessors produce, or ``inputs`` again.
     index, n_blocks : int
         Its number and how many there are.
+    keep : callable
+        Makes a tensor of the block's outputs, given batch by batch. Like ``inputs`` and
+        ``received`` it may be of another type than the block, or read from a file as needed:
+        whoever computes takes some rows at a time, and converts them.
     """
 
     block: nn.Module
@@ -64,16 +73,19 @@ class BlockTask:
     received: Tensor
     index: int
     n_blocks: int
+    keep: Callable[[Iterable[Tensor]], Tensor] = in_memory
 
     def run(self, inputs: Tensor) -> Tensor:
-        """Return the block's output on some hidden states."""
-        outputs: Tensor = self.block(inputs, **self.arguments)
+        """Return the block's output on some hidden states, on its device and in its type."""
+        like = next(self.block.parameters())
+        outputs: Tensor = self.block(inputs.to(like.device, like.dtype), **self.arguments)
         return outputs
 
     @torch.no_grad()
-    def run_all(self, inputs: Tensor, batch_size: int) -> Tensor:
-        """Return the block's output on all hidden states, some sequences at a time."""
-        return torch.cat([self.run(batch) for batch in inputs.split(batch_size)])
+    def run_all(self, inputs: Tensor, batch_size: int) -> Iterator[Tensor]:
+        """Yield the block's output on all hidden states, some sequences at a time."""
+        for batch in inputs.split(batch_size):
+            yield self.run(batch)
 
     def step(self, epoch: int = 0, n_epochs: int = 0, loss: float | None = None) -> CalibrationStep:
         """Return what to report of this block."""
