@@ -20,6 +20,8 @@ from transformers import (
     ModernBertForMaskedLM,
     MptConfig,
     MptForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
@@ -109,6 +111,12 @@ def tiny_phi3(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedM
     changes = {"sliding_window": SLIDING_WINDOW} | changes
     config = Phi3Config(**_SHAPE | changes, attn_implementation=attention)
     return _build(Phi3ForCausalLM, config, seed)
+
+
+def tiny_olmo2(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:
+    """Return an OLMo 2: norms after attention and MLP only, and over all queries and keys."""
+    config = Olmo2Config(**_SHAPE | changes, attn_implementation=attention)
+    return _build(Olmo2ForCausalLM, config, seed)
 
 
 def tiny_gpt_oss(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:

@@ -5,7 +5,16 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from support.models import tiny_llama, tiny_mistral, tiny_qwen2, tiny_qwen3
+from support.models import (
+    tiny_gemma2,
+    tiny_gemma3,
+    tiny_llama,
+    tiny_mistral,
+    tiny_olmo2,
+    tiny_phi3,
+    tiny_qwen2,
+    tiny_qwen3,
+)
 from tesseral.llm.layouts import blocks_of, open_block
 from tesseral.quantization.block import SimulatedBlock, replace_with_quantized
 from tesseral.quantization.config import QuantizationConfig
@@ -22,12 +31,20 @@ ODD = {
 }
 """Sizes that are prime or odd, and one head of keys for three of queries."""
 
+TWICE_ODD = {"hidden_size": 34, "intermediate_size": 46, "head_dim": 6}
+"""Widths of 2 mod 4."""
+
 MODELS = {
     "llama": tiny_llama,
     "mistral": tiny_mistral,
     "qwen2": tiny_qwen2,
     "qwen3": tiny_qwen3,
+    "gemma2": tiny_gemma2,
+    "gemma3_text": tiny_gemma3,
+    "phi3": tiny_phi3,
+    "olmo2": tiny_olmo2,
     "odd": lambda attention, **changes: tiny_mistral(attention, **ODD | changes),
+    "twice odd": lambda attention, **changes: tiny_mistral(attention, **TWICE_ODD | changes),
 }
 
 

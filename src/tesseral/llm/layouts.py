@@ -1,6 +1,7 @@
 """Which module plays which part, per architecture: a table of names, and how it is read."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from torch import nn
 
@@ -21,11 +22,42 @@ _LLAMA = BlockLayout(
     norms={"attention": "input_layernorm", "mlp": "post_attention_layernorm"},
 )
 
+_PHI3 = replace(
+    _LLAMA,
+    linears={
+        "self_attn.qkv_proj": ("query", "key", "value"),
+        "self_attn.o_proj": ("output",),
+        "mlp.gate_up_proj": ("gate", "up"),
+        "mlp.down_proj": ("down",),
+    },
+)
+_GEMMA2 = replace(
+    _LLAMA,
+    norms={
+        "attention": "input_layernorm",
+        "attention_output": "post_attention_layernorm",
+        "mlp": "pre_feedforward_layernorm",
+        "mlp_output": "post_feedforward_layernorm",
+    },
+    norm_offset=1.0,
+)
+_OLMO2 = replace(
+    _LLAMA,
+    norms={
+        "attention_output": "post_attention_layernorm",
+        "mlp_output": "post_feedforward_layernorm",
+    },
+)
+
 LAYOUTS: Mapping[str, tuple[BlockLayout, ...]] = {
     "llama": (_LLAMA,),
     "mistral": (_LLAMA,),
     "qwen2": (_LLAMA,),
     "qwen3": (_LLAMA,),
+    "gemma2": (_GEMMA2,),
+    "gemma3_text": (_GEMMA2,),
+    "phi3": (_PHI3,),
+    "olmo2": (_OLMO2,),
 }
 """Layouts of decoder blocks by ``config.model_type``: a block has the first that fits it."""
 
