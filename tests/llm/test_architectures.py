@@ -68,3 +68,20 @@ def test_a_model_in_four_bits_is_saved_loaded_and_generates(source, tmp_path):
     assert torch.equal(
         logits_of(AutoModelForCausalLM.from_pretrained(tmp_path / "again"), IDS), expected
     )
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text"])
+def test_norms_with_an_offset_keep_scales_in_half_precision(name, tmp_path):
+    model = make(name)
+    for block in blocks_of(model):
+        # weights whose scale is small: what is stored is near -1, where bfloat16 is coarse
+        block.mlp.gate_proj.weight.mul_(1e-3)
+        block.mlp.up_proj.weight.mul_(1e-3)
+    config = no_rounding("flatquant", **SHORT)
+    out = quantize(save(model, tmp_path / "model"), config, TEXT, tmp_path / "out")
+    half, whole = load(out, dtype=torch.bfloat16)[0], load(out)[0]
+    for block, exact in zip(blocks_of(half), blocks_of(whole), strict=True):
+        for norm in ("input_layernorm", "pre_feedforward_layernorm"):
+            weights = (b.get_parameter(f"{norm}.weight") for b in (block, exact))
+            assert torch.equal(*weights)
+    assert half(IDS).logits.dtype == torch.bfloat16

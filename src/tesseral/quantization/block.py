@@ -226,6 +226,16 @@ def replace_with_quantized(
             block.set_submodule(name, new)
         sources[site.name] = source
     share_inputs(layout, sources)
+    if layout.norm_offset:
+        _keep_norms(block, layout, dtype)
+
+
+def _keep_norms(block: nn.Module, layout: BlockLayout, dtype: torch.dtype) -> None:
+    """Hold norms in ``dtype``: less an offset, a small weight would be lost in a shorter type."""
+    for name in layout.norms.values():
+        norm = block.get_submodule(name)
+        weight = norm.get_parameter("weight")
+        norm.weight = nn.Parameter(weight.to(dtype), requires_grad=weight.requires_grad)
 
 
 def share_inputs(layout: BlockLayout, sources: Mapping[str, SharedInput]) -> None:
