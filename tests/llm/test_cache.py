@@ -1,6 +1,8 @@
 """The quantised cache stores what the codecs make of the tokens, and models read it back."""
 
 import copy
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,11 +13,13 @@ from transformers import DynamicCache
 
 from support.budget import assert_within_budget
 from support.codec import FakeCodec, attach_codecs
-from support.models import BUILDERS, tiny_llama, tiny_qwen3, token_ids
+from support.models import BUILDERS, tiny_gemma2, tiny_llama, tiny_qwen3, token_ids
 from tesseral._errors import ParameterError, ShapeError
 from tesseral.core.packed import PackedTensor
 from tesseral.llm.attention_interface import EncodedTensor, attention_forward, register
 from tesseral.llm.cache import QuantizedKVCache, QuantizedKVLayer
+from tesseral.llm.paged_rows import arrays_of
+from tesseral.quantization.kvcodec import KVCodec
 
 register()
 
@@ -106,18 +110,86 @@ def test_only_new_tokens_are_encoded():
 
 def test_growing_copies_seldom_and_leaves_little_room():
     layer = QuantizedKVLayer(FakeCodec(8, 4, 4))
-    key, value = random_states(2000)
-    places = set()
-    for token in range(2000):
-        keys, values = layer.update(key[:, :, token : token + 1], value[:, :, token : token + 1])
-        places.add(keys.data.data_ptr())
+    places = places_while_growing(layer, 2000)
     assert len(places) < 20
-    assert layer.nbytes <= 1.3 * (keys.nbytes + values.nbytes)
+    assert layer.nbytes <= 1.3 * (layer.keys.nbytes + layer.values.nbytes)
+
+
+def test_growing_copies_nothing_up_to_what_is_expected():
+    layer = QuantizedKVLayer(FakeCodec(8, 4, 4), expected=1500)
+    assert len(places_while_growing(layer, 1500)) == 1
+    assert layer.nbytes == layer.keys.nbytes + layer.values.nbytes
+    assert len(places_while_growing(layer, 1)) == 1  # past it, elsewhere
+    assert layer.get_seq_length() == 1501
+    assert_same(layer.keys[:, :, -1:], FakeCodec(8, 4, 4).encode(*random_states(1))[0])
+
+
+def test_where_room_cannot_be_set_aside_it_grows_all_the_same(monkeypatch):
+    monkeypatch.setattr("tesseral.llm.token_store.reserve", lambda *_: None)
+    layer = QuantizedKVLayer(FakeCodec(8, 4, 4), expected=10**9)
+    places_while_growing(layer, 100)
+    assert layer.nbytes <= 1.4 * (layer.keys.nbytes + layer.values.nbytes)
+
+
+def test_a_model_of_n_positions_has_room_for_as_many():
+    cache = QuantizedKVCache(attach_codecs(tiny_gemma2("tesseral"), 4, 4))
+    assert [(layer._window, layer._expected) for layer in cache.layers] == [(6, 0), (None, 128)]
+    assert cache.is_sliding == [True, False]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize(("head_dim", "bits", "expected"), [(128, 4, 4.25), (64, 4, 4.5)])
+def test_the_system_says_how_much_memory_a_value_takes(head_dim, bits, expected):
+    """Pages that the kernel has handed out, while twice as much is set aside."""
+    layer = QuantizedKVLayer(KVCodec(None, key_bits=bits, value_bits=bits), expected=8192)
+    before = resident_pages()
+    for _ in range(2):
+        layer.update(*torch.randn(2, 1, 8, 2048, head_dim).unbind())
+    values = 2 * 8 * 4096 * head_dim
+    assert 8 * (resident_pages() - before) / values == pytest.approx(expected, rel=0.01)
 
 
 def test_the_first_update_leaves_next_to_no_room():
     layer = filled(1000)
     assert layer.nbytes <= 1.05 * (layer.keys.nbytes + layer.values.nbytes)
+
+
+@settings(deadline=None)
+@given(sizes=st.lists(st.integers(0, 90), min_size=1, max_size=8), window=st.integers(1, 70))
+def test_a_layer_with_a_window_gives_what_is_seen_and_keeps_what_will_be(sizes, window):
+    codec = FakeCodec(8, 4, 16)
+    layer = QuantizedKVLayer(codec, window)
+    pieces = [random_states(size, seed=size) for size in sizes]
+    everything = [joined(side) for side in zip(*[codec.encode(*p) for p in pieces], strict=True)]
+    length = 0
+    for piece in pieces:
+        visible, first = layer.get_mask_sizes(piece[0].shape[2])
+        got = layer.update(*piece)
+        length += piece[0].shape[2]
+        assert first == max(0, length - piece[0].shape[2] - window + 1)
+        for side, stored, whole in zip(got, (layer.keys, layer.values), everything, strict=True):
+            assert_same(side, whole[:, :, length - visible : length])
+            kept = min(length, window - 1)
+            assert_same(stored, whole[:, :, length - kept : length])
+    assert layer.get_seq_length() == length
+    room = 2 * 2 * (max(sizes) + 2 * window + 64)  # batch, heads
+    assert layer.nbytes <= room * (4 + 8 + 8 * 4)  # codes, scales and offsets; numbers
+
+
+def test_what_leaves_a_window_comes_back_only_if_it_is_recorded():
+    layer, states = QuantizedKVLayer(FakeCodec(8, 4, 4), window=6), random_states(12)
+    layer.update(*states)
+    with pytest.raises(ParameterError, match=r"left the window of 6; call activate_past_recording"):
+        layer.crop(-1)
+    layer.crop(0)
+    layer.update(*random_states(4))
+    layer.activate_past_recording()
+    whole = FakeCodec(8, 4, 4).encode(*random_states(80, seed=1))
+    layer.update(*random_states(80, seed=1))  # more than there is room for
+    layer.crop(-3)
+    assert_same(layer.keys, whole[0][:, :, 72:77])
+    assert layer.get_seq_length() == 93
+    assert layer.get_mask_sizes(2) == (7, 88)
 
 
 def test_four_bits_take_a_quarter_of_the_room():
@@ -263,6 +335,30 @@ def test_a_model_under_another_attention_is_refused():
     model = attach_codecs(tiny_qwen3("sdpa"), 4, 4)
     with pytest.raises(ParameterError, match=r"set_attn_implementation\('tesseral'\) first"):
         QuantizedKVCache(model)
+
+
+def places_while_growing(layer, count):
+    """Append tokens one by one, and return the addresses at which the codes of keys lay."""
+    key, value = random_states(count)
+    places = set()
+    for token in range(count):
+        keys, _ = layer.update(key[:, :, token : token + 1], value[:, :, token : token + 1])
+        places.add(keys.data.data_ptr())
+    return places
+
+
+def joined(states):
+    arrays = [torch.cat(parts, dim=2) for parts in zip(*map(arrays_of, states), strict=True)]
+    if not isinstance(states[0], PackedTensor):
+        return arrays[0]
+    return PackedTensor(data=arrays[0], scale=arrays[1], offset=arrays[2], bits=4, length=8)
+
+
+def resident_pages():
+    """Return the bytes in memory of all maps that ask for no huge pages."""
+    maps = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text())
+    sizes = [re.search(r"^Rss:\s+(\d+) kB", m, re.M) for m in maps if " nh" in m]
+    return 1024 * sum(int(size[1]) for size in sizes)
 
 
 def random_states(length, seed=0):

@@ -2,29 +2,26 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from tesseral._errors import ParameterError, ShapeError
-from tesseral.core.packed import PackedTensor
-from tesseral.llm.attention_interface import IMPLEMENTATION, EncodedTensor
+from tesseral._errors import ParameterError
+from tesseral.llm.attention_interface import IMPLEMENTATION
 from tesseral.llm.paged_rows import States
+from tesseral.llm.token_store import TokenStore
 from tesseral.quantization.kvcodec import KVCodec
-
-_ROOM = 64
-"""Lengths that a buffer can hold are multiples of this."""
 
 
 class QuantizedKVCache(Cache):  # type: ignore[misc]  # transformers is untyped to mypy
     """The cache of a model whose attention modules have a ``kv_codec``.
 
-    Only new tokens are encoded; what is stored goes to our attention as it is. Growing costs
-    amortised constant time for a token and leaves at most a quarter of the room unused. Every
-    token is kept, also where a sliding window no longer reaches, and gradients do not pass.
+    Only new tokens are encoded; what is stored goes to our attention as it is. Room is set
+    aside for the model's longest sequence and taken as tokens come, so nothing is copied while
+    the cache grows; where a system cannot do so, it grows by a quarter at a time. Of layers
+    with a sliding window only the window is kept. Gradients do not pass.
 
     Parameters
     ----------
@@ -43,11 +40,19 @@ class QuantizedKVCache(Cache):  # type: ignore[misc]  # transformers is untyped 
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__(layers=[QuantizedKVLayer(codec) for codec in kv_codecs(model)])
+        config: Any = model.config
+        text = config.get_text_config(decoder=True)
+        expected = getattr(text, "max_position_embeddings", None) or 0
+        super().__init__(
+            layers=[
+                QuantizedKVLayer(codec, window, 0 if window else expected)
+                for codec, window in zip(kv_codecs(model), _windows(text), strict=True)
+            ]
+        )
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated for codes, scales and offsets, unused room included."""
+        """Bytes taken by codes, scales and offsets; see :attr:`TokenStore.nbytes`."""
         return sum(layer.nbytes for layer in self.layers)
 
 
@@ -58,35 +63,40 @@ class QuantizedKVLayer(CacheLayerMixin):  # type: ignore[misc]
     ----------
     codec : KVCodec
         Encodes keys and values of this layer; shared, never copied.
+    window : int, optional
+        Size of the layer's sliding window, the query's own token included. Only the tokens
+        that the next query can see are kept, unless the past is recorded.
+    expected : int
+        Tokens to have room for from the start; see :class:`TokenStore`.
 
     Attributes
     ----------
-    keys, values : PackedTensor or EncodedTensor of shape (batch, kv_heads, length, head_dim)
-        All that is stored, as views; ``None`` before the first update.
+    keys, values : PackedTensor or EncodedTensor of shape (batch, kv_heads, kept, head_dim)
+        All that is kept, as views; ``None`` before the first update.
     """
 
-    is_sliding = False
     is_croppable = True
     keys: States | None
     values: States | None
 
-    def __init__(self, codec: KVCodec) -> None:
+    def __init__(self, codec: KVCodec, window: int | None = None, expected: int = 0) -> None:
         super().__init__()
-        self._codec = codec
-        self._sides: tuple[_Side, ...] = ()  # keys and values, once initialised
+        self._codec, self._window, self._expected = codec, window, expected
+        self.is_sliding = window is not None
+        self._sides: tuple[TokenStore, ...] = ()  # keys and values, once initialised
         self._length = 0
+        self._records = False
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated, unused room included."""
+        """Bytes taken; see :attr:`TokenStore.nbytes`."""
         return sum(side.nbytes for side in self._sides)
 
     @torch.no_grad()
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Prepare storage for states of this batch, these heads, this type and device."""
-        none_of_keys, none_of_values = key_states[:, :, :0], value_states[:, :, :0]
-        keys, values = self._codec.encode(none_of_keys, none_of_values)
-        self._sides = _Side(keys), _Side(values)
+        sides = self._codec.encode(key_states[:, :, :0], value_states[:, :, :0])
+        self._sides = tuple(TokenStore(nothing, self._expected) for nothing in sides)
         self.is_initialized = True
         self._refresh()
 
@@ -94,7 +104,7 @@ class QuantizedKVLayer(CacheLayerMixin):  # type: ignore[misc]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[States, States]:
-        """Encode and append new tokens; return all of them.
+        """Encode and append new tokens; return all that queries at their places may see.
 
         Parameters
         ----------
@@ -104,7 +114,7 @@ class QuantizedKVLayer(CacheLayerMixin):  # type: ignore[misc]
         Returns
         -------
         keys, values : PackedTensor or EncodedTensor of shape (batch, kv_heads, length, head_dim)
-            Views, good until the next update.
+            Views, good until the next update; as many tokens as :meth:`get_mask_sizes` says.
 
         Raises
         ------
@@ -114,22 +124,35 @@ class QuantizedKVLayer(CacheLayerMixin):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         encoded = self._codec.encode(key_states, value_states)
-        for side, new in zip(self._sides, encoded, strict=True):
-            side.write(new, self._length)
+        keep = None if self._records or self._window is None else self._window - 1
+        visible = self.get_mask_sizes(key_states.shape[-2])[0]
+        keys, values = (
+            _last(side.append(new, keep), visible)
+            for side, new in zip(self._sides, encoded, strict=True)
+        )
         self._length += key_states.shape[-2]
-        return self._refresh()
+        if keep is None:
+            self.keys, self.values = keys, values
+        else:
+            self._refresh()
+        return keys, values
 
     def get_seq_length(self) -> int:
-        """Return the number of tokens stored."""
+        """Return the number of tokens seen so far."""
         return self._length
 
     def get_max_length(self) -> int:
-        """Return -1: there is no maximum."""
-        return -1
+        """Return the size of the window, -1 where there is none."""
+        return self._window or -1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return how many keys the next ``query_length`` queries meet, and the first's position."""
-        return self._length + query_length, 0
+        past = self._length if self._window is None else min(self._length, self._window - 1)
+        return past + query_length, self._length - past
+
+    def activate_past_recording(self) -> None:
+        """Keep what leaves the window, until :meth:`crop` says which tokens stay."""
+        self._records = True
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last ``-tokens_to_remove`` tokens; the number is negative or zero.
@@ -137,16 +160,27 @@ class QuantizedKVLayer(CacheLayerMixin):  # type: ignore[misc]
         Raises
         ------
         ParameterError
-            If it is positive.
+            If it is positive, or tokens are gone that would come back into the window.
         """
         if tokens_to_remove > 0:
             raise ParameterError(
                 f"QuantizedKVLayer: crop({tokens_to_remove}) must be called with minus the number "
                 "of tokens to remove."
             )
-        self._length = max(0, self._length + tokens_to_remove)
-        if self.is_initialized:
-            self._refresh()
+        if not self.is_initialized:
+            return
+        length = max(0, self._length + tokens_to_remove)
+        needed = length if self._window is None else min(length, self._window - 1)
+        if self._sides[0].length - (self._length - length) < needed:
+            raise ParameterError(
+                f"QuantizedKVLayer: crop({tokens_to_remove}) would need tokens that have left the "
+                f"window of {self._window}; call activate_past_recording() before they are added."
+            )
+        for side in self._sides:
+            side.drop_last(self._length - length)
+            side.keep_last(needed)
+        self._length = length
+        self._refresh()
 
     def reset(self) -> None:
         """Forget everything and free the memory."""
@@ -159,89 +193,35 @@ class QuantizedKVLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep only the batch rows ``indices``, in their order."""
-        self._map(lambda array: array[indices.to(array.device)])
+        self._change_rows(lambda array: array[indices.to(array.device)])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row ``repeats`` times."""
-        self._map(lambda array: array.repeat_interleave(repeats, dim=0))
+        self._change_rows(lambda array: array.repeat_interleave(repeats, dim=0))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        clone = type(self)(self._codec)
+        clone = type(self)(self._codec, self._window, self._expected)
         memo[id(self)] = clone
+        clone._length, clone._records = self._length, self._records
         if self.is_initialized:
-            clone._sides, clone._length = copy.deepcopy(self._sides, memo), self._length
-            clone.is_initialized = True
+            clone._sides, clone.is_initialized = copy.deepcopy(self._sides, memo), True
             clone._refresh()
         return clone
 
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def _change_rows(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         if self.is_initialized:
             for side in self._sides:
-                side.arrays = [change(array) for array in side.arrays]
+                side.change_rows(change)
             self._refresh()
 
-    def _refresh(self) -> tuple[States, States]:
-        """Let ``keys`` and ``values`` be what is stored now, and return them."""
-        keys, values = (side.view(self._length) for side in self._sides)
-        self.keys, self.values = keys, values
-        return keys, values
+    def _refresh(self) -> None:
+        """Let ``keys`` and ``values`` be what is kept now."""
+        self.keys, self.values = (side.states for side in self._sides)
 
 
-class _Side:
-    """The keys or the values of one layer, in arrays that grow along the token axis.
-
-    Parameters
-    ----------
-    encoded : PackedTensor or tensor of shape (batch, kv_heads, 0, head_dim)
-        An encoding of no tokens; says which arrays there are.
-    """
-
-    def __init__(self, encoded: States) -> None:
-        self._empty = encoded
-        self.arrays = _arrays(encoded)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.arrays)
-
-    def write(self, encoded: States, start: int) -> None:
-        """Put new tokens at position ``start``, the end of those stored."""
-        self.arrays = [
-            _write(array, new, start)
-            for array, new in zip(self.arrays, _arrays(encoded), strict=True)
-        ]
-
-    def view(self, length: int) -> States:
-        """Return the first ``length`` tokens without a copy."""
-        parts = [array[:, :, :length] for array in self.arrays]
-        if not isinstance(self._empty, PackedTensor):
-            return parts[0].as_subclass(EncodedTensor)
-        data, scale, *offset = parts
-        return replace(self._empty, data=data, scale=scale, offset=offset[0] if offset else None)
-
-
-def _arrays(encoded: States) -> list[torch.Tensor]:
-    if not isinstance(encoded, PackedTensor):
-        return [encoded]
-    arrays = (encoded.data, encoded.scale, encoded.offset)
-    return [array for array in arrays if array is not None]
-
-
-def _write(array: torch.Tensor, new: torch.Tensor, start: int) -> torch.Tensor:
-    """Write ``new`` at token ``start`` of ``array``, or of a longer copy where it does not fit."""
-    (batch, heads, room, width), end = array.shape, start + new.shape[2]
-    if new.shape[:2] != (batch, heads):
-        raise ShapeError(
-            f"QuantizedKVCache: new tokens for (batch, kv_heads) = {tuple(new.shape[:2])} do not "
-            f"fit those stored for {(batch, heads)}; reset the cache or make another."
-        )
-    if end > room:
-        room = -(-max(end, room + room // 4) // _ROOM) * _ROOM
-        longer = array.new_empty((batch, heads, room, width))
-        longer[:, :, :start] = array[:, :, :start]
-        array = longer
-    array[:, :, start:end] = new
-    return array
+def _last(states: States, count: int) -> States:
+    length = states.shape[2]
+    return states if length == count else states[:, :, length - count :]
 
 
 def kv_codecs(model: Any) -> list[KVCodec]:
@@ -271,3 +251,12 @@ def kv_codecs(model: Any) -> list[KVCodec]:
             f"call model.set_attn_implementation({IMPLEMENTATION!r}) first."
         )
     return [by_layer[index] for index in range(n_layers)]
+
+
+def _windows(text: Any) -> list[int | None]:
+    """Return the size of each layer's sliding window, None where there is none."""
+    size = getattr(text, "sliding_window", None)
+    types = getattr(text, "layer_types", None)
+    if types is None:  # all layers alike
+        return [size] * text.num_hidden_layers
+    return [size if kind == "sliding_attention" else None for kind in types]

@@ -32,7 +32,7 @@ class RowLayout:
         self._like = like
         self._fields: list[tuple[int, int, torch.dtype]] = []
         end = 0
-        for array in _arrays(like):
+        for array in arrays_of(like):
             start = -(-end // array.itemsize) * array.itemsize
             end = start + array.shape[-1] * array.itemsize
             self._fields.append((start, end, array.dtype))
@@ -40,7 +40,7 @@ class RowLayout:
 
     def write(self, states: States, width: int) -> torch.Tensor:
         """Return states of shape (..., head_dim) as rows (..., width) of uint8."""
-        arrays = _arrays(states)
+        arrays = arrays_of(states)
         rows = arrays[0].new_zeros((*arrays[0].shape[:-1], width), dtype=torch.uint8)
         for field, array in zip(self._views(rows), arrays, strict=True):
             field.copy_(array)
@@ -58,7 +58,8 @@ class RowLayout:
         return [rows[..., start:end].view(dtype) for start, end, dtype in self._fields]
 
 
-def _arrays(states: States) -> list[torch.Tensor]:
+def arrays_of(states: States) -> list[torch.Tensor]:
+    """Return the arrays that states consist of: codes, scales and offsets, or the numbers."""
     if not isinstance(states, PackedTensor):
         return [states]
     arrays = (states.data, states.scale, states.offset)
