@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from support.frameworks import every_framework
+from support.frameworks import every_framework, to_numpy
 from tesseral.cluster import _dense
 from tesseral.cluster._dense import DenseSource
 from tesseral.cluster._source import Grouping
@@ -89,3 +89,33 @@ def test_filling_recovers_a_low_rank_tensor():
     assert wrong < 0.1 * np.linalg.norm(tensor - tensor.mean())
     assert wrong < 0.06 * np.linalg.norm(tensor * mask - tensor)
     np.testing.assert_allclose(filled.tensor[mask], tensor[mask])
+
+
+@every_framework
+def test_directions_of_large_tensors_come_from_single_precision(make, monkeypatch):
+    monkeypatch.setattr(_dense, "SINGLE_FROM", 0)
+    rng = np.random.default_rng(0)
+    tensor = 1e9 * np.einsum("ia,ja,ka", *(rng.standard_normal((d, 3)) for d in (20, 22, 24)))
+    tensor += 1e9 * rng.standard_normal(tensor.shape)
+    source = DenseSource(make(tensor))
+    source.spectral_rows([3, 3, 3], [0, 1, 2], [0, 1, 2])
+    for mode in range(3):
+        unfolding = np.moveaxis(tensor, mode, 0).reshape(tensor.shape[mode], -1)
+        exact = np.linalg.svd(unfolding)[0][:, :3]
+        off = exact - to_numpy(source.vectors(mode, 3)) @ (
+            to_numpy(source.vectors(mode, 3)).T @ exact
+        )
+        assert 1e-12 < np.abs(off).max() < 1e-5
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30], ids="scale{:g}".format)
+def test_directions_that_single_precision_blurs_are_found_in_double(scale, monkeypatch):
+    monkeypatch.setattr(_dense, "SINGLE_FROM", 0)
+    rng = np.random.default_rng(0)
+    factors = [np.linalg.qr(rng.standard_normal((d, 2)))[0] for d in (20, 22, 24)]
+    tensor = scale * np.einsum("a,ia,ja,ka", [1.0, 1e-3], *factors)
+    source = DenseSource(tensor)
+    source.spectral_rows([2, 2, 2], [0, 1, 2], [0, 1, 2])
+    for mode, factor in enumerate(factors):
+        off = factor - source.vectors(mode, 2) @ (source.vectors(mode, 2).T @ factor)
+        assert np.abs(off).max() < 1e-8

@@ -3,7 +3,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from tesseral.cluster._medoids import weighted_medoids
+from tesseral.cluster._medoids import _best_swap, weighted_medoids
 
 
 def cost(distances, weights, medoids):
@@ -41,6 +41,22 @@ def test_the_labels_are_a_local_and_mostly_the_global_optimum(seed, n_clusters):
     assert no_swap_saves(distances, weights, labels)
     best = min(cost(distances, weights, m) for m in combinations(range(11), n_clusters))
     assert reached(distances, weights, labels) <= 1.2 * best + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_exchange_is_priced_right(seed):
+    rng = np.random.default_rng(seed)
+    distances, weights = rng.random((9, 9)), rng.random(9)
+    np.fill_diagonal(distances, 0)
+    medoids = np.array([2, 5, 7])
+    cluster, node, gain, present = _best_swap(distances, weights, medoids)
+    after = {
+        (a, i): cost(distances, weights, [*medoids[:a], i, *medoids[a + 1 :]])
+        for a in range(3)
+        for i in set(range(9)) - set(medoids.tolist())
+    }
+    assert present == pytest.approx(cost(distances, weights, medoids))
+    assert after[cluster, node] == min(after.values()) == pytest.approx(present - gain)
 
 
 def test_a_node_without_weight_moves_nothing():

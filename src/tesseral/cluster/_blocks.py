@@ -150,8 +150,9 @@ def fit_blocks(
     found = dict(profiles or {})
     degrees: list[Floats] | None = None
     for _ in range(1 if source.complete else 3):
-        if not set(modes) <= set(found):
-            found = mode_profiles(source, groupings, degrees, modes)
+        new = [mode for mode in modes if mode not in found]
+        if new:
+            found |= mode_profiles(source, groupings, degrees, new)
         degrees = [node_degrees(found[m].nodes, groupings[m]) for m in degree_of]
         core = _folded(found[modes[0]].clusters, modes[0], groupings)
         found = {}

@@ -68,13 +68,13 @@ def _best_swap(
 ) -> tuple[int, int, float, float]:
     """Return which medoid to exchange for which node, what it saves, and the present cost."""
     to_medoids = distances[:, medoids]
-    ranked = np.argsort(to_medoids, axis=1, kind="stable")[:, :2]
-    nearest, second = np.take_along_axis(to_medoids, ranked, axis=1).T[:, :, None]
-    with_new = np.minimum(distances, nearest)
+    own = to_medoids.argmin(axis=1)
+    nearest, second = np.partition(to_medoids, 1, axis=1)[:, :2].T
+    beyond = distances - nearest[:, None]
     # a node that loses its medoid goes to its second or to the new one
-    loss = weights[:, None] * (np.minimum(distances, second) - with_new)
-    of_cluster = np.eye(len(medoids))[ranked[:, 0]].T @ loss
-    change = weights @ (with_new - nearest) + of_cluster
+    loss = np.clip(beyond, 0.0, (second - nearest)[:, None])
+    of_cluster = (np.eye(len(medoids))[own] * weights[:, None]).T @ loss
+    change = weights @ np.minimum(beyond, 0.0) + of_cluster
     change[:, medoids] = np.inf
     cluster, node = np.unravel_index(change.argmin(), change.shape)
-    return int(cluster), int(node), -float(change[cluster, node]), float(weights @ nearest[:, 0])
+    return int(cluster), int(node), -float(change[cluster, node]), float(weights @ nearest)
