@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from support.checkpoints import TEXT, save
+from support.checkpoints import TEXT, same_tensors, save
 from support.models import token_ids
-from support.quantised import MODELS, logits_of, no_rounding, tiny
+from support.quantised import MODELS, freeze, logits_of, no_rounding, simulate, tiny
 from tesseral.llm import QuantizedKVCache, load, quantize
 from tesseral.llm.attention_interface import IMPLEMENTATION
 from tesseral.llm.layouts import LAYOUTS, blocks_of
@@ -85,3 +86,58 @@ def test_norms_with_an_offset_keep_scales_in_half_precision(name, tmp_path):
             weights = (b.get_parameter(f"{norm}.weight") for b in (block, exact))
             assert torch.equal(*weights)
     assert half(IDS).logits.dtype == torch.bfloat16
+
+
+def stored(path):
+    return load_file(path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_are_read_in_both_forms_and_written_by_their_own_names(name, tmp_path):
+    model, config = make(name), no_rounding("hadamard", **SHORT | {"epochs": 0})
+    # what the hub has holds each expert's weights by themselves; transformers can also keep them
+    # as its modules do
+    apart = save(model, tmp_path / "apart")
+    fused = save(model, tmp_path / "fused", save_original_format=False)
+    assert any(".experts.0." in key for key in stored(apart))
+    assert any(key.endswith(".experts.gate_up_proj") for key in stored(fused))
+    outs = [
+        quantize(source, config, TEXT, tmp_path / f"{source.name} out") for source in (apart, fused)
+    ]
+    assert same_tensors(*map(stored, outs))
+    held = load(outs[0])[0].state_dict()
+    assert {key for key in stored(outs[0]) if ".experts." in key} == {
+        key for key in held if ".experts." in key
+    }
+
+
+def test_a_router_reads_what_it_read_before():
+    model = tiny("mixtral", torch.float64)
+    parts, config = simulate(model, no_rounding("flatquant")), no_rounding("flatquant")
+    assert all(p.inputs["mlp_input"].scale is not None for p in parts)
+    seen = []
+    for rounds in range(2):
+        block = blocks_of(model)[0]
+        handle = block.mlp.gate.register_forward_hook(lambda _, __, out: seen.append(out[0]))
+        logits_of(model, IDS)
+        handle.remove()
+        if rounds == 0:
+            freeze(model, config, parts)
+    assert torch.allclose(seen[0], seen[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_experts_that_no_token_chose_are_quantised_and_reported(tmp_path, epochs):
+    model = make("mixtral")
+    for block in blocks_of(model):
+        # scores s, -s, 2s, 0, -2s: the fourth expert is never among the two best
+        router = block.mlp.gate.weight
+        router.copy_(torch.tensor([1.0, -1.0, 2.0, 0.0, -2.0])[:, None] * router[0])
+    steps = []
+    config = QuantizationConfig(**SHORT | {"epochs": epochs, "rounding": "gptq"})
+    out = quantize(
+        save(model, tmp_path / "model"), config, TEXT, tmp_path / "out", report=steps.append
+    )
+    assert {(s.block, s.rare_experts) for s in steps if s.rare_experts} == {(0, (3,)), (1, (3,))}
+    assert all(t.isfinite().all() for t in stored(out).values() if t.is_floating_point())
+    assert logits_of(load(out)[0], IDS).isfinite().all()

@@ -32,9 +32,9 @@ def tokenizer(size: int = VOCABULARY) -> PreTrainedTokenizerFast:
     )
 
 
-def save(model, path: Path) -> Path:
-    """Write a model and its tokenizer, and return where."""
-    model.save_pretrained(path)
+def save(model, path: Path, **options) -> Path:
+    """Write a model, as transformers' ``options`` say, and its tokenizer, and return where."""
+    model.save_pretrained(path, **options)
     tokenizer().save_pretrained(path)
     return path
 

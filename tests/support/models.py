@@ -16,6 +16,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     MptConfig,
@@ -29,6 +31,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -117,6 +121,31 @@ def tiny_olmo2(attention: str = "eager", seed: int = 0, **changes) -> PreTrained
     """Return an OLMo 2: norms after attention and MLP only, and over all queries and keys."""
     config = Olmo2Config(**_SHAPE | changes, attn_implementation=attention)
     return _build(Olmo2ForCausalLM, config, seed)
+
+
+def tiny_mixtral(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:
+    """Return a Mixtral: every token goes through two of five experts."""
+    changes = {
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "experts_implementation": "eager",
+    } | changes
+    config = MixtralConfig(**_SHAPE | changes, attn_implementation=attention)
+    return _build(MixtralForCausalLM, config, seed)
+
+
+def tiny_qwen3_moe(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:
+    """Return a Qwen3-MoE: experts in the first block and an ordinary MLP in the second."""
+    changes = {
+        "head_dim": 12,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 20,
+        "mlp_only_layers": [1],
+        "experts_implementation": "eager",
+    } | changes
+    config = Qwen3MoeConfig(**_SHAPE | changes, attn_implementation=attention)
+    return _build(Qwen3MoeForCausalLM, config, seed)
 
 
 def tiny_gpt_oss(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:

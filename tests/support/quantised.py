@@ -10,10 +10,12 @@ from support.models import (
     tiny_gemma3,
     tiny_llama,
     tiny_mistral,
+    tiny_mixtral,
     tiny_olmo2,
     tiny_phi3,
     tiny_qwen2,
     tiny_qwen3,
+    tiny_qwen3_moe,
 )
 from tesseral.llm.layouts import blocks_of, open_block
 from tesseral.quantization.block import SimulatedBlock, replace_with_quantized
@@ -43,6 +45,8 @@ MODELS = {
     "gemma3_text": tiny_gemma3,
     "phi3": tiny_phi3,
     "olmo2": tiny_olmo2,
+    "mixtral": tiny_mixtral,
+    "qwen3_moe": tiny_qwen3_moe,
     "odd": lambda attention, **changes: tiny_mistral(attention, **ODD | changes),
     "twice odd": lambda attention, **changes: tiny_mistral(attention, **TWICE_ODD | changes),
 }

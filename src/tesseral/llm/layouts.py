@@ -6,7 +6,8 @@ from dataclasses import replace
 from torch import nn
 
 from tesseral._errors import UnsupportedModelError
-from tesseral.quantization.placement import BlockLayout, BlockShape
+from tesseral.quantization.experts import take_apart
+from tesseral.quantization.placement import EXPERT, BlockLayout, BlockShape
 
 _ATTENTION = {
     "self_attn.q_proj": ("query",),
@@ -48,6 +49,16 @@ _OLMO2 = replace(
         "mlp_output": "post_feedforward_layernorm",
     },
 )
+_MIXTRAL = replace(
+    _LLAMA,
+    linears=_ATTENTION
+    | {
+        "mlp.experts.*.gate_up_proj": ("gate", "up"),
+        "mlp.experts.*.down_proj": ("down",),
+    },
+    experts="mlp.experts",
+    unquantised={"mlp_input": ("mlp.gate",)},
+)
 
 LAYOUTS: Mapping[str, tuple[BlockLayout, ...]] = {
     "llama": (_LLAMA,),
@@ -58,6 +69,9 @@ LAYOUTS: Mapping[str, tuple[BlockLayout, ...]] = {
     "gemma3_text": (_GEMMA2,),
     "phi3": (_PHI3,),
     "olmo2": (_OLMO2,),
+    "mixtral": (_MIXTRAL,),
+    # some of its blocks may have an ordinary MLP
+    "qwen3_moe": (_MIXTRAL, _LLAMA),
 }
 """Layouts of decoder blocks by ``config.model_type``: a block has the first that fits it."""
 
@@ -98,15 +112,15 @@ def open_block(block: nn.Module, model_type: str) -> tuple[BlockLayout, BlockSha
     check_architecture(model_type)
     layouts = LAYOUTS[model_type]
     for layout in layouts:
-        if all(_find(block, name) is not None for name in _names(layout)):
-            return layout, _shape(block, layout)
+        if not _missing(block, layout):
+            count = 0 if layout.experts is None else take_apart(block, layout.experts)
+            opened = layout.with_experts(count)
+            return opened, _shape(block, opened)
     raise UnsupportedModelError(
         f"quantization: a {type(block).__name__} of architecture {model_type!r} should hold "
         + ", or ".join(", ".join(_names(layout)) for layout in layouts)
         + "; missing are "
-        + ", or ".join(
-            ", ".join(n for n in _names(layout) if _find(block, n) is None) for layout in layouts
-        )
+        + ", or ".join(", ".join(_missing(block, layout)) for layout in layouts)
         + "."
     )
 
@@ -115,15 +129,18 @@ def _names(*layouts: BlockLayout) -> Iterator[str]:
     """Yield the modules that layouts ask for."""
     for layout in layouts:
         yield layout.attention
-        yield from layout.linears
+        yield from (name for name in layout.linears if EXPERT not in name)
         yield from layout.norms.values()
+        if layout.experts is not None:
+            yield layout.experts
+        for names in layout.unquantised.values():
+            yield from names
 
 
-def _find(block: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return block.get_submodule(name)
-    except AttributeError:
-        return None
+def _missing(block: nn.Module, layout: BlockLayout) -> list[str]:
+    """Return the modules that a layout asks for and a block does not have."""
+    present = {name for name, _ in block.named_modules()}
+    return [name for name in _names(layout) if name not in present]
 
 
 def _shape(block: nn.Module, layout: BlockLayout) -> BlockShape:

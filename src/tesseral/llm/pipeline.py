@@ -24,6 +24,7 @@ from tesseral.quantization.calibration.gains import (
 from tesseral.quantization.calibration.loop import calibrate_block, observe
 from tesseral.quantization.calibration.task import BlockTask, Report
 from tesseral.quantization.config import QuantizationConfig
+from tesseral.quantization.experts import ExpertUse
 from tesseral.quantization.numerics import working_dtype
 from tesseral.runtime.files import atomic_directory, check_output
 
@@ -155,8 +156,10 @@ def quantize_blocks(
             if progress is not None:
                 progress.save(index, state)
         else:
-            hidden, _ = observe(task, config.batch_size)
-            report(task.step())
+            use = ExpertUse()
+            with use.watched(block):
+                hidden, _ = observe(task, config.batch_size)
+            report(task.step(rare_experts=use.rare))
             _replace(task, config, state)
         if config.rescales or (config.propagate and config.learns):
             received = task.keep(task.run_all(received, config.batch_size))

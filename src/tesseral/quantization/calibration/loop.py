@@ -10,6 +10,7 @@ from tesseral.quantization.block import SimulatedBlock
 from tesseral.quantization.calibration.moments import second_moments
 from tesseral.quantization.calibration.task import BlockTask, Report
 from tesseral.quantization.config import QuantizationConfig
+from tesseral.quantization.experts import ExpertUse
 from tesseral.quantization.freeze import frozen_state
 from tesseral.quantization.numerics import working_dtype
 from tesseral.quantization.placement import INPUT_SITES
@@ -28,12 +29,16 @@ def calibrate_block(
         If the original output, the loss, or what would be stored is not finite.
     """
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + task.index)
-    outputs, maxima = observe(task, config.batch_size)
+    use = ExpertUse()
+    with use.watched(task.block):
+        outputs, maxima = observe(task, config.batch_size)
+    if use.rare and config.learns:
+        report(task.step(n_epochs=config.epochs, rare_experts=use.rare))
     simulated = SimulatedBlock(task.block, task.layout, task.shape, config, maxima, generator)
     if config.learns:
         _learn(task, simulated, outputs, generator, report)
     else:
-        report(task.step())
+        report(task.step(rare_experts=use.rare))
     moments = None
     if config.rounding == "gptq":
         moments = second_moments(simulated, lambda: task.run_all(task.received, config.batch_size))

@@ -14,6 +14,8 @@ from tesseral.quantization.placement import BlockLayout, BlockShape
 class CalibrationStep:
     """What a progress report says: one more epoch of one block, or a whole block, is done.
 
+    A block with experts that are rarely used is announced before its first epoch, too.
+
     Attributes
     ----------
     block, n_blocks : int
@@ -24,6 +26,9 @@ class CalibrationStep:
     loss : float, optional
         The objective, a mean squared error relative to the output's power; ``None`` for a
         block in which nothing is learned.
+    rare_experts : tuple of int
+        Experts of this block that few calibration tokens chose, so that what is learned of
+        them rests on little; they share their transforms with the others.
     """
 
     block: int
@@ -31,6 +36,7 @@ class CalibrationStep:
     epoch: int
     n_epochs: int
     loss: float | None
+    rare_experts: tuple[int, ...] = ()
 
 
 Report = Callable[[CalibrationStep], None]
@@ -87,8 +93,19 @@ class BlockTask:
         for batch in inputs.split(batch_size):
             yield self.run(batch)
 
-    def step(self, epoch: int = 0, n_epochs: int = 0, loss: float | None = None) -> CalibrationStep:
+    def step(
+        self,
+        epoch: int = 0,
+        n_epochs: int = 0,
+        loss: float | None = None,
+        rare_experts: tuple[int, ...] = (),
+    ) -> CalibrationStep:
         """Return what to report of this block."""
         return CalibrationStep(
-            block=self.index, n_blocks=self.n_blocks, epoch=epoch, n_epochs=n_epochs, loss=loss
+            block=self.index,
+            n_blocks=self.n_blocks,
+            epoch=epoch,
+            n_epochs=n_epochs,
+            loss=loss,
+            rare_experts=rare_experts,
         )
