@@ -1,12 +1,15 @@
 """Scales and rounding: one function each, for simulated and for stored quantisation alike.
 
-A quantiser turns ``x`` into codes and back into ``scale * code (+ offset)``. The codes are
-whole numbers in a floating tensor, and rounding passes gradients straight through, so the
-simulation used in calibration and the codes that are stored come from the same lines.
+A quantiser turns ``x`` into codes and back into ``scale * code (+ offset)``. Codes are whole
+numbers in a floating tensor. Calibration takes range, scale and codes from the functions that
+storage takes them from; rounding passes gradients straight through.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 # keeps the scale of a row of zeros from zero, and squares of it from underflow
 _SMALLEST = 2.0**-60
@@ -20,11 +23,6 @@ def working_dtype(model: torch.dtype) -> torch.dtype:
     return torch.float64 if model == torch.float64 else torch.float32
 
 
-def round_through(x: Tensor) -> Tensor:
-    """Round to the nearest integer; the gradient passes as if nothing happened."""
-    return x + (x.round() - x).detach()
-
-
 def symmetric_range(bits: int) -> tuple[int, int]:
     """Return the least and the largest signed code of ``bits`` bits."""
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -33,15 +31,19 @@ def symmetric_range(bits: int) -> tuple[int, int]:
 def symmetric_scale(low: Tensor, high: Tensor, bits: int) -> Tensor:
     """Return the scale that covers ``[low, high]`` with signed codes.
 
-    ``max(-low, high) / (2^(bits-1) - 1)``, kept away from zero.
+    There is one more code below zero than above. The side that reaches farther takes them, so
+    the scale is negative where that is the upper one:
+    ``max(far / 2^(bits-1), near / (2^(bits-1) - 1))``, kept away from zero.
     """
-    largest = torch.maximum(-low, high)
-    return (largest / symmetric_range(bits)[1]).clamp_min(_SMALLEST)
+    least, largest = symmetric_range(bits)
+    far, near = torch.maximum(-low, high), torch.minimum(-low, high)
+    size = torch.maximum(far / -least, near / largest).clamp_min(_SMALLEST)
+    return torch.where(high > -low, -size, size)
 
 
 def symmetric_codes(x: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Return ``x / scale``, rounded and clipped to signed codes, in the type of ``x``."""
-    return round_through(x / scale).clamp(*symmetric_range(bits))
+    return (x / scale).round_().clamp_(*symmetric_range(bits))
 
 
 def asymmetric_scale(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -58,7 +60,7 @@ def asymmetric_scale(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tens
 
 def asymmetric_codes(x: Tensor, scale: Tensor, offset: Tensor, bits: int) -> Tensor:
     """Return ``(x - offset) / scale``, rounded and clipped to codes, in the type of ``x``."""
-    return round_through((x - offset) / scale).clamp(0, 2**bits - 1)
+    return ((x - offset) / scale).round_().clamp_(0, 2**bits - 1)
 
 
 def row_range(x: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,6 +78,75 @@ def row_range(x: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
     low, high : tensors of shape (..., 1)
         ``low <= 0 <= high`` except where a row has one sign only.
     """
-    # not aminmax: torch 2.11 cannot differentiate it
-    low, high = x.amin(dim=-1, keepdim=True), x.amax(dim=-1, keepdim=True)
+    low, high = _Extremes.apply(x)  # type: ignore[no-untyped-call]
     return low * clip[..., :1], high * clip[..., 1:]
+
+
+def rounded(x: Tensor, scale: Tensor, offset: Tensor | None, codes: tuple[int, int]) -> Tensor:
+    """Return ``x`` as its codes represent it: ``scale * code (+ offset)``.
+
+    The gradient passes the rounding as if nothing happened and stops where codes are clipped;
+    it reaches scale and offset (FlatQuant, section 4.1; Esser et al. 2020, equation 3).
+
+    Parameters
+    ----------
+    x : tensor of shape (..., n)
+        Values.
+    scale : tensor of shape (..., 1)
+        Step between codes, for each row.
+    offset : tensor of the shape of ``scale``, optional
+        Value of code zero.
+    codes : pair of int
+        The least and the largest code.
+    """
+    result: Tensor = _Rounded.apply(x, scale, offset, *codes)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Extremes(Function):
+    """Least and largest value of every row; the gradient goes to where they are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not ctx.needs_input_grad[0]:
+            return x.amin(dim=-1, keepdim=True), x.amax(dim=-1, keepdim=True)
+        low, low_at = x.min(dim=-1, keepdim=True)
+        high, high_at = x.max(dim=-1, keepdim=True)
+        ctx.save_for_backward(low_at, high_at)
+        ctx.like = x.shape
+        return low, high
+
+    @staticmethod
+    def backward(ctx: Any, grad_low: Tensor, grad_high: Tensor) -> Tensor:
+        low_at, high_at = ctx.saved_tensors
+        grad = grad_low.new_zeros(ctx.like)
+        return grad.scatter_(-1, low_at, grad_low).scatter_add_(-1, high_at, grad_high)
+
+
+class _Rounded(Function):
+    """What :func:`rounded` does, in few passes over memory."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, offset: Tensor | None, least: int, largest: int
+    ) -> Tensor:
+        steps = (x if offset is None else x - offset).div(scale)
+        result = steps.round().clamp_(least, largest).mul_(scale)
+        if offset is not None:
+            result += offset
+        ctx.save_for_backward(steps, scale, offset, result)
+        ctx.least, ctx.largest = least, largest
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        steps, scale, offset, result = ctx.saved_tensors
+        inside = torch.ops.aten.hardtanh_backward(grad, steps, ctx.least - 0.5, ctx.largest + 0.5)
+        grad_scale = grad_offset = None
+        if ctx.needs_input_grad[1]:
+            codes = result if offset is None else result - offset
+            grad_scale = (grad * codes).sum(dim=-1, keepdim=True).div_(scale)
+            grad_scale -= (inside * steps).sum(dim=-1, keepdim=True)
+        if offset is not None and ctx.needs_input_grad[2]:
+            grad_offset = (grad - inside).sum(dim=-1, keepdim=True)
+        return inside, grad_scale, grad_offset, None, None

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from tesseral.quantization.config import OFF
 from tesseral.quantization.fusion import fuse_heads, fuse_input
 from tesseral.quantization.numerics import (
-    asymmetric_codes,
     asymmetric_scale,
+    rounded,
     row_range,
-    symmetric_codes,
+    symmetric_range,
     symmetric_scale,
 )
 from tesseral.quantization.shared_input import SharedInput
@@ -217,7 +217,7 @@ def fake_quantize_rows(x: Tensor, clip: Tensor, bits: int) -> Tensor:
     if bits == OFF:
         return x
     scale = symmetric_scale(*row_range(x, clip), bits)
-    return symmetric_codes(x, scale, bits) * scale
+    return rounded(x, scale, None, symmetric_range(bits))
 
 
 def fake_quantize_heads(x: Tensor, clip: Tensor, bits: int) -> Tensor:
@@ -225,7 +225,7 @@ def fake_quantize_heads(x: Tensor, clip: Tensor, bits: int) -> Tensor:
     if bits == OFF:
         return x
     scale, offset = asymmetric_scale(*row_range(x, clip), bits)
-    return asymmetric_codes(x, scale, offset, bits) * scale + offset
+    return rounded(x, scale, offset, (0, 2**bits - 1))
 
 
 def current(transform: LearnableKronecker | Kronecker) -> Kronecker:
