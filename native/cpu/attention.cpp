@@ -76,6 +76,9 @@ class Run {
 
   void run(int n_threads) {
     const int64_t floats = kernels_.scratch_floats(call_);
+    for (std::size_t i = n_threads; i < order_.size(); ++i) {
+      tasks_[order_[i - n_threads]].next = &tasks_[order_[i]];
+    }
     std::vector<float*> memory(static_cast<std::size_t>(n_threads), nullptr);
     auto task = [&](int64_t index, int worker) {
       float*& scratch = memory[static_cast<std::size_t>(worker)];

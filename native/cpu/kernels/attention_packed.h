@@ -75,31 +75,58 @@ inline Floats row_words(const KeyValueRows& source, const char* row, const float
   return load(words);
 }
 
+// Rows become columns: writes the words of each step as one vector, steps `stride` words apart.
+// `wide` holds rows of codes as float32, attention_max_dim apart; null for others.
+template <bool Pairs>
+void transpose_rows(const KeyValueRows& source, const char* const* rows, int n_rows,
+                    const float* wide, float* out, int64_t stride) {
+  const int64_t steps = steps_of<Pairs>(source.width);
+  // bfloat16 numbers move two by two and are widened on their way out
+  const bool widens = !Pairs && source.element == Element::bf16;
+  const int64_t words = widens ? steps_of<true>(source.width) : steps;
+  for (int64_t word = 0; word < words; word += lanes) {
+    Floats block[lanes];
+    for (int i = 0; i < lanes; ++i) {
+      const float* row = wide == nullptr ? nullptr : wide + i * attention_max_dim;
+      if (i >= n_rows) {
+        block[i] = zero();
+      } else if (widens) {
+        block[i] = row_words<true>(source, rows[i], nullptr, word);
+      } else {
+        block[i] = row_words<Pairs>(source, rows[i], row, word);
+      }
+    }
+    transpose(block);
+    const auto count = static_cast<int>(at_most(lanes, words - word));
+    float* columns = out + (widens ? 2 : 1) * word * stride;
+    for (int i = 0; i < count && !widens; ++i) store(columns + i * stride, block[i]);
+    for (int i = 0; i < count && widens; ++i) {
+      Floats even, odd;
+      widen_pairs(block[i], even, odd);
+      store(columns + 2 * i * stride, even);
+      if (2 * (word + i) + 1 < steps) store(columns + (2 * i + 1) * stride, odd);
+    }
+  }
+}
+
 // Packs queries [row, row + gemm_rows) as one panel: for each step, the numbers of all rows. May
 // write up to `lanes` words past its end.
 template <bool Pairs>
 void pack_queries(const AttentionCall& call, const AttentionTask& task, int64_t row, float* out) {
   const Sequence& sequence = call.sequences[task.sequence];
-  const int64_t steps = steps_of<Pairs>(call.key.width);
   const KeyValueRows source = {call.element, call.key.width, call.query, Element::f32, {}, {}};
   // A store of whole vectors runs into the next step's rows, so the last rows come first.
   for (int64_t first = (gemm_rows - 1) / lanes * lanes; first >= 0; first -= lanes) {
     const char* rows[lanes];
     const auto n_rows = static_cast<int>(
         at_most(at_most(lanes, gemm_rows - first), rows_of(call, task) - row - first));
+    RowWalk walk(call, task, row + first);
     for (int r = 0; r < n_rows; ++r) {
-      const Row place = find_row(call, task, row + first + r);
+      const Row place = walk.next();
       rows[r] = row_of(call.query, sequence.batch, place.head, sequence.q_start + place.query);
+      prefetch(rows[r] + gemm_rows * call.query.row, row_bytes(source));
     }
-    for (int64_t step = 0; step < steps; step += lanes) {
-      Floats block[lanes];
-      for (int r = 0; r < lanes; ++r) {
-        block[r] = r < n_rows ? row_words<Pairs>(source, rows[r], nullptr, step) : zero();
-      }
-      transpose(block);
-      const auto count = static_cast<int>(at_most(lanes, steps - step));
-      for (int i = 0; i < count; ++i) store(out + (step + i) * gemm_rows + first, block[i]);
-    }
+    transpose_rows<Pairs>(source, rows, n_rows, nullptr, out + first, gemm_rows);
   }
 }
 
@@ -124,17 +151,8 @@ void pack_keys(const AttentionCall& call, const AttentionTask& task, int64_t beg
       rows[i] = row_of(source.rows, run.batch, task.kv_head, run.row);
       if (is_coded(source.element)) widen_row(source, run.batch, task.kv_head, run.row, wide[i]);
     }
-    for (int64_t step = 0; step < steps; step += lanes) {
-      Floats block[lanes];
-      for (int i = 0; i < lanes; ++i) {
-        block[i] = i < n_rows ? row_words<Pairs>(source, rows[i],
-                                                 is_coded(source.element) ? wide[i] : nullptr, step)
-                              : zero();
-      }
-      transpose(block);
-      const auto count = static_cast<int>(at_most(lanes, steps - step));
-      for (int i = 0; i < count; ++i) store(columns + (step + i) * panel, block[i]);
-    }
+    transpose_rows<Pairs>(source, rows, n_rows, is_coded(source.element) ? wide[0] : nullptr,
+                          columns, panel);
   }
 }
 
@@ -253,6 +271,63 @@ inline float exponentiate(float* scores, int64_t count, float unit, float limit)
   return sum_lanes(add(sum[0], sum[1]));
 }
 
+// Asks for keys [begin, end) and the first `rows` queries of a task, a share at a time, so that
+// packing them will not wait for memory.
+class Ahead {
+ public:
+  Ahead(const AttentionCall& call, const AttentionTask& task, int64_t begin, int64_t end,
+        int64_t rows)
+      : call_(call),
+        task_(task),
+        walk_(call, task, 0),
+        begin_(begin),
+        end_(end),
+        rows_(rows),
+        key_(begin) {}
+
+  // Brings what has been asked for to the share `done` of `all`.
+  void reach(int64_t done, int64_t all) {
+    const Sequence& sequence = call_.sequences[task_.sequence];
+    const KeyValueRows* const sources[] = {&call_.key, &call_.value};
+    const int64_t stop = begin_ + (end_ - begin_) * at_most(done, all) / all;
+    while (key_ < stop) {
+      const KeyRun run = find_keys(call_, sequence, key_, stop);
+      for (int64_t i = 0; i < run.count; ++i) {
+        for (const KeyValueRows* source : sources) {
+          prefetch(row_of(source->rows, run.batch, task_.kv_head, run.row + i), row_bytes(*source));
+        }
+      }
+      key_ += run.count;
+    }
+    for (const int64_t last = rows_ * at_most(done, all) / all; row_ < last; ++row_) {
+      const Row row = walk_.next();
+      prefetch(row_of(call_.query, sequence.batch, row.head, sequence.q_start + row.query),
+               call_.key.width * bytes_of(call_.element));
+    }
+  }
+
+ private:
+  const AttentionCall& call_;
+  const AttentionTask& task_;
+  RowWalk walk_;
+  int64_t begin_;
+  int64_t end_;
+  int64_t rows_;
+  int64_t key_;
+  int64_t row_ = 0;
+};
+
+// The keys that some row of a task sees.
+struct KeyRange {
+  int64_t begin;
+  int64_t end;
+};
+
+inline KeyRange visible_keys(const AttentionCall& call, const AttentionTask& task) {
+  const int64_t begin = find_row(call, task, 0).k_begin;
+  return {begin, find_row(call, task, task.q_end - task.q_begin - 1).k_end};
+}
+
 template <bool Pairs>
 class PackedTask {
  public:
@@ -266,35 +341,35 @@ class PackedTask {
         unit_(unit_of(call)) {}
 
   void run() {
-    state_.clear(rows_);
+    state_.start(rows_);
     const int64_t steps = steps_of<Pairs>(call_.key.width);
     for (int64_t row = 0; row < rows_; row += gemm_rows) {
       pack_queries<Pairs>(call_, task_, row, space_.queries + row * steps);
     }
-    int64_t end = 0;
-    for (int64_t key = visible(end); key < end; key += call_.key_block) {
-      begin_ = key;
-      end_ = at_most(key + call_.key_block, end);
+    const KeyRange keys = visible_keys(call_, task_);
+    for (begin_ = keys.begin; begin_ < keys.end; begin_ = end_) {
+      end_ = at_most(begin_ + call_.key_block, keys.end);
       pack_keys<Pairs>(call_, task_, begin_, end_, space_.keys);
       pack_values<Pairs>(call_, task_, begin_, end_, space_.values);
-      next_ = end_;
-      next_end_ = at_most(end_ + call_.key_block, end);
+      Ahead ahead = after_block(keys.end);
       for (int64_t row = 0; row < rows_; row += gemm_rows) {
-        fetch_next(row);
+        ahead.reach(row + gemm_rows, rows_);
         run_group(row);
       }
     }
+    state_.finish(rows_);
     if (task_.state == nullptr) write_output(call_, task_, state_);
   }
 
  private:
-  // The keys that some row of the task sees: returns the first and sets the end.
-  int64_t visible(int64_t& end) const {
-    const int64_t n_queries = task_.q_end - task_.q_begin;
-    const Row first = find_row(call_, task_, 0);
-    const Row last = find_row(call_, task_, n_queries - 1);
-    end = last.k_end;
-    return first.k_begin;
+  // What is needed after the present block: the next one, or the first of the next task.
+  Ahead after_block(int64_t end) const {
+    if (end_ < end || task_.next == nullptr) {
+      return {call_, task_, end_, at_most(end_ + call_.key_block, end), 0};
+    }
+    const KeyRange keys = visible_keys(call_, *task_.next);
+    return {call_, *task_.next, keys.begin, at_most(keys.begin + call_.key_block, keys.end),
+            rows_of(call_, *task_.next)};
   }
 
   // Brings keys [begin, end) down to those that some row of the group sees under a boolean mask.
@@ -320,21 +395,6 @@ class PackedTask {
     end = at_least(first, stop);
   }
 
-  // Asks for the next block's keys and values, a share with each group of rows, so that packing
-  // them will not wait for memory.
-  void fetch_next(int64_t row) {
-    const KeyValueRows* const sources[] = {&call_.key, &call_.value};
-    const int64_t stop = at_most(end_ + (next_end_ - end_) * (row + gemm_rows) / rows_, next_end_);
-    while (next_ < stop) {
-      const KeyRun run = find_keys(call_, call_.sequences[task_.sequence], next_, stop);
-      for (int64_t i = 0; i < run.count; ++i, ++next_) {
-        for (const KeyValueRows* source : sources) {
-          prefetch(row_of(source->rows, run.batch, task_.kv_head, run.row + i), row_bytes(*source));
-        }
-      }
-    }
-  }
-
   // Rows [row, row + gemm_rows) against the packed block.
   void run_group(int64_t row) {
     const auto n_rows = static_cast<int>(at_most(gemm_rows, rows_ - row));
@@ -343,8 +403,9 @@ class PackedTask {
     int64_t end = begin_;
     int64_t full_begin = begin_;
     int64_t full_end = end_;
+    RowWalk walk(call_, task_, row);
     for (int r = 0; r < n_rows; ++r) {
-      rows[r] = find_row(call_, task_, row + r);
+      rows[r] = walk.next();
       begin = at_most(begin, rows[r].k_begin);
       end = at_least(end, rows[r].k_end);
       full_begin = at_least(full_begin, rows[r].k_begin);
@@ -359,11 +420,13 @@ class PackedTask {
     const int64_t to = end - begin_;
     score(n_rows, row, from, to);
     const bool hides = full_begin > begin_ + from || full_end < end || (to - from) % panel != 0;
+    bool fresh = true;  // whether nothing has been summed yet
     float factors[gemm_rows];
     for (int r = 0; r < n_rows; ++r) {
+      fresh = fresh && state_.sum[row + r] == 0;
       factors[r] = weigh(rows[r], row + r, space_.scores + r * score_stride, from, to, hides);
     }
-    add_values(n_rows, row, from, to, factors);
+    add_values(n_rows, row, from, to, fresh ? nullptr : factors);
   }
 
   void score(int n_rows, int64_t row, int64_t from, int64_t to) {
@@ -414,6 +477,8 @@ class PackedTask {
     return factor;
   }
 
+  // Adds the weighted values to what the rows have summed, which first takes a factor for each
+  // row; no factors stand for rows that have summed nothing.
   void add_values(int n_rows, int64_t row, int64_t from, int64_t to, const float* factors) {
     const int64_t width = call_.value.width;
     for (int64_t column = 0; column < width; column += panel) {
@@ -450,9 +515,12 @@ class PackedTask {
     for (int r = 0; r < Rows; ++r) {
       if (r >= n_rows) break;
       float* out = state_.values + (row + r) * state_.stride + column;
-      const Floats factor = broadcast(factors[r]);
       for (int c = 0; c < Columns; ++c) {
-        store(out + c * lanes, multiply_add(load(out + c * lanes), factor, sums[r][c]));
+        Floats sum = sums[r][c];
+        if (factors != nullptr) {
+          sum = multiply_add(load(out + c * lanes), broadcast(factors[r]), sum);
+        }
+        store(out + c * lanes, sum);
       }
     }
   }
@@ -466,8 +534,6 @@ class PackedTask {
   float unit_;
   int64_t begin_ = 0;  // the packed block of keys
   int64_t end_ = 0;
-  int64_t next_ = 0;  // of the next block, the first key not asked for
-  int64_t next_end_ = 0;
 };
 
 }  // namespace

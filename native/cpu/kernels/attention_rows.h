@@ -164,12 +164,22 @@ struct State {
     return 2 * round_up(rows, lanes) + rows * round_up(call.value.width, lanes);
   }
 
-  void clear(int64_t rows) {
+  // Empties the state but for `values`, which may hold anything where `sum` is zero until finish().
+  void start(int64_t rows) {
     for (int64_t r = 0; r < rows; ++r) {
       limit[r] = -infinity;
       sum[r] = 0;
     }
-    for (int64_t i = 0; i < rows * stride; i += lanes) store(values + i, zero());
+  }
+  void finish(int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r) {
+      if (sum[r] != 0) continue;
+      for (int64_t i = 0; i < stride; i += lanes) store(values + r * stride + i, zero());
+    }
+  }
+  void clear(int64_t rows) {
+    start(rows);
+    finish(rows);
   }
 };
 
@@ -181,14 +191,38 @@ struct Row {
   int64_t k_end;
 };
 
+// The rows of a task one after the other, from any one on; a division finds only the first.
+class RowWalk {
+ public:
+  RowWalk(const AttentionCall& call, const AttentionTask& task, int64_t row)
+      : call_(call),
+        task_(task),
+        offset_(call.sequences[task.sequence].kv_len - call.sequences[task.sequence].q_len),
+        head_(task.kv_head * group_of(call) + row / (task.q_end - task.q_begin)),
+        query_(task.q_begin + row % (task.q_end - task.q_begin)) {}
+
+  Row next() {
+    const int64_t diagonal = query_ + offset_;
+    const int64_t begin = at_least(task_.k_begin, diagonal - call_.left);
+    const int64_t end = at_most(task_.k_end, diagonal + call_.right + 1);
+    const Row row = {head_, query_, begin, at_least(begin, end)};
+    if (++query_ == task_.q_end) {
+      query_ = task_.q_begin;
+      ++head_;
+    }
+    return row;
+  }
+
+ private:
+  const AttentionCall& call_;
+  const AttentionTask& task_;
+  int64_t offset_;
+  int64_t head_;
+  int64_t query_;
+};
+
 inline Row find_row(const AttentionCall& call, const AttentionTask& task, int64_t row) {
-  const Sequence& sequence = call.sequences[task.sequence];
-  const int64_t n_queries = task.q_end - task.q_begin;
-  const int64_t query = task.q_begin + row % n_queries;
-  const int64_t diagonal = query + sequence.kv_len - sequence.q_len;
-  const int64_t begin = at_least(task.k_begin, diagonal - call.left);
-  const int64_t end = at_most(task.k_end, diagonal + call.right + 1);
-  return {task.kv_head * group_of(call) + row / n_queries, query, begin, at_least(begin, end)};
+  return RowWalk(call, task, row).next();
 }
 
 inline bool has_dense_mask(const AttentionCall& call) { return call.mask.rows.data != nullptr; }
@@ -312,12 +346,14 @@ inline double logarithm_of(const AttentionCall& call, float limit) {
 // Divides, adds the sink, and writes output and lse of the rows of a task.
 inline void write_output(const AttentionCall& call, const AttentionTask& task, State state) {
   const Sequence& sequence = call.sequences[task.sequence];
+  const bool needs_limit = call.sinks != nullptr || call.lse.data != nullptr;
+  RowWalk walk(call, task, 0);
   for (int64_t r = 0; r < rows_of(call, task); ++r) {
-    const Row row = find_row(call, task, r);
+    const Row row = walk.next();
     // in double precision: gradients take exp(score - lse), where the rounding of a large lse
     // counts
     double sum = state.sum[r];
-    double limit = logarithm_of(call, state.limit[r]);
+    double limit = needs_limit ? logarithm_of(call, state.limit[r]) : 0;
     double factor = 1;
     if (call.sinks != nullptr && call.sinks[row.head] != -infinity) {
       const double sink = call.sinks[row.head];

@@ -50,11 +50,15 @@ inline Floats load_bf16(const std::uint16_t* p) {
   const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
 }
-// The even and the odd of 2 * lanes numbers: cheaper than in order.
-inline void load_bf16_halves(const std::uint16_t* p, Floats& even, Floats& odd) {
-  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+// The even and the odd of 2 * lanes bfloat16 numbers, two in each lane.
+inline void widen_pairs(Floats pairs, Floats& even, Floats& odd) {
+  const __m256i x = _mm256_castps_si256(pairs);
   even = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
   odd = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(-65536)));
+}
+// The same, read from memory: cheaper than in order.
+inline void load_bf16_halves(const std::uint16_t* p, Floats& even, Floats& odd) {
+  widen_pairs(load(reinterpret_cast<const float*>(p)), even, odd);
 }
 inline Floats load_f16(const std::uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

@@ -46,11 +46,15 @@ inline Floats widen_bf16(__m256i x) {
 inline Floats load_bf16(const std::uint16_t* p) {
   return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
-// The even and the odd of 2 * lanes numbers: cheaper than in order.
-inline void load_bf16_halves(const std::uint16_t* p, Floats& even, Floats& odd) {
-  const __m512i x = _mm512_loadu_si512(p);
+// The even and the odd of 2 * lanes bfloat16 numbers, two in each lane.
+inline void widen_pairs(Floats pairs, Floats& even, Floats& odd) {
+  const __m512i x = _mm512_castps_si512(pairs);
   even = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
   odd = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(-65536)));
+}
+// The same, read from memory: cheaper than in order.
+inline void load_bf16_halves(const std::uint16_t* p, Floats& even, Floats& odd) {
+  widen_pairs(_mm512_loadu_ps(p), even, odd);
 }
 inline Floats load_f16(const std::uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));

@@ -74,10 +74,14 @@ inline void store(float* p, Floats x) {
 inline Floats load_bf16(const std::uint16_t* p) {
   return each([&](int i) { return float_of_bits(std::uint32_t{p[i]} << 16); });
 }
-// The even and the odd of 2 * lanes numbers.
+// The even and the odd of 2 * lanes bfloat16 numbers, two in each lane.
+inline void widen_pairs(Floats pairs, Floats& even, Floats& odd) {
+  even = each([&](int i) { return float_of_bits(bits_of_float(pairs.lane[i]) << 16); });
+  odd = each([&](int i) { return float_of_bits(bits_of_float(pairs.lane[i]) & 0xFFFF0000u); });
+}
+// The same, read from memory.
 inline void load_bf16_halves(const std::uint16_t* p, Floats& even, Floats& odd) {
-  even = each([&](int i) { return float_of_bits(std::uint32_t{p[2 * i]} << 16); });
-  odd = each([&](int i) { return float_of_bits(std::uint32_t{p[2 * i + 1]} << 16); });
+  widen_pairs(load(reinterpret_cast<const float*>(p)), even, odd);
 }
 inline Floats load_f16(const std::uint16_t* p) {
   return each([&](int i) { return float_of_f16(p[i]); });

@@ -94,6 +94,8 @@ struct AttentionTask {
   // Rows are ordered by head of the group, then query: first limits, then sums, then
   // values (see kernels/attention_rows.h).
   float* state = nullptr;
+  // What the same thread will probably do next, so that memory can be asked for ahead; or null.
+  const AttentionTask* next = nullptr;
 };
 
 // Static, so that each instruction set compiles its own.

@@ -72,23 +72,19 @@ def plan_native(
 ) -> NativePlan:
     """Return the tiles for a call.
 
-    A strip of queries, with its output in float32, takes half of the L2 cache of a core; the
-    packed keys and values of a block, and those of the next on their way in, a quarter.
+    A strip of queries, with its output in float32, takes at most half of the L2 cache of a core,
+    and strips are about equally long; the packed keys and values of a block take a quarter.
     """
     rows = problem.group * max(1, problem.q_len)
     pairs = max(1, problem.batch * problem.kv_heads)
     width = problem.head_dim + problem.value_dim
     streamed = rows <= STREAM_ROWS.get(problem.dtype, STREAM_ROWS_WIDENED)
     threads = _useful_threads(problem, threads)
-    strip_rows = rows
+    q_tile = max(1, problem.q_len)
     if not streamed:
-        strip_rows = min(rows, _down(caches.l2 // 2 // (4 * width), ROW_MULTIPLE))
-        wanted = TASKS_A_THREAD * threads
-        if pairs * -(-rows // strip_rows) < wanted:
-            strip_rows = min(strip_rows, max(LEAST_ROWS, _down(rows * pairs // wanted, 1)))
-    q_tile = _positions(strip_rows, problem.group)
+        q_tile = _strip(q_tile, problem.group, pairs, threads, caches.l2 // 2 // (4 * width))
     tasks = pairs * -(-max(1, problem.q_len) // q_tile)
-    key_block = _down(caches.l2 // 4 // (8 * width), 64)
+    key_block = _down(caches.l2 // 4 // (4 * width), 64)
     plan = NativePlan(
         batch_tile=1,
         head_tile=1,
@@ -164,11 +160,13 @@ def _described(problem: AttentionProblem, form: str, width: int) -> _native.KeyV
     return _native.KeyValueRows(getattr(_native.Element, name), width, _native.Rows(0, 0, 0, 0))
 
 
-def _positions(strip_rows: int, group: int) -> int:
-    """Return the query positions of a strip, so that rows fill register tiles if they can."""
-    positions = max(1, strip_rows // group)
+def _strip(q_len: int, group: int, pairs: int, threads: int, most_rows: int) -> int:
+    """Return the query positions of a strip: strips of like length that fill register tiles."""
     step = ROW_MULTIPLE // gcd(ROW_MULTIPLE, group)
-    return positions // step * step if positions > step else positions
+    longest = _down(most_rows // group, step)
+    wanted = -(-TASKS_A_THREAD * threads // pairs)
+    strips = max(-(-q_len // longest), min(wanted, q_len * group // LEAST_ROWS))
+    return min(q_len, _up(-(-q_len // strips), step))
 
 
 def _itemsize(problem: AttentionProblem) -> int:
@@ -177,6 +175,10 @@ def _itemsize(problem: AttentionProblem) -> int:
 
 def _is_all_bfloat16(problem: AttentionProblem) -> bool:
     return problem.dtype == "bfloat16" and problem.key_format == problem.value_format == "dense"
+
+
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def _down(number: int, multiple: int) -> int:

@@ -1,0 +1,57 @@
+"""How the native kernels cut calls: by the caches, evenly, and no reading twice."""
+
+import pytest
+
+from tesseral.attention.native_plan import ROW_MULTIPLE, plan_native
+from tesseral.attention.problem import AttentionProblem
+from tesseral.runtime.cpu import CacheSizes
+
+LARGE = CacheSizes(l1d=48 * 1024, l2=2**21, l3=2**25, source="sysfs")
+SMALL = CacheSizes(l1d=32 * 1024, l2=2**18, l3=2**23, source="sysfs")
+
+
+def plan(caches=LARGE, threads=2, **changes):
+    fields = {
+        "batch": 1,
+        "q_len": 1024,
+        "kv_len": 1024,
+        "q_heads": 8,
+        "kv_heads": 8,
+        "head_dim": 128,
+        "value_dim": 128,
+        "dtype": "float32",
+        "device": "cpu",
+        "causal": True,
+        "scale": 0.1,
+    }
+    return plan_native(AttentionProblem(**fields | changes), caches, "scalar", threads)
+
+
+@pytest.mark.parametrize("group", [1, 2, 5, 7])
+@pytest.mark.parametrize("q_len", [97, 1024, 1030, 4096])
+def test_strips_are_about_equally_long(q_len, group):
+    cut = plan(q_len=q_len, kv_len=q_len, q_heads=2 * group, kv_heads=2)
+    strips = -(-q_len // cut.q_tile)
+    last = q_len - (strips - 1) * cut.q_tile
+    assert cut.q_tile - last <= strips * ROW_MULTIPLE
+
+
+def test_strips_and_blocks_follow_the_cache():
+    large, small = plan(q_len=4096, kv_len=4096), plan(SMALL, q_len=4096, kv_len=4096)
+    assert large.strip_rows * 4 * 256 <= LARGE.l2 // 2 + ROW_MULTIPLE * 4 * 256
+    assert small.strip_rows * 4 * 256 <= SMALL.l2 // 2 + ROW_MULTIPLE * 4 * 256
+    assert large.k_tile * 4 * 256 <= LARGE.l2 // 4
+    assert small.k_tile < large.k_tile
+
+
+def test_every_thread_finds_several_strips():
+    cut = plan(q_heads=1, kv_heads=1, threads=4, q_len=2048, kv_len=2048)
+    assert 2048 / cut.q_tile >= 8
+
+
+@pytest.mark.parametrize(("dtype", "rows"), [("float32", 8), ("bfloat16", 16)])
+def test_few_rows_read_the_keys_in_place_and_once(dtype, rows):
+    cut = plan(dtype=dtype, q_len=rows, kv_len=4096)
+    assert cut.kernel == "streamed"
+    assert cut.q_tile == rows
+    assert plan(dtype=dtype, q_len=rows + 1, kv_len=4096).kernel == "packed"
