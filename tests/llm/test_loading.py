@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers.utils import logging
 
-from support.checkpoints import change_config, change_weights, save
+from support.checkpoints import TEXT, change_config, change_weights, save
 from support.models import tiny_llama, token_ids
 from tesseral._errors import CheckpointError, ParameterError, UnsupportedModelError
-from tesseral.llm import load
+from tesseral.llm import load, quantize
 from tesseral.llm.attention_interface import IMPLEMENTATION
 from tesseral.llm.loading import quiet, read_config, stored_dtype
+from tesseral.quantization import QuantizationConfig
 
 
 @pytest.fixture
@@ -95,13 +96,22 @@ DAMAGE = {
 }
 
 
+def to_quantize(directory):
+    config = QuantizationConfig(epochs=0, samples=1, sequence_length=16)
+    quantize(directory, config, TEXT, directory.with_name("out"))
+
+
+@pytest.mark.parametrize("read", [load, to_quantize])
 @pytest.mark.parametrize("name", DAMAGE)
-def test_each_damage_has_one_clear_line(directory, name, said):
+def test_each_damage_has_one_clear_line(directory, name, read, said):
     change, message = DAMAGE[name]
     change(directory)
+    if read is to_quantize and name == "called quantised and is not":
+        message = "is quantised already"
     with pytest.raises(CheckpointError, match=message) as caught:
-        load(directory)
+        read(directory)
     assert str(directory) in str(caught.value)
+    assert not directory.with_name("out").exists()
     assert "\n" not in str(caught.value)
     assert said() == ""
 
@@ -147,13 +157,14 @@ class _Payload:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.parametrize("read", [load, to_quantize])
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
-def test_a_pickle_is_never_read(directory, name):
+def test_a_pickle_is_never_read(directory, name, read):
     marker = directory / "was run"
     (directory / "model.safetensors").unlink()
     (directory / name).write_bytes(pickle.dumps(_Payload(marker)))
     with pytest.raises(CheckpointError, match=r"the model cannot be read|the weights are damaged"):
-        load(directory)
+        read(directory)
     assert not marker.exists()
 
 

@@ -31,6 +31,7 @@ from tesseral._errors import (
 )
 from tesseral.datasets import load_books_excerpt, load_embedded_lm
 from tesseral.llm import load, perplexity, pipeline, quantize
+from tesseral.llm.resume import Progress
 from tesseral.quantization import QuantizationConfig
 from tesseral.quantization.calibration import loop
 
@@ -67,17 +68,17 @@ def whole(original, tmp_path_factory):
 def test_what_is_loaded_is_what_was_made(name, transform, tmp_path, monkeypatch):
     made = {}
 
-    def keep(model, config):
-        made.update(state=model.state_dict(), logits=logits_of(model, IDS))
-        mark(model, config)
+    def keep(progress, block, state, facts):
+        made.update({f"model.layers.{block}.{name}": t.clone() for name, t in state.items()})
+        save_block(progress, block, state, facts)
 
-    mark = pipeline.mark_quantized
-    monkeypatch.setattr(pipeline, "mark_quantized", keep)
+    save_block = Progress.save
+    monkeypatch.setattr(Progress, "save", keep)
     source = save(MODELS[name]("tesseral"), tmp_path / "model")
     out = quantize(source, settings(transform=transform), TEXT, tmp_path / "out")
     model, reader = load(out)
-    assert same_tensors(model.state_dict(), made["state"])
-    assert torch.equal(logits_of(model, IDS), made["logits"])
+    loaded = {name: t for name, t in model.state_dict().items() if "layers" in name}
+    assert same_tensors(loaded, made)
     assert reader(TEXT).input_ids == load(source)[1](TEXT).input_ids
     assert perplexity(model, reader, TEXT[:64], 16) < 1e4
 
@@ -117,6 +118,10 @@ def test_the_output_has_all_files_and_nothing_else_stays(whole):
         "tokenizer_config.json",
     ]
     assert names(whole.parent) == ["out"]
+
+
+def test_whoever_may_read_one_file_may_read_all(whole):
+    assert len({file.stat().st_mode for file in whole.iterdir()}) == 1
 
 
 def test_the_source_is_only_read(original, tmp_path):
@@ -192,7 +197,7 @@ def test_a_block_that_a_kill_cut_off_is_made_again(original, whole, tmp_path):
 
 def test_an_existing_output_is_refused_before_any_work(original, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(pipeline, "load", None)
+    monkeypatch.setattr(pipeline, "LazyModel", None)
     with pytest.raises(OutputExistsError, match=r"out exists; .*--overwrite"):
         quantize(original, settings(), TEXT, tmp_path / "out")
     assert names(tmp_path) == ["out"]
@@ -208,7 +213,7 @@ def test_an_existing_output_is_replaced_when_asked(original, whole, tmp_path):
 FAILURES = {
     "Ctrl-C": (loop, "frozen_state", KeyboardInterrupt),
     "a loss that is not finite": (loop, "_check_finite", CalibrationError),
-    "a full disk at the end": (pipeline, "mark_quantized", OSError),
+    "a full disk at the end": (pipeline, "save", OSError),
 }
 
 
@@ -251,7 +256,9 @@ def test_a_full_disk_is_an_oserror_and_the_blocks_done_stay(original, whole, tmp
     assert names(tmp_path / ".out.partial") == [
         "block-0000.safetensors",
         "block-0001.safetensors",
+        "hidden-0002.bf16",
         "identity.json",
+        "received-0002.bf16",
     ]
     assert contents(quantize(original, settings(), TEXT, out)) == contents(whole)
 

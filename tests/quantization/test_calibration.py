@@ -6,8 +6,8 @@ import torch
 from support.models import token_ids
 from support.quantised import logits_of, tiny
 from tesseral._errors import CalibrationError
+from tesseral.llm.blockwise import InMemory, quantize_blocks
 from tesseral.llm.layouts import blocks_of
-from tesseral.llm.pipeline import quantize_blocks
 from tesseral.quantization.calibration import loop
 from tesseral.quantization.config import QuantizationConfig
 
@@ -32,7 +32,7 @@ def quantised(config, name="llama", *, float64=False, **changes):
     """Return a quantised model, the steps reported, and what the model said before."""
     model, steps = tiny(name, torch.float64 if float64 else torch.float32, **changes), []
     before = logits_of(model, TOKENS)
-    quantize_blocks(model, config, TOKENS, None, steps.append)
+    quantize_blocks(model, config, TOKENS, InMemory(), steps.append)
     return model, steps, before
 
 
@@ -116,7 +116,7 @@ def test_a_model_that_is_not_finite_is_refused_by_block(transform, value):
     originals = [block.mlp.up_proj for block in blocks_of(model)]
     originals[1].weight[0, 0] = value
     with pytest.raises(CalibrationError, match="the original output of block 1 is not finite"):
-        quantize_blocks(model, settings(transform=transform), TOKENS, None, lambda _: None)
+        quantize_blocks(model, settings(transform=transform), TOKENS, InMemory(), lambda _: None)
     assert blocks_of(model)[1].mlp.up_proj is originals[1]
 
 
@@ -144,7 +144,7 @@ def test_a_float64_model_is_calibrated_in_float64():
     config = settings(weight_bits=16, activation_bits=16, kv_bits=16, epochs=1)
     model, before = tiny("qwen3", torch.float64), None
     before = logits_of(model, TOKENS)
-    quantize_blocks(model, config, TOKENS, None, lambda _: None)
+    quantize_blocks(model, config, TOKENS, InMemory(), lambda _: None)
     assert (logits_of(model, TOKENS) - before).abs().max() < 1e-10 * before.abs().max()
 
 
@@ -214,7 +214,7 @@ def test_maxima_are_those_of_what_the_layers_read():
         hook.remove()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "SimulatedBlock", Watched)
-        quantize_blocks(model, settings(epochs=0), TOKENS, None, lambda _: None)
+        quantize_blocks(model, settings(epochs=0), TOKENS, InMemory(), lambda _: None)
     assert maxima.keys() == seen.keys()
     for name, x in seen.items():
         assert torch.allclose(maxima[name], x.abs().flatten(0, 1).amax(0), rtol=1e-4)

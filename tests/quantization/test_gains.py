@@ -4,8 +4,8 @@ import torch
 
 from support.models import token_ids
 from support.quantised import tiny
+from tesseral.llm.blockwise import InMemory, quantize_blocks
 from tesseral.llm.layouts import blocks_of, final_norm_of
-from tesseral.llm.pipeline import quantize_blocks
 from tesseral.quantization.calibration.gains import rescale_norm
 from tesseral.quantization.config import QuantizationConfig
 
@@ -74,7 +74,7 @@ def quantised(**changes):
         weight_bits=3, activation_bits=3, kv_bits=3, epochs=1, batch_size=4, **changes
     )
     model = tiny("llama", initializer_range=0.1)
-    quantize_blocks(model, config, TOKENS, None, lambda _: None)
+    quantize_blocks(model, config, TOKENS, InMemory(), lambda _: None)
     return model
 
 
@@ -96,6 +96,6 @@ def test_nothing_is_rescaled_where_nothing_is_learned():
     for rescale in (True, False):
         config = QuantizationConfig(transform="hadamard", rescale_norms=rescale, batch_size=4)
         model = tiny("llama")
-        quantize_blocks(model, config, TOKENS, None, lambda _: None)
+        quantize_blocks(model, config, TOKENS, InMemory(), lambda _: None)
         weights.append(final_norm_of(model).weight)
     assert torch.equal(*weights)

@@ -5,8 +5,9 @@ import torch
 
 from support.models import token_ids
 from support.quantised import logits_of, tiny
+from tesseral.llm.blockwise import InMemory, quantize_blocks
+from tesseral.llm.capture import block_arguments, hidden_states
 from tesseral.llm.layouts import blocks_of, open_block
-from tesseral.llm.pipeline import block_arguments, hidden_states, quantize_blocks
 from tesseral.quantization.block import SimulatedBlock
 from tesseral.quantization.calibration.loop import observe
 from tesseral.quantization.calibration.moments import second_moments
@@ -87,7 +88,7 @@ def test_moments_are_those_of_what_each_site_hands_to_its_readers():
     model = tiny("llama")
     block = blocks_of(model)[0]
     layout, shape = open_block(block, "llama")
-    hidden = hidden_states(model, TOKENS, 4)
+    hidden = torch.cat(list(hidden_states(model, TOKENS, 4)))
     task = BlockTask(
         block=block,
         layout=layout,
@@ -125,6 +126,6 @@ def test_a_model_rounded_by_gptq_is_closer_to_the_original(transform):
         )
         model = tiny("llama", initializer_range=0.1)
         before = logits_of(model, TOKENS)
-        quantize_blocks(model, config, TOKENS, None, lambda _: None)
+        quantize_blocks(model, config, TOKENS, InMemory(), lambda _: None)
         errors.append(float((logits_of(model, TOKENS) - before).square().mean()))
     assert errors[1] < 0.8 * errors[0]

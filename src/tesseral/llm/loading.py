@@ -56,7 +56,7 @@ def load(
     stored = stored_dtype(path, description)
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == "cpu" else stored
-    with _named_failures(path, "model"):
+    with named_failures(path, "model"):
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
@@ -68,12 +68,20 @@ def load(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    _refuse_partial(path, report)
-    with _named_failures(path, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
-        )
-    return model.to(device).eval(), tokenizer
+    refuse_partial(path, report)
+    return model.to(device).eval(), read_tokenizer(path)
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Return the tokenizer in a model directory.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none or it is damaged.
+    """
+    with named_failures(path, "tokenizer"):
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -124,7 +132,7 @@ def _check_architecture(path: Path, model_type: str) -> None:
 
 
 @contextmanager
-def _named_failures(path: Path, what: str) -> Iterator[None]:
+def named_failures(path: Path, what: str) -> Iterator[None]:
     """Turn failures of reading into ours."""
     try:
         with quiet():
@@ -152,8 +160,15 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _refuse_partial(path: Path, report: dict[str, Any]) -> None:
-    """Refuse a directory whose weights do not fill the model: the rest would be random."""
+def refuse_partial(path: Path, report: dict[str, Any]) -> None:
+    """Refuse a directory whose weights do not fill the model: the rest would be random.
+
+    Raises
+    ------
+    CheckpointError
+        If ``report``, transformers' of a load, names tensors that are missing, left over or
+        of another shape.
+    """
     for kind in ("missing", "unexpected", "mismatched"):
         names = sorted(map(str, report.get(f"{kind}_keys") or ()))
         if names:

@@ -1,8 +1,10 @@
 """Our checkpoint format under transformers: its configuration and its quantizer."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.quantizers import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -80,3 +82,25 @@ def mark_quantized(model: PreTrainedModel, config: QuantizationConfig) -> None:
     model._weight_conversions = []
     model.is_quantized = True
     model.quantization_method = METHOD
+
+
+def save(
+    model: PreTrainedModel, state: dict[str, Tensor], config: QuantizationConfig, path: Path
+) -> None:
+    """Write a quantised model whose tensors lie elsewhere, such as in files.
+
+    Parameters
+    ----------
+    model : transformers model
+        The original; of its weights nothing is read.
+    state : dict of str to tensor
+        All tensors of the quantised model, named as the modules that hold them.
+    config : QuantizationConfig
+        How it was quantised.
+    path : Path
+        Directory to write to.
+    """
+    mark_quantized(model, config)
+    # transformers would ask it for all tensors of the model instead of taking ours
+    model.hf_quantizer = None
+    model.save_pretrained(path, state_dict=state)

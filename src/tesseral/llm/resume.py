@@ -5,25 +5,30 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tesseral.quantization.config import QuantizationConfig
 from tesseral.runtime.files import atomic_directory, atomic_file
 
+_HEADER = struct.Struct("<QQQ")  # samples, length, hidden
+
 
 class Progress:
-    """The blocks done so far, in a directory of their own.
+    """What is done so far, in a directory of its own: blocks, and what enters the next one.
 
-    Each block is written under a temporary name and renamed, so that a killed run leaves
-    only whole ones. The directory is begun anew when it belongs to another model, text or
-    configuration.
+    Every file is written under a temporary name and renamed, so that a killed run leaves only
+    whole ones. A block counts as done once what enters the next one is there too. The
+    directory is begun anew when it belongs to another model, text or configuration.
 
     Parameters
     ----------
@@ -48,31 +53,127 @@ class Progress:
             return False
         return bool(found == identity)
 
-    def load(self, block: int) -> dict[str, Tensor] | None:
-        """Return the tensors of a block that was done, ``None`` for one that was not."""
+    def n_done(self, kinds: Iterable[str]) -> int:
+        """Return how many blocks are done and need not be run again.
+
+        Parameters
+        ----------
+        kinds : iterable of str
+            The kinds of hidden states that are needed to go on.
+        """
+        done = block = 0
+        while self.block(block) is not None:
+            block += 1
+            if all(self.states(kind, block) is not None for kind in kinds):
+                done = block
+        return done
+
+    def keep(self, kind: str, block: int, batches: Iterable[Tensor]) -> Tensor:
+        """Write hidden states that enter a block, and return them mapped from the file.
+
+        Parameters
+        ----------
+        kind : str
+            What they are.
+        block : int
+            The block that they enter.
+        batches : iterable of tensors of shape (batch, length, hidden)
+            At least one. They are rounded to bfloat16.
+
+        Returns
+        -------
+        bfloat16 tensor of shape (samples, length, hidden)
+        """
+        file = self._states_file(kind, block)
+        rows, shape = 0, torch.Size()
+        with self._whole(file) as temporary, temporary.open("wb") as target:
+            target.write(bytes(_HEADER.size))
+            for batch in batches:
+                rows, shape = rows + len(batch), batch.shape[1:]
+                rounded = batch.detach().to("cpu", torch.bfloat16).contiguous()
+                target.write(rounded.view(torch.int16).numpy().tobytes())
+            target.seek(0)
+            target.write(_HEADER.pack(rows, *shape))
+        states = self.states(kind, block)
+        assert states is not None
+        return states
+
+    def states(self, kind: str, block: int) -> Tensor | None:
+        """Return hidden states that were kept, ``None`` if they are not there."""
+        file = self._states_file(kind, block)
         try:
-            return load_file(self._file(block))
+            with file.open("rb") as source:
+                shape = _HEADER.unpack(source.read(_HEADER.size))
+            if file.stat().st_size != _HEADER.size + 2 * prod(shape):
+                return None
+        except (FileNotFoundError, struct.error):
+            return None
+        mapped = torch.from_file(
+            str(file), size=_HEADER.size // 2 + prod(shape), dtype=torch.bfloat16
+        )
+        return mapped[_HEADER.size // 2 :].view(shape)
+
+    def block(self, block: int) -> dict[str, Tensor] | None:
+        """Return the tensors of a block, mapped from its file, ``None`` if it was not saved."""
+        try:
+            return load_file(self._block_file(block))
         except (FileNotFoundError, SafetensorError):
             return None
 
-    def save(self, block: int, state: dict[str, Tensor]) -> None:
-        """Keep the tensors of a block."""
-        with disk_errors(self.path), atomic_file(self._file(block), overwrite=True) as temporary:
-            save_file(state, temporary)
+    def blocks(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors of all blocks that were saved, mapped from their files.
+
+        Parameters
+        ----------
+        prefix : str
+            Name of the list of blocks; the names start with it and the block's number.
+        """
+        files = sorted(self.path.glob("block-*.safetensors"))
+        return {
+            f"{prefix}.{number}.{name}": tensor
+            for number, file in enumerate(files)
+            for name, tensor in load_file(file).items()
+        }
+
+    def facts(self, block: int) -> dict[str, str]:
+        """Return what was noted of a block that was saved."""
+        with safe_open(self._block_file(block), "pt") as file:
+            return dict(file.metadata() or {})
+
+    def save(self, block: int, state: dict[str, Tensor], facts: dict[str, str]) -> None:
+        """Keep the tensors of a block, and forget what entered it."""
+        with self._whole(self._block_file(block)) as temporary:
+            save_file(state, temporary, metadata=facts)
+        for file in self.path.glob(f"*-{block:04d}.bf16"):
+            file.unlink()
 
     def remove(self) -> None:
         """Forget everything: the output is complete."""
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _file(self, block: int) -> Path:
+    @contextmanager
+    def _whole(self, file: Path) -> Iterator[Path]:
+        with disk_errors(self.path), atomic_file(file, overwrite=True) as temporary:
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+
+    def _block_file(self, block: int) -> Path:
         return self.path / f"block-{block:04d}.safetensors"
+
+    def _states_file(self, kind: str, block: int) -> Path:
+        return self.path / f"{kind}-{block:04d}.bf16"
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Raise a full disk as the ``OSError`` it is: safetensors only names its number."""
+    """Raise a full disk as an ``OSError`` with a path: safetensors only names its number."""
     try:
         yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
