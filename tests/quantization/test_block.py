@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from support.models import token_ids
-from support.quantised import logits_of, simulate, tiny
+from support.quantised import freeze, installed, logits_of, simulate, tiny
 from tesseral._errors import UnsupportedModelError
 from tesseral.llm.layouts import blocks_of, open_block
 from tesseral.quantization.block import original_linears, replace_with_quantized, start_of_scale
@@ -14,6 +14,7 @@ from tesseral.quantization.config import TRANSFORMS, QuantizationConfig
 from tesseral.quantization.freeze import frozen_state
 from tesseral.quantization.linear import QuantizedLinear
 from tesseral.quantization.placement import CODEC, ROLES
+from tesseral.quantization.shared_input import SharedInput
 
 
 def test_a_missing_linear_layer_is_named():
@@ -80,7 +81,7 @@ def test_without_learning_there_are_no_parameters(transform):
 
 @pytest.mark.parametrize("bits", [(4, 4, 4), (16, 16, 16), (2, 8, 3)], ids=str)
 @pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "odd"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "odd", "phi3", "olmo2", "mixtral"])
 def test_the_frozen_state_fills_the_stored_parts_exactly(name, transform, bits):
     widths = dict(zip(("weight_bits", "activation_bits", "kv_bits"), bits, strict=True))
     config = QuantizationConfig(transform=transform, **widths)
@@ -95,7 +96,7 @@ def test_the_frozen_state_fills_the_stored_parts_exactly(name, transform, bits):
         n: (t.dtype, t.shape) for n, t in state.items()
     }
     replaced = [m for m in block.modules() if isinstance(m, QuantizedLinear)]
-    assert len(replaced) == len(ROLES)
+    assert len(replaced) == len(layout.linears)
     assert not any(isinstance(m, torch.nn.Linear) for m in block.modules())
 
 
@@ -116,3 +117,16 @@ def test_freezing_leaves_the_original_weights_alone():
     assert all(
         torch.equal(after[name], t) and after[name].dtype == t.dtype for name, t in before.items()
     )
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "mixtral"])
+def test_inputs_are_let_go_when_their_last_reader_has_them(name):
+    model, config = tiny(name, num_hidden_layers=1), QuantizationConfig()
+    (block,), parts = blocks_of(model), simulate(model, config)
+    with installed(parts):
+        logits_of(model, token_ids(1, 5))
+    freeze(model, config, parts)
+    logits_of(model, token_ids(1, 5))
+    inputs = [m for m in block.modules() if isinstance(m, SharedInput)]
+    assert len(inputs) == len(parts[0].inputs)
+    assert all(site._held is None for site in [*inputs, *parts[0].inputs.values()])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from support.models import token_ids
-from support.quantised import freeze, installed, logits_of, simulate, tiny
+from support.quantised import MODELS, freeze, installed, logits_of, simulate, tiny
 from tesseral.quantization.config import QuantizationConfig
 from tesseral.quantization.kvcodec import KVCodec, encode_heads
 from tesseral.quantization.linear import QuantizedInput
@@ -54,7 +54,7 @@ def test_widths_of_16_leave_everything_as_it_is():
     assert QuantizedInput((None, None), bits=16).compute(x) is x
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "odd"])
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("bits", [(4, 4, 4), (3, 8, 2), (4, 16, 16), (16, 4, 16), (16, 16, 4)])
 def test_the_frozen_model_says_what_the_simulated_one_said(name, bits):
     # in float64 no code is on the edge to the next, though stored scales of weights are float32

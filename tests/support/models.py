@@ -101,10 +101,11 @@ def tiny_gemma2(attention: str = "eager", seed: int = 0, **changes) -> PreTraine
 
 def tiny_gemma3(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:
     """Return a Gemma 3: heads of 256, norms on queries and keys, a window on the first layer."""
+    n_layers = changes.get("num_hidden_layers", _SHAPE["num_hidden_layers"])
     changes = {
         "head_dim": 256,
         "sliding_window": SLIDING_WINDOW,
-        "layer_types": ["sliding_attention", "full_attention"],
+        "layer_types": (["sliding_attention", "full_attention"] * n_layers)[:n_layers],
     } | changes
     config = Gemma3TextConfig(**_SHAPE | changes, attn_implementation=attention)
     return _build(Gemma3ForCausalLM, config, seed)
