@@ -2,8 +2,10 @@
 
 import errno
 import json
+import os
 import resource
 import shutil
+import signal
 from contextlib import contextmanager
 
 import pytest
@@ -31,6 +33,7 @@ from tesseral._errors import (
 )
 from tesseral.datasets import load_books_excerpt, load_embedded_lm
 from tesseral.llm import load, perplexity, pipeline, quantize
+from tesseral.llm.lazy_model import LazyModel
 from tesseral.llm.resume import Progress
 from tesseral.quantization import QuantizationConfig
 from tesseral.quantization.calibration import loop
@@ -152,6 +155,72 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(original, tmp_path, transf
         (0, True),
         (1, transform == "hadamard"),
     ]
+
+
+def killed(work, at, when):
+    """Run ``work`` in a process that is killed before or after its ``at``-th file is in place."""
+    child = os.fork()
+    if child == 0:
+        replace, calls = os.replace, []
+
+        def fatal(*paths):
+            calls.append(paths)
+            if len(calls) == at and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(*paths)
+            if len(calls) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.replace = fatal
+        try:
+            work()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+N_FILES = (
+    9  # the partial directory; four that enter blocks and one that enters none; two blocks; out
+)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("at", range(1, N_FILES + 1))
+def test_a_killed_run_goes_on_to_the_same_bytes(original, whole, tmp_path, at, when):
+    out = tmp_path / "out"
+    assert killed(lambda: quantize(original, settings(), TEXT, out), at, when)
+    if not out.exists():
+        quantize(original, settings(), TEXT, out)
+        assert names(tmp_path) == ["out"]
+    assert contents(out) == contents(whole)
+
+
+def test_a_run_has_no_more_moments_to_be_killed_at(original, tmp_path):
+    out = tmp_path / "out"
+    assert not killed(lambda: quantize(original, settings(), TEXT, out), N_FILES + 1, "before")
+    assert out.exists()
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(original, whole, tmp_path):
+    out = tmp_path / "out"
+    ends = [killed(lambda: quantize(original, settings(), TEXT, out), 5, "before") for _ in "123"]
+    assert ends == [True, True, False]
+    assert contents(out) == contents(whole)
+
+
+def test_a_run_goes_on_without_running_blocks_that_are_done(original, tmp_path, monkeypatch):
+    out, read = tmp_path / "out", []
+    assert killed(lambda: quantize(original, settings(), TEXT, out), 6, "before")
+    read_block = LazyModel.read_block
+
+    def watched(lazy, index, **options):
+        read.append(index)
+        return read_block(lazy, index, **options)
+
+    monkeypatch.setattr(LazyModel, "read_block", watched)
+    quantize(original, settings(), TEXT, out)
+    assert read == [1]
 
 
 def learned(steps):

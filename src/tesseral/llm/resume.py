@@ -42,6 +42,7 @@ class Progress:
 
     def __init__(self, out: Path, identity: dict[str, Any], *, resume: bool) -> None:
         self.path = out.with_name(f".{out.name}.partial")
+        _sweep(out, self.path)
         if not (resume and self._belongs_to(identity)):
             with atomic_directory(self.path, overwrite=True) as new:
                 (new / "identity.json").write_text(json.dumps(identity), encoding="utf-8")
@@ -163,6 +164,16 @@ class Progress:
 
     def _states_file(self, kind: str, block: int) -> Path:
         return self.path / f"{kind}-{block:04d}.bf16"
+
+
+def _sweep(out: Path, partial: Path) -> None:
+    """Remove what killed runs left under temporary names."""
+    for pattern in (f".{out.name}.new-*", f".{partial.name}.new-*", f"{partial.name}/.*.new-*"):
+        for left in out.parent.glob(pattern):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 @contextmanager
