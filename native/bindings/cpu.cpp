@@ -6,8 +6,10 @@
 
 #include "bindings.h"
 #include "cpu/dispatch.h"
+#include "cpu/threads.h"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 
 namespace tesseral {
 namespace {
@@ -39,6 +41,10 @@ void bind_cpu(nb::module_& m) {
   m.def("cpu_brand", &cpu_brand, "Name the chip gives itself; empty where it cannot be asked.");
   m.def("cpu_features", &cpu_features,
         "Instruction sets as (name, in the chip, saved by the operating system).");
+  m.def(
+      "share_openmp", [](const std::string& library) { return share_openmp(library.c_str()); },
+      "library"_a,
+      "Run kernels on the threads of an OpenMP library that is loaded; whether that can be.");
   m.def("cpu_targets", &cpu_targets,
         "Targets the kernels were built for, the widest first, as (name, features needed).");
 }

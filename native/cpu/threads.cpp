@@ -1,5 +1,6 @@
 #include "threads.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <algorithm>
@@ -91,9 +92,40 @@ class Pool {
 // its parent's threads, so it forgets the parent's pool and makes its own.
 std::atomic<Pool*> the_pool{nullptr};
 
-Pool& pool() {
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr); });
+// The entry of an OpenMP library, which runs a function on a team of threads; 0 threads stand for
+// as many as the library is set to. libgomp defines it, and LLVM's and Intel's libraries have it.
+using RunOnTeam = void (*)(void (*function)(void*), void* argument, unsigned n_threads,
+                           unsigned flags);
+std::atomic<RunOnTeam> the_team{nullptr};
+
+void forget_threads_in_child() {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] {
+    the_pool.store(nullptr);
+    the_team.store(nullptr);
+  });
   (void)registered;
+}
+
+// A job that a team shares, and how many of the team have come.
+struct TeamJob {
+  Job& job;
+  int n_threads;
+  std::atomic<int> workers{0};
+};
+
+void run_on(RunOnTeam team, Job& job, int n_threads) {
+  TeamJob shared{job, n_threads};
+  const auto take_part = [](void* argument) {
+    TeamJob& taken = *static_cast<TeamJob*>(argument);
+    const int worker = taken.workers.fetch_add(1);
+    if (worker < taken.n_threads) taken.job.work(worker);
+  };
+  // the whole team: libgomp ends the threads that a smaller one leaves out
+  team(take_part, &shared, 0, 0);
+}
+
+Pool& pool() {
+  forget_threads_in_child();
   Pool* current = the_pool.load();
   if (current == nullptr) {
     Pool* const fresh = new Pool;
@@ -105,11 +137,22 @@ Pool& pool() {
 
 }  // namespace
 
+bool share_openmp(const char* library) {
+  void* const handle = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);
+  if (handle == nullptr) return false;
+  void* const entry = dlsym(handle, "GOMP_parallel");
+  if (entry == nullptr) return false;
+  forget_threads_in_child();
+  the_team.store(reinterpret_cast<RunOnTeam>(entry));
+  return true;
+}
+
 void parallel_for(std::int64_t n_tasks, int n_threads, void (*task)(void*, std::int64_t, int),
                   void* context) {
   Job job{task, context, n_tasks};
   const auto wanted = static_cast<int>(std::min<std::int64_t>(n_tasks, n_threads));
   if (wanted <= 1) return job.work(0);
+  if (const RunOnTeam team = the_team.load()) return run_on(team, job, wanted);
   pool().run(job, wanted);
 }
 

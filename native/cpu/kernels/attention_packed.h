@@ -271,63 +271,6 @@ inline float exponentiate(float* scores, int64_t count, float unit, float limit)
   return sum_lanes(add(sum[0], sum[1]));
 }
 
-// Asks for keys [begin, end) and the first `rows` queries of a task, a share at a time, so that
-// packing them will not wait for memory.
-class Ahead {
- public:
-  Ahead(const AttentionCall& call, const AttentionTask& task, int64_t begin, int64_t end,
-        int64_t rows)
-      : call_(call),
-        task_(task),
-        walk_(call, task, 0),
-        begin_(begin),
-        end_(end),
-        rows_(rows),
-        key_(begin) {}
-
-  // Brings what has been asked for to the share `done` of `all`.
-  void reach(int64_t done, int64_t all) {
-    const Sequence& sequence = call_.sequences[task_.sequence];
-    const KeyValueRows* const sources[] = {&call_.key, &call_.value};
-    const int64_t stop = begin_ + (end_ - begin_) * at_most(done, all) / all;
-    while (key_ < stop) {
-      const KeyRun run = find_keys(call_, sequence, key_, stop);
-      for (int64_t i = 0; i < run.count; ++i) {
-        for (const KeyValueRows* source : sources) {
-          prefetch(row_of(source->rows, run.batch, task_.kv_head, run.row + i), row_bytes(*source));
-        }
-      }
-      key_ += run.count;
-    }
-    for (const int64_t last = rows_ * at_most(done, all) / all; row_ < last; ++row_) {
-      const Row row = walk_.next();
-      prefetch(row_of(call_.query, sequence.batch, row.head, sequence.q_start + row.query),
-               call_.key.width * bytes_of(call_.element));
-    }
-  }
-
- private:
-  const AttentionCall& call_;
-  const AttentionTask& task_;
-  RowWalk walk_;
-  int64_t begin_;
-  int64_t end_;
-  int64_t rows_;
-  int64_t key_;
-  int64_t row_ = 0;
-};
-
-// The keys that some row of a task sees.
-struct KeyRange {
-  int64_t begin;
-  int64_t end;
-};
-
-inline KeyRange visible_keys(const AttentionCall& call, const AttentionTask& task) {
-  const int64_t begin = find_row(call, task, 0).k_begin;
-  return {begin, find_row(call, task, task.q_end - task.q_begin - 1).k_end};
-}
-
 template <bool Pairs>
 class PackedTask {
  public:

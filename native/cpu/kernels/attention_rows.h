@@ -225,6 +225,63 @@ inline Row find_row(const AttentionCall& call, const AttentionTask& task, int64_
   return RowWalk(call, task, row).next();
 }
 
+// The keys that some row of a task sees.
+struct KeyRange {
+  int64_t begin;
+  int64_t end;
+};
+
+inline KeyRange visible_keys(const AttentionCall& call, const AttentionTask& task) {
+  const int64_t begin = find_row(call, task, 0).k_begin;
+  return {begin, find_row(call, task, task.q_end - task.q_begin - 1).k_end};
+}
+
+// Asks for keys [begin, end) and the first `rows` queries of a task, a share at a time, so that
+// reading them will not wait for memory.
+class Ahead {
+ public:
+  Ahead(const AttentionCall& call, const AttentionTask& task, int64_t begin, int64_t end,
+        int64_t rows)
+      : call_(call),
+        task_(task),
+        walk_(call, task, 0),
+        begin_(begin),
+        end_(end),
+        rows_(rows),
+        key_(begin) {}
+
+  // Brings what has been asked for to the share `done` of `all`.
+  void reach(int64_t done, int64_t all) {
+    const Sequence& sequence = call_.sequences[task_.sequence];
+    const KeyValueRows* const sources[] = {&call_.key, &call_.value};
+    const int64_t stop = begin_ + (end_ - begin_) * at_most(done, all) / all;
+    while (key_ < stop) {
+      const KeyRun run = find_keys(call_, sequence, key_, stop);
+      for (int64_t i = 0; i < run.count; ++i) {
+        for (const KeyValueRows* source : sources) {
+          prefetch(row_of(source->rows, run.batch, task_.kv_head, run.row + i), row_bytes(*source));
+        }
+      }
+      key_ += run.count;
+    }
+    for (const int64_t last = rows_ * at_most(done, all) / all; row_ < last; ++row_) {
+      const Row row = walk_.next();
+      prefetch(row_of(call_.query, sequence.batch, row.head, sequence.q_start + row.query),
+               call_.key.width * bytes_of(call_.element));
+    }
+  }
+
+ private:
+  const AttentionCall& call_;
+  const AttentionTask& task_;
+  RowWalk walk_;
+  int64_t begin_;
+  int64_t end_;
+  int64_t rows_;
+  int64_t key_;
+  int64_t row_ = 0;
+};
+
 inline bool has_dense_mask(const AttentionCall& call) { return call.mask.rows.data != nullptr; }
 
 // Whether scores need more than a factor and an interval of visible keys.

@@ -237,7 +237,7 @@ class StreamedTask {
     encode_queries();
     for (int64_t key = begin; key < end;) {
       const KeyRun run = find_keys(call_, sequence_, key, at_most(end, key + stream_block));
-      run_block(key, run);
+      run_block(key, run, key + run.count < end ? nullptr : task_.next);
       key += run.count;
     }
     if (task_.state == nullptr) write_output(call_, task_, state_);
@@ -346,8 +346,14 @@ class StreamedTask {
     }
   }
 
-  void run_block(int64_t key, const KeyRun& run) {
+  // Asks for the first block of `next`, unless that is null, between its two products.
+  void run_block(int64_t key, const KeyRun& run, const AttentionTask* next) {
     multiply_run(run);
+    if (next != nullptr) {
+      const KeyRange keys = visible_keys(call_, *next);
+      const int64_t end = at_most(keys.begin + stream_block, keys.end);
+      Ahead(call_, *next, keys.begin, end, rows_of(call_, *next)).reach(1, 1);
+    }
     float factors[stream_max_rows];
     for (int64_t r = 0; r < rows_; ++r) factors[r] = weigh(r, key, run.count);
     add_run(run, factors);

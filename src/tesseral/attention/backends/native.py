@@ -1,6 +1,5 @@
 """Attention by the native CPU kernels: two levels of tiles, or one read of the keys."""
 
-import os
 from functools import cache
 from typing import Any
 
@@ -15,6 +14,7 @@ from tesseral.core import PackedTensor
 from tesseral.core._arrays import Array
 from tesseral.runtime.cpu import cache_sizes, cpu_target, cpu_threads
 from tesseral.runtime.registry import YES, Verdict
+from tesseral.runtime.threads import threads_beside_torch
 
 _FORMATS = ("dense", "packed2", "packed4", "packed8")
 
@@ -86,11 +86,7 @@ def _plan_for(problem: AttentionProblem, query: Array) -> NativePlan:
 
 def _threads(query: Array) -> int:
     """Return the threads to use: for torch's tensors, as many as torch uses."""
-    if is_torch_array(query) and "TESSERAL_CPU_THREADS" not in os.environ:
-        import torch
-
-        return int(torch.get_num_threads())
-    return cpu_threads()
+    return threads_beside_torch() if is_torch_array(query) else cpu_threads()
 
 
 class _NumpyView:
