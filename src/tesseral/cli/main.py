@@ -10,7 +10,7 @@ import typer
 
 from tesseral import __version__
 from tesseral._errors import TesseralError
-from tesseral.cli import bench, cluster, demo, doctor, evaluate, generate, quantize, regress
+from tesseral.cli import bench, cluster, demo, doctor, evaluate, generate, quantize, regress, serve
 
 Commands = Mapping[str, "Callable[..., None] | Commands"]
 """By name: a subcommand, or a group of them."""
@@ -21,6 +21,7 @@ COMMANDS: Commands = {
     "quantize": quantize.quantize,
     "eval": evaluate.evaluate,
     "generate": generate.generate,
+    "serve": serve.serve,
     "cluster": cluster.cluster,
     "regress": regress.regress,
     "bench": bench.BENCHES,
