@@ -1,13 +1,17 @@
-// The native code against plain loops, built with sanitizers and without Python.
+// The native code against plain loops, built with sanitizers and without
+// Python.
 //
-// Buffers have their exact size on the heap, so that a read or write past the end is caught.
+// Buffers have their exact size on the heap, so that a read or write past the
+// end is caught.
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <random>
 #include <thread>
 #include <vector>
@@ -17,7 +21,8 @@
 #include "cpu/linear_int4.h"
 #include "cpu/threads.h"
 
-// The thread sanitizer would end a child that starts threads; ours does so on purpose.
+// The thread sanitizer would end a child that starts threads; ours does so on
+// purpose.
 extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options() {
   return "die_after_fork=0";
 }
@@ -68,7 +73,8 @@ int nibble(const std::vector<std::uint8_t>& row_major, std::int64_t bytes, std::
   return code < 8 ? code : code - 16;
 }
 
-// Values: 0 random, 1 all at the extreme that makes sums largest, 2 the same with signs mixed.
+// Values: 0 random, 1 all at the extreme that makes sums largest, 2 the same
+// with signs mixed.
 void check_linear(const Target& target, std::int64_t m, std::int64_t n, std::int64_t k, int values,
                   int n_threads) {
   std::mt19937 random(static_cast<unsigned>(m + 10 * n + 100 * k));
@@ -82,13 +88,16 @@ void check_linear(const Target& target, std::int64_t m, std::int64_t n, std::int
   for (auto& w : weight) {
     w = static_cast<std::uint8_t>(values == 0 ? random() : values == 1 ? 0x77 : 0x87);
   }
-  LinearInt4 call = {};
+  LinearInt4Weight matrix;
+  matrix.codes = weight.data();
+  matrix.out = out.data();
+  matrix.n = n;
+  LinearInt4 call;
   call.activations = activations.data();
-  call.weight = weight.data();
-  call.out = out.data();
+  call.weights = &matrix;
+  call.n_weights = 1;
   call.m = m;
-  call.n = n;
-  call.k = k;
+  call.k = call.stride = call.group = k;
   EXPECT(linear_int4(target, call, n_threads) == Status::ok);
   std::int64_t wrong = 0;
   for (std::int64_t i = 0; i < m; ++i) {
@@ -109,6 +118,98 @@ void check_linear(const Target& target, std::int64_t m, std::int64_t n, std::int
   }
 }
 
+// Two weights that read the same rows, with scales for every group and a bias.
+void check_scaled_linear(const Target& target, std::int64_t m, std::int64_t k, std::int64_t group,
+                         LinearOutput output, int n_threads) {
+  const std::int64_t sizes[] = {70, 3};
+  const std::int64_t bytes = (k + 1) / 2;
+  const std::int64_t groups = k / group;
+  std::mt19937 random(static_cast<unsigned>(m + 100 * k + group));
+  const auto draw = [&] { return 0.5f + static_cast<float>(random() % 1000) / 1000; };
+  std::vector<std::int8_t> activations(static_cast<std::size_t>(m * k));
+  for (auto& a : activations) a = static_cast<std::int8_t>(random());
+  std::vector<float> activation_scale(static_cast<std::size_t>(m));
+  for (float& scale : activation_scale) scale = draw();
+  std::vector<std::uint8_t> codes[2];
+  std::vector<float> scale[2], bias[2], out[2];
+  std::vector<std::uint16_t> short_out[2];
+  LinearInt4Weight weights[2];
+  for (int i = 0; i < 2; ++i) {
+    const auto n = static_cast<std::size_t>(sizes[i]);
+    codes[i].resize(n * static_cast<std::size_t>(bytes));
+    for (auto& c : codes[i]) c = static_cast<std::uint8_t>(random());
+    scale[i].resize(n * static_cast<std::size_t>(groups));
+    for (float& x : scale[i]) x = draw();
+    bias[i].resize(n);
+    for (float& x : bias[i]) x = draw();
+    out[i].assign(output == LinearOutput::f32 ? static_cast<std::size_t>(m) * n : 0, -1.0f);
+    short_out[i].assign(output == LinearOutput::f32 ? 0 : static_cast<std::size_t>(m) * n, 0xFFFF);
+    weights[i].codes = codes[i].data();
+    weights[i].scale = scale[i].data();
+    weights[i].bias = i == 0 ? bias[i].data() : nullptr;
+    weights[i].out = output == LinearOutput::f32 ? static_cast<void*>(out[i].data())
+                                                 : static_cast<void*>(short_out[i].data());
+    weights[i].n = sizes[i];
+  }
+  LinearInt4 call;
+  call.activations = activations.data();
+  call.activation_scale = activation_scale.data();
+  call.weights = weights;
+  call.n_weights = 2;
+  call.m = m;
+  call.k = call.stride = k;
+  call.group = group;
+  call.output = output;
+  EXPECT(linear_int4(target, call, n_threads) == Status::ok);
+  for (int i = 0; i < 2; ++i) {
+    for (std::int64_t row = 0; row < m; ++row) {
+      for (std::int64_t column = 0; column < sizes[i]; ++column) {
+        double sum = 0;
+        double size = 0;
+        for (std::int64_t t = 0; t < k; ++t) {
+          const double product =
+              activations[static_cast<std::size_t>(row * k + t)] *
+              nibble(codes[i], bytes, column, t) *
+              double{scale[i][static_cast<std::size_t>(column * groups + t / group)]};
+          sum += product;
+          size += std::abs(product);
+        }
+        const double a = activation_scale[static_cast<std::size_t>(row)];
+        const double b = i == 0 ? bias[i][static_cast<std::size_t>(column)] : 0.0f;
+        const auto at = static_cast<std::size_t>(row * sizes[i] + column);
+        double found;
+        if (output == LinearOutput::f32) {
+          found = out[i][at];
+        } else {
+          const std::uint32_t bits = std::uint32_t{short_out[i][at]} << 16;
+          float value;
+          std::memcpy(&value, &bits, sizeof value);
+          found = value;
+        }
+        const double precision = output == LinearOutput::f32 ? 1e-6 : 5e-3;
+        EXPECT(std::abs(found - (sum * a + b)) <= precision * (size * a + std::abs(b)));
+      }
+    }
+  }
+}
+
+void every_target_scales_its_sums() {
+  for (const Target& candidate : targets()) {
+    const Target* target = find_target(candidate.name);
+    if (target == nullptr) continue;
+    for (const std::int64_t m : {1, 3, 8, 13, 20}) {
+      for (const LinearOutput output : {LinearOutput::f32, LinearOutput::bf16}) {
+        check_scaled_linear(*target, m, 129, 129, output, 1);
+        check_scaled_linear(*target, m, 96, 16, output, 2);
+        check_scaled_linear(*target, m, 64, 32, output, 1);
+        check_scaled_linear(*target, m, 192, 64, output, 1);
+        check_scaled_linear(*target, m, 1280, 128, output, 3);
+        check_scaled_linear(*target, m, 1536, 768, output, 1);
+      }
+    }
+  }
+}
+
 void every_target_is_exact_at_every_edge() {
   for (const Target& candidate : targets()) {
     const Target* target = find_target(candidate.name);
@@ -120,19 +221,34 @@ void every_target_is_exact_at_every_edge() {
         }
       }
     }
-    check_linear(*target, 300, 110, 200, 0, 3);  // several tiles both ways, on threads
+    check_linear(*target, 300, 110, 200, 0,
+                 3);  // several tiles both ways, on threads
     check_linear(*target, 1, 1500, 4100, 1, 3);
   }
 }
 
 void sizes_out_of_range_are_refused() {
-  LinearInt4 call = {};
-  call.m = call.n = 1;
-  EXPECT(linear_int4(targets().back(), call, 1) == Status::invalid);
-  call.k = linear_int4_max_k + 1;
-  EXPECT(linear_int4(targets().back(), call, 1) == Status::invalid);
-  call.k = 1;
-  EXPECT(linear_int4(targets().back(), call, 0) == Status::invalid);
+  const Target& target = targets().back();
+  LinearInt4Weight weight;
+  LinearInt4 good;
+  good.k = good.stride = good.group = 64;
+  good.weights = &weight;
+  good.n_weights = 1;
+  EXPECT(linear_int4(target, good, 1) == Status::ok);  // no rows, no columns
+  const auto refused = [&](auto change, int n_threads) {
+    LinearInt4 call = good;
+    change(call);
+    return linear_int4(target, call, n_threads) == Status::invalid;
+  };
+  EXPECT(refused([](LinearInt4&) {}, 0));
+  EXPECT(refused([](LinearInt4& c) { c.k = c.group = c.stride = 0; }, 1));
+  EXPECT(refused([](LinearInt4& c) { c.k = c.group = c.stride = linear_int4_max_k + 1; }, 1));
+  EXPECT(refused([](LinearInt4& c) { c.stride = 63; }, 1));
+  EXPECT(refused([](LinearInt4& c) { c.group = 24; }, 1));
+  EXPECT(refused([](LinearInt4& c) { c.group = 32; }, 1));  // sums have no scales
+  EXPECT(refused([](LinearInt4& c) { c.n_weights = 0; }, 1));
+  weight.n = -1;
+  EXPECT(refused([](LinearInt4&) {}, 1));
 }
 
 void reading_depends_on_every_byte_and_on_nothing_past_them() {
@@ -213,6 +329,7 @@ void attention_is_right_at_every_edge() { EXPECT(check_attention() == 0); }
 int main() {
   a_target_runs_only_if_the_system_saves_its_registers();
   every_target_is_exact_at_every_edge();
+  every_target_scales_its_sums();
   attention_is_right_at_every_edge();
   sizes_out_of_range_are_refused();
   reading_depends_on_every_byte_and_on_nothing_past_them();

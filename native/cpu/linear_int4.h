@@ -5,8 +5,8 @@
 
 namespace tesseral {
 
-// Fills out[m, n] from activations, weight and sizes; the scratch pointers of `call` are ignored.
+// Fills out[m, n] of every weight; the scratch pointers of `call` are ignored.
 // Throws std::bad_alloc if there is no memory for scratch.
-Status linear_int4(const Target& target, LinearInt4 call, int n_threads);
+Status linear_int4(const Target& target, const LinearInt4& call, int n_threads);
 
 }  // namespace tesseral

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tesseral import _native
 from tesseral._errors import DtypeError, ParameterError, ShapeError
 from tesseral.core import int4
-from tesseral.core.int4 import linear_int4
+from tesseral.core.int4 import Int4Linears, linear_int4, takes_groups
+from tesseral.core.packed import PackedTensor
 from tesseral.core.packing import pack
 from tesseral.runtime.cpu import supported_targets
 
@@ -235,3 +236,120 @@ def test_the_binding_itself_reads_nothing_past_the_arrays():
         _native.linear_int4(rows, weight, np.ones((2, 4), np.int32), 1, "sse9")
     with pytest.raises(ValueError, match="out of range"):
         _native.linear_int4(rows, weight, np.ones((2, 4), np.int32), 0, "scalar")
+
+
+def make_linears(m, sizes, k, group, *, bias=True):
+    """Return int8 rows with scales, packed weights, biases, and float64 outputs."""
+    rng = np.random.default_rng((m, k, group))
+    rows = rng.integers(-128, 128, (m, k), dtype=np.int8)
+    scale = rng.uniform(-1, 1, (m, 1)).astype(np.float32)
+    weights, biases, oracles = [], [], []
+    for n in sizes:
+        codes = rng.integers(-8, 8, (n, k), dtype=np.int8)
+        weight_scale = rng.uniform(0.5, 1.5, (n, k // group)).astype(np.float32)
+        weights.append(PackedTensor.from_codes(codes, weight_scale, bits=4))
+        biases.append(rng.standard_normal(n).astype(np.float32) if bias else None)
+        values = codes * np.repeat(weight_scale.astype(np.float64), group, axis=1)
+        oracle = scale * (rows.astype(np.float64) @ values.T)
+        oracles.append(oracle + biases[-1] if bias else oracle)
+    return rows, scale, weights, biases, oracles
+
+
+def empty_outputs(oracles):
+    return [np.full(oracle.shape, np.nan, np.float32) for oracle in oracles]
+
+
+GROUPED = [(96, 16), (64, 32), (192, 64), (640, 128), (1536, 768)]
+
+
+@pytest.mark.parametrize("m", [1, 3, 7, 12, 13, 27])
+@pytest.mark.parametrize(("k", "group"), [*GROUPED, (129, 129), (512, 512)])
+def test_linears_that_share_rows_scale_their_sums(target, m, k, group):
+    rows, scale, weights, biases, oracles = make_linears(m, (70, 1, 64), k, group)
+    for chosen in (biases, [None, biases[1], None]):
+        outs = empty_outputs(oracles)
+        Int4Linears(weights, chosen)(rows, scale, outs, threads=2, target=target)
+        for out, oracle, bias, kept in zip(outs, oracles, biases, chosen, strict=True):
+            expected = oracle if kept is not None else oracle - bias
+            assert np.abs(out - expected).max() <= 1e-6 * np.abs(expected).max() * k**0.5
+
+
+@pytest.mark.parametrize("m", [2, 40])
+def test_with_one_scale_a_row_every_step_is_rounded_by_itself(target, m):
+    rows, scale, weights, biases, _ = make_linears(m, (67,), 300, 300)
+    sums = oracle(rows, weights[0].codes()).astype(np.float32)
+    out = np.empty_like(sums)
+    Int4Linears(weights, biases)(rows, scale, [out], target=target)
+    np.testing.assert_array_equal(out, sums * scale * weights[0].scale.T + biases[0])
+
+
+@pytest.mark.parametrize("m", [2, 40])
+@pytest.mark.parametrize("stride", [64, 100, 512, 1024])
+def test_rows_may_lie_apart(target, m, stride):
+    rows, scale, weights, biases, oracles = make_linears(m, (5,), 64, 64)
+    apart = np.full((m, stride), 77, dtype=np.int8)
+    apart[:, :64] = rows
+    (out,) = outs = empty_outputs(oracles)
+    Int4Linears(weights, biases)(apart[:, :64], scale, outs, target=target)
+    assert np.abs(out - oracles[0]).max() < 1e-3
+
+
+@pytest.mark.parametrize("m", [3, 20])
+def test_bfloat16_outputs_are_the_float32_ones_rounded(target, m):
+    torch = pytest.importorskip("torch")
+    rows, scale, weights, biases, oracles = make_linears(m, (37,), 256, 128)
+    (exact,) = outs = empty_outputs(oracles)
+    linears = Int4Linears(weights, biases)
+    linears(rows, scale, outs, target=target)
+    rounded = torch.empty(m, 37, dtype=torch.bfloat16)
+    linears(torch.from_numpy(rows), torch.from_numpy(scale), [rounded], target=target)
+    assert torch.equal(rounded, torch.from_numpy(exact).bfloat16())
+
+
+def test_linears_know_the_arrays_that_they_were_made_with():
+    _, _, weights, biases, _ = make_linears(1, (4, 4), 64, 64)
+    linears = Int4Linears(weights, biases)
+    assert linears.reads(weights, biases)
+    assert not linears.reads(weights, [biases[0], None])
+    assert not linears.reads(weights[::-1], biases)
+    assert not linears.reads(weights[:1], biases[:1])
+
+
+def test_groups_are_whole_vectors_or_divide_them():
+    assert takes_groups(100, 1)
+    assert [takes_groups(384, 384 // group) for group in (8, 16, 32, 64, 96, 128, 192)] == [
+        *(False, True, True, True, False, True, False)
+    ]
+    assert not takes_groups(100, 3)
+    assert not takes_groups(100, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"codes": np.ones((2, 64), np.int16)}, DtypeError, "codes must be int8, got int16"),
+        ({"codes": np.ones((2, 63), np.int8)}, ShapeError, "rows of 64 neighbours, got shape"),
+        ({"codes": np.ones((2, 128), np.int8)[:, ::2]}, ShapeError, "rows of 64 neighbours"),
+        ({"scale": np.ones((3, 1), np.float32)}, ShapeError, r"scale must be of shape \(2, 1\)"),
+        ({"scale": np.ones((2, 1))}, DtypeError, "scale must be float32, got float64"),
+        ({"out": np.ones((2, 4), np.float64)}, DtypeError, "out must be float32 or bfloat16"),
+        ({"out": np.ones((2, 5), np.float32)}, ShapeError, r"out must be of shape \(2, 4\)"),
+        ({"bias": np.ones(5, np.float32)}, ShapeError, r"bias must be of shape \(4,\)"),
+        ({"weight_scale": np.ones((4, 1))}, DtypeError, "weight_scale must be float32"),
+        ({"weight_scale": np.ones((4, 8), np.float32)}, ShapeError, "8 scales a row"),
+        ({"bits": 8}, ShapeError, "weights must be matrices of 4-bit codes"),
+    ],
+)
+def test_linears_refuse_what_does_not_fit(change, error, message):
+    bits = change.pop("bits", 4)
+    weight_scale = change.pop("weight_scale", np.ones((4, 1), np.float32))
+    weight = PackedTensor.from_codes(np.ones((4, 64), np.int8), weight_scale, bits=bits)
+    given = {
+        "codes": np.ones((2, 64), np.int8),
+        "scale": np.ones((2, 1), np.float32),
+        "out": np.ones((2, 4), np.float32),
+    } | change
+    with pytest.raises(error, match=message):
+        Int4Linears([weight], [given.pop("bias", None)])(
+            given["codes"], given["scale"], [given["out"]]
+        )

@@ -1,40 +1,66 @@
-// The same operations in plain C++, 16 bytes at a time: what any machine can run.
+// The same integer operations in plain C++, 16 bytes at a time: what any
+// machine can run.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+
+#include "scalar_floats.h"
 
 namespace tesseral::TESSERAL_TARGET {
 namespace {
 
 constexpr std::int64_t vector_bytes = 16;
-constexpr int row_block = 1;
+constexpr int stream_rows = 1;
+constexpr int tile_rows = 2;
+constexpr int tile_vectors = 4;
 
 struct Bytes {
   std::uint8_t lane[16];
 };
-struct Words {
-  std::int16_t lane[16];
-};
 struct Ints {
   std::int32_t lane[4];
 };
+using Words = Ints;  // nothing to widen
 
-inline Words zero_words() { return {}; }
-inline Ints zero_ints() { return {}; }
+inline Ints broadcast_int(std::int32_t x) { return {{x, x, x, x}}; }
+inline Ints zero_ints() { return broadcast_int(0); }
+// Modulo 2^32, as vector machines add.
+inline Ints add_ints(Ints a, Ints b) {
+  for (int i = 0; i < 4; ++i) {
+    a.lane[i] = static_cast<std::int32_t>(static_cast<std::uint32_t>(a.lane[i]) +
+                                          static_cast<std::uint32_t>(b.lane[i]));
+  }
+  return a;
+}
+inline Ints load_ints(const std::int32_t* p) {
+  Ints x;
+  for (int i = 0; i < 4; ++i) x.lane[i] = p[i];
+  return x;
+}
+inline void store_ints(std::int32_t* p, Ints x) {
+  for (int i = 0; i < 4; ++i) p[i] = x.lane[i];
+}
 
 // The first `count` <= 16 bytes, then zeros; reads nothing past them.
-inline Bytes load_partial(const void* p, std::int64_t count) {
+inline Bytes load_some_bytes(const void* p, std::int64_t count) {
   Bytes x = {};
   for (std::int64_t i = 0; i < count; ++i) x.lane[i] = static_cast<const std::uint8_t*>(p)[i];
   return x;
 }
-inline Bytes load(const void* p) {
+inline Bytes load_bytes(const void* p) {
   Bytes x;
   for (int i = 0; i < 16; ++i) x.lane[i] = static_cast<const std::uint8_t*>(p)[i];
   return x;
 }
-inline void store(void* p, Bytes x) {
+inline void store_bytes(void* p, Bytes x) {
   for (int i = 0; i < 16; ++i) static_cast<std::uint8_t*>(p)[i] = x.lane[i];
+}
+// The same four bytes in every lane of 32 bits.
+inline Bytes broadcast_quad(const void* p) {
+  Bytes x;
+  for (int i = 0; i < 16; ++i) x.lane[i] = static_cast<const std::uint8_t*>(p)[i % 4];
+  return x;
 }
 
 // Signed nibbles of each byte, plus 8.
@@ -46,29 +72,59 @@ inline Bytes high_nibbles(Bytes x) {
   for (int i = 0; i < 16; ++i) x.lane[i] = static_cast<std::uint8_t>((x.lane[i] >> 4) ^ 8);
   return x;
 }
+// The bytes of a and b in turns, of the first and of the last 8 bytes.
+inline Bytes interleave(const std::uint8_t* a, const std::uint8_t* b) {
+  Bytes x;
+  for (int i = 0; i < 16; ++i) x.lane[i] = i % 2 == 0 ? a[i / 2] : b[i / 2];
+  return x;
+}
+inline Bytes interleave_first(Bytes a, Bytes b) { return interleave(a.lane, b.lane); }
+inline Bytes interleave_last(Bytes a, Bytes b) { return interleave(a.lane + 8, b.lane + 8); }
 
-// sum + products, unsigned times signed, in 16 bits; one lane a product where vector machines pair.
+// Sums of products: unsigned bytes, at most 15, times signed ones; four to a
+// lane.
+constexpr bool words_are_ints = true;
+inline Words zero_words() { return zero_ints(); }
 inline Words add_products(Words sum, Bytes unsigned_bytes, Bytes signed_bytes) {
-  for (int i = 0; i < 16; ++i) {
-    const int product = unsigned_bytes.lane[i] * static_cast<std::int8_t>(signed_bytes.lane[i]);
-    sum.lane[i] = static_cast<std::int16_t>(sum.lane[i] + product);
+  Ints products;
+  for (int i = 0; i < 4; ++i) {
+    std::int32_t total = 0;
+    for (int j = 4 * i; j < 4 * i + 4; ++j) {
+      total += unsigned_bytes.lane[j] * static_cast<std::int8_t>(signed_bytes.lane[j]);
+    }
+    products.lane[i] = total;
   }
-  return sum;
+  return add_ints(sum, products);
+}
+inline Ints add_widened(Ints sum, Words words) { return add_ints(sum, words); }
+
+// totals[i] = sum of the lanes of x[i].
+inline void reduce4(const Ints (&x)[4], std::int32_t* totals) {
+  for (int i = 0; i < 4; ++i) {
+    const Ints pairs = add_ints(x[i], {{x[i].lane[2], x[i].lane[3], 0, 0}});
+    totals[i] = add_ints(pairs, {{pairs.lane[1], 0, 0, 0}}).lane[0];
+  }
 }
 
-// sum + words, in 32 bits.
-inline Ints add_widened(Ints sum, Words words) {
-  for (int i = 0; i < 4; ++i) {
-    sum.lane[i] += words.lane[i] + words.lane[i + 4] + words.lane[i + 8] + words.lane[i + 12];
-  }
-  return sum;
+inline Floats to_floats(Ints x) {
+  return each([&](int i) { return static_cast<float>(x.lane[i]); });
+}
+// The same bits.
+inline Floats as_floats(Bytes x) {
+  Floats y;
+  std::memcpy(&y, &x, sizeof y);
+  return y;
+}
+inline Bytes as_bytes(Floats x) {
+  Bytes y;
+  std::memcpy(&y, &x, sizeof y);
+  return y;
 }
 
-// totals[i] = sum of the lanes of x[i], minus offset.
-inline void reduce4(const Ints (&x)[4], std::int32_t offset, std::int32_t* totals) {
-  for (int i = 0; i < 4; ++i) {
-    totals[i] = x[i].lane[0] + x[i].lane[1] + x[i].lane[2] + x[i].lane[3] - offset;
-  }
+// Lane i of the result is x[i / width], with width a power of two; x[0 ..
+// count) are read.
+inline Floats spread(const float* x, int count, int width_log2) {
+  return each([&](int i) { return i >> width_log2 < count ? x[i >> width_log2] : 0.0f; });
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// The integer linear layer: int8 activations times packed int4 weights, exact in int32.
+// Linear layers over packed 4-bit weights and int8 activations; integer sums
+// are exact.
 #pragma once
 
 #include <cstdint>
@@ -7,42 +8,76 @@
 
 namespace tesseral {
 
-// Sums of products with weights offset to 0..15 must fit int32: 15 * 128 * k < 2^31.
+// Sums of products with weights offset to 0..15 must fit int32: 15 * 128 * k <
+// 2^31.
 constexpr std::int64_t linear_int4_max_k = std::int64_t{1} << 20;
+// Columns of the output that are computed together from one panel of unpacked
+// weights.
+constexpr std::int64_t linear_int4_panel = 64;
 
-// What the kernel must know of an activation row beside its values.
-struct RowSummary {
-  std::int32_t offset;     // 8 * sum of the row: what offsetting the weights by 8 added
-  std::int32_t magnitude;  // largest absolute value: bounds how long sums may stay in 16 bits
+// Whether a row of k weights may have a scale for every `group` of them. A
+// vector of packed bytes holds groups whole, or a group holds vectors whole, on
+// every target.
+constexpr bool linear_int4_takes_groups(std::int64_t k, std::int64_t group) {
+  return group == k || (group > 0 && k % group == 0 &&
+                        (group % 128 == 0 || group == 64 || group == 32 || group == 16));
+}
+
+enum class LinearOutput : std::uint8_t { sums, f32, bf16 };
+
+// A weight matrix that reads the activations of a call.
+struct LinearInt4Weight {
+  const std::uint8_t* codes = nullptr;  // [n, (k + 1) / 2], element 2j in the low nibble of byte j
+  const float* scale = nullptr;         // [n, k / group]; not read for sums
+  const float* bias = nullptr;          // [n], or null
+  void* out = nullptr;                  // [m, n], fully written
+  std::int64_t n = 0;
 };
 
-// One call. All matrices are row-major and dense.
+// One call. Matrices are row-major, and dense but for the activations. With one
+// group,
+//   out = (sum * activation_scale) * scale + bias, rounded after each step,
+// and with several, activation_scale * (sum over groups of scale * sum) + bias.
 struct LinearInt4 {
-  const std::int8_t* activations;  // [m, k]
-  const std::uint8_t* weight;      // [n, (k + 1) / 2], element 2j in the low nibble of byte j
-  std::int32_t* out;               // [m, n], fully written
-  std::int64_t m;
-  std::int64_t n;
-  std::int64_t k;
-  std::int8_t* rows;      // [m, row_bytes(k)], 64-byte aligned, written by `prepare`
-  RowSummary* summaries;  // [m], written by `prepare`
+  const std::int8_t* activations = nullptr;  // [m, k]
+  std::int64_t stride = 0;                   // bytes from one row of them to the next
+  const float* activation_scale = nullptr;   // [m]; not read for sums
+  const LinearInt4Weight* weights = nullptr;
+  int n_weights = 0;
+  std::int64_t m = 0;
+  std::int64_t k = 0;
+  std::int64_t group = 0;
+  LinearOutput output = LinearOutput::sums;  // int32, float32 or bfloat16
+
+  // Filled by `prepare`.
+  std::int8_t* rows = nullptr;         // [m, row_bytes], 64-byte aligned
+  std::int32_t* offsets = nullptr;     // [m, k / group]: -8 * the sum of the row's group
+  std::int32_t* magnitudes = nullptr;  // [m]: largest absolute value of a row, at least 1
 };
 
-// A rectangle of the output, and memory for the weights it needs once unpacked.
+// A rectangle of one weight's output, and memory for what it needs.
 struct LinearInt4Tile {
-  std::int64_t row_begin, row_end;
-  std::int64_t column_begin, column_end;
-  std::uint8_t* panel;  // [column_end - column_begin, row_bytes(k)], 64-byte aligned
+  int weight = 0;
+  std::int64_t row_begin = 0, row_end = 0;
+  std::int64_t column_begin = 0, column_end = 0;
+  std::uint8_t* panel = nullptr;  // panel_bytes, 64-byte aligned, for `panels` only
+  std::int32_t* sums = nullptr;   // [row_end - row_begin, linear_int4_panel], likewise
 };
 
-// What each instruction set provides.
+// What each instruction set provides: two ways to compute a call.
+//
+// `stream` unpacks weights in registers, which few rows want. `panels` unpacks
+// the weights of 64 columns into a panel that many rows share; its columns
+// begin at a multiple of 64.
 struct LinearInt4Kernels {
-  // Bytes of one prepared activation row or unpacked weight row; a multiple of 64.
-  std::int64_t (*row_bytes)(std::int64_t k);
-  // Fills rows and summaries for activation rows [begin, end).
-  Status (*prepare)(const LinearInt4& call, std::int64_t begin, std::int64_t end);
-  // Computes one tile; all its rows must have been prepared.
-  Status (*compute)(const LinearInt4& call, const LinearInt4Tile& tile);
+  // Bytes of one prepared activation row; a multiple of 64, or 0 if rows are
+  // used as they are.
+  std::int64_t (*row_bytes)(const LinearInt4& call, bool stream);
+  std::int64_t (*panel_bytes)(const LinearInt4& call);
+  // Fills rows, offsets and magnitudes for activation rows [begin, end).
+  Status (*prepare)(const LinearInt4& call, bool stream, std::int64_t begin, std::int64_t end);
+  Status (*stream)(const LinearInt4& call, const LinearInt4Tile& tile);
+  Status (*panels)(const LinearInt4& call, const LinearInt4Tile& tile);
 };
 
 }  // namespace tesseral

@@ -1,5 +1,6 @@
-"""The integer linear layer: int8 activations times packed 4-bit weights, exact in int32."""
+"""Linear layers over packed 4-bit weights and int8 activations; integer sums are exact."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import array_api_compat
@@ -7,6 +8,7 @@ import numpy as np
 
 from tesseral import _native
 from tesseral._errors import DtypeError, ParameterError, ShapeError
+from tesseral.core.packed import PackedTensor
 from tesseral.core.packing import packed_length
 from tesseral.runtime.cpu import cpu_target, cpu_threads
 
@@ -106,3 +108,169 @@ def _matrix(name: str, array: Any, dtype: type[np.generic]) -> np.ndarray[Any, A
 def _empty_like(activations: Any, shape: tuple[int, int]) -> Any:
     xp = array_api_compat.array_namespace(activations)
     return xp.empty(shape, dtype=xp.int32)
+
+
+class Int4Linears:
+    """Linear layers over packed 4-bit weights that read the same int8 rows, run as one call.
+
+    ``out = (sums * scale) * weight_scale + bias`` with exact integer sums, each step rounded to
+    float32; with a scale for every group of a row, ``scale * sum(weight_scale * sums) + bias``.
+
+    Parameters
+    ----------
+    weights : sequence of PackedTensor of shape (out_features_i, in_features)
+        Signed 4-bit codes in C order with float32 scales, all with the same number of scales a
+        row; see :func:`takes_groups`. They are kept, and neither copied nor repacked.
+    biases : sequence of float32 arrays of shape (out_features_i,), or None
+        One for each weight.
+
+    Raises
+    ------
+    DtypeError, ShapeError
+        If types, shapes or memory order do not fit.
+    """
+
+    def __init__(self, weights: Sequence[PackedTensor], biases: Sequence[Any]) -> None:
+        self._arrays = [(w.data, w.scale, b) for w, b in zip(weights, biases, strict=True)]
+        self.in_features, self.groups = weights[0].length, weights[0].scale.shape[-1]
+        for weight, bias in zip(weights, biases, strict=True):
+            self._check_weight(weight, bias)
+        self.out_features = [int(weight.data.shape[0]) for weight in weights]
+        self._rows = [
+            (_address(data), _address(scale), 0 if bias is None else _address(bias))
+            for data, scale, bias in self._arrays
+        ]
+
+    def _check_weight(self, weight: PackedTensor, bias: Any) -> None:
+        shape = (*weight.data.shape[:-1], weight.length)
+        if (
+            len(shape) != 2
+            or weight.bits != 4
+            or weight.length != self.in_features
+            or weight.scale.shape[-1] != self.groups
+            or not takes_groups(self.in_features, self.groups)
+        ):
+            raise ShapeError(
+                f"Int4Linears: weights must be matrices of 4-bit codes with {self.in_features} "
+                f"columns and {self.groups} scales a row that the kernel takes, got one of shape "
+                f"{shape}, {weight.bits} bits and {weight.scale.shape[-1]} scales a row."
+            )
+        _check_array("weight", weight.data, "uint8", tuple(weight.data.shape))
+        _check_array("weight_scale", weight.scale, "float32", (shape[0], self.groups))
+        if bias is not None:
+            _check_array("bias", bias, "float32", shape[:1])
+
+    def reads(self, weights: Sequence[PackedTensor], biases: Sequence[Any]) -> bool:
+        """Whether these are the arrays it was made with, still at the same places."""
+        arrays = [(w.data, w.scale, b) for w, b in zip(weights, biases, strict=True)]
+        return len(arrays) == len(self._rows) and all(
+            _address(data) == row[0]
+            and _address(scale) == row[1]
+            and (0 if bias is None else _address(bias)) == row[2]
+            for (data, scale, bias), row in zip(arrays, self._rows, strict=True)
+        )
+
+    def __call__(
+        self,
+        codes: Any,
+        scale: Any,
+        outs: Sequence[Any],
+        *,
+        threads: int | None = None,
+        target: str | None = None,
+    ) -> None:
+        """Fill ``outs`` with the products of every weight.
+
+        Parameters
+        ----------
+        codes : int8 array of shape (m, in_features)
+            Rows may be farther apart than they are long; a distance that is a multiple of 512
+            bytes, or rows whose length is no multiple of 4, cost a copy.
+        scale : float32 array of shape (m, 1)
+        outs : sequence of float32 or bfloat16 arrays of shape (m, out_features_i)
+            All of one type, in C order.
+        threads, target : optional
+            As for :func:`linear_int4`.
+
+        Raises
+        ------
+        DtypeError, ShapeError, ParameterError, BackendError
+            If arrays, threads or target do not fit.
+        """
+        m = int(codes.shape[0])
+        stride = _check_rows(codes, self.in_features)
+        _check_array("scale", scale, "float32", (m, 1))
+        kind = _dtype_name(outs[0])
+        if kind not in ("float32", "bfloat16"):
+            raise DtypeError(f"Int4Linears: out must be float32 or bfloat16, got {kind}.")
+        rows = []
+        for row, n, out in zip(self._rows, self.out_features, outs, strict=True):
+            _check_array("out", out, kind, (m, n))
+            rows.append((*row, _address(out), n))
+        _native.linear_int4_floats(
+            _address(codes),
+            _address(scale),
+            m,
+            self.in_features,
+            stride,
+            self.in_features // self.groups,
+            kind == "bfloat16",
+            rows,
+            cpu_threads(threads),
+            cpu_target(target),
+        )
+
+
+def takes_groups(in_features: int, groups: int) -> bool:
+    """Whether the kernel takes so many scales a row: one, or groups of 16, 32, 64 or n * 128."""
+    return (
+        in_features >= 1
+        and groups >= 1
+        and in_features % groups == 0
+        and _native.linear_int4_takes_groups(in_features, in_features // groups)
+    )
+
+
+def _dtype_name(array: Any) -> str:
+    return str(array.dtype).removeprefix("torch.")
+
+
+def _address(array: Any) -> int:
+    return int(array.data_ptr() if hasattr(array, "data_ptr") else array.ctypes.data)
+
+
+def _is_contiguous(array: Any) -> bool:
+    if hasattr(array, "is_contiguous"):
+        return bool(array.is_contiguous())
+    return bool(array.flags.c_contiguous)
+
+
+def _check_array(name: str, array: Any, dtype: str, shape: tuple[int, ...]) -> None:
+    _check_cpu(name, array)
+    if _dtype_name(array) != dtype:
+        raise DtypeError(f"Int4Linears: {name} must be {dtype}, got {_dtype_name(array)}.")
+    if tuple(array.shape) != shape or not _is_contiguous(array):
+        raise ShapeError(
+            f"Int4Linears: {name} must be of shape {shape} in C order, got {tuple(array.shape)}."
+        )
+
+
+def _check_rows(codes: Any, length: int) -> int:
+    """Return the bytes from one row to the next."""
+    _check_cpu("codes", codes)
+    if _dtype_name(codes) != "int8":
+        raise DtypeError(f"Int4Linears: codes must be int8, got {_dtype_name(codes)}.")
+    strides = codes.stride() if hasattr(codes, "data_ptr") else codes.strides
+    fits = codes.ndim == 2 and codes.shape[1] == length
+    if not fits or (length > 1 and strides[1] != 1) or (len(codes) > 1 and strides[0] < length):
+        raise ShapeError(
+            f"Int4Linears: codes must be rows of {length} neighbours, got shape "
+            f"{tuple(codes.shape)} with strides {tuple(strides)}."
+        )
+    return max(int(strides[0]), length)
+
+
+def _check_cpu(name: str, array: Any) -> None:
+    device = str(getattr(array, "device", "cpu"))
+    if device != "cpu":
+        raise ParameterError(f"Int4Linears: {name} must be on the CPU, got device {device}.")

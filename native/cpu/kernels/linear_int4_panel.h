@@ -1,0 +1,297 @@
+// For many activation rows: the weights of 64 columns are unpacked once into a
+// panel.
+//
+// A panel holds, for every quad of neighbouring elements of k, four bytes of
+// each of 64 columns; a lane of 32 bits then sums one column. A strip of rows
+// meets a block of the panel while that lies in the L1 cache, and strip after
+// strip streams past it; sums wait in `tile.sums` for the next block. After the
+// weights of a panel come its scales, transposed: 64 for each group.
+#pragma once
+
+#include "kernels/linear_int4_rows.h"
+
+namespace tesseral::TESSERAL_TARGET {
+namespace {
+
+constexpr int64_t panel_columns = linear_int4_panel;
+constexpr int64_t quad_bytes = 4 * panel_columns;
+// Of k: a block of a panel is 512 KiB, or 32 where sums must be widened often.
+constexpr int64_t block_elements = words_are_ints ? 8192 : 512;
+constexpr int64_t tile_columns = tile_vectors * lanes;
+static_assert(panel_columns % tile_columns == 0 && lanes == vector_bytes / 4, "tiles fill panels");
+
+int64_t n_quads(int64_t k) { return (k + 3) / 4; }
+// Unpacking writes whole chunks.
+int64_t panel_weight_bytes(int64_t k) { return n_chunks(k) * chunk / 4 * quad_bytes; }
+int64_t panel_bytes_of(const LinearInt4& call) {
+  return panel_weight_bytes(call.k) + groups_of(call) * panel_columns * int64_t{sizeof(float)};
+}
+
+// Rows a multiple of 4096 bytes apart would all lie in the same sets of the L1
+// cache.
+int64_t padded_row_bytes(int64_t k) {
+  const int64_t bytes = round_up(k, 64);
+  return bytes % 512 == 0 ? bytes + 64 : bytes;
+}
+
+// One vector of codes of each of `lanes` rows, as quads: out + quad *
+// quad_bytes.
+inline void unpack_vectors(const uint8_t* const (&rows)[lanes], int64_t begin, int64_t bytes,
+                           uint8_t* out) {
+  Floats first[lanes];
+  Floats last[lanes];
+  for (int i = 0; i < lanes; ++i) {
+    const uint8_t* p = rows[i] + begin;
+    const Bytes x = bytes >= vector_bytes ? load_bytes(p) : load_some_bytes(p, bytes);
+    const Bytes low = low_nibbles(x);
+    const Bytes high = high_nibbles(x);
+    first[i] = as_floats(interleave_first(low, high));
+    last[i] = as_floats(interleave_last(low, high));
+  }
+  transpose(first);
+  transpose(last);
+  for (int64_t i = 0; i < lanes; ++i) {
+    // 16 packed bytes make 8 quads: 4 in `first`, 4 in `last`
+    uint8_t* p = out + (8 * (i / 4) + i % 4) * quad_bytes;
+    store_bytes(p, as_bytes(first[i]));
+    store_bytes(p + 4 * quad_bytes, as_bytes(last[i]));
+  }
+}
+
+void unpack_panel(const LinearInt4& call, const LinearInt4Weight& weight, int64_t column,
+                  int64_t count, uint8_t* panel) {
+  const int64_t bytes = packed_bytes(call.k);
+  for (int64_t begin = 0; begin < panel_columns; begin += lanes) {
+    const uint8_t* rows[lanes];
+    for (int i = 0; i < lanes; ++i) {
+      rows[i] = weight.codes + (column + smaller(begin + i, count - 1)) * bytes;
+    }
+    uint8_t* out = panel + begin * 4;
+    for (int64_t at = 0; at < bytes; at += vector_bytes) {
+      unpack_vectors(rows, at, bytes - at, out);
+      out += chunk / 4 * quad_bytes;
+    }
+  }
+  const int64_t groups = groups_of(call);
+  float* scales = reinterpret_cast<float*>(panel + panel_weight_bytes(call.k));
+  if (call.output == LinearOutput::sums) return;
+  for (int64_t c = 0; c < panel_columns; ++c) {
+    const float* scale = weight.scale + (column + smaller(c, count - 1)) * groups;
+    for (int64_t g = 0; g < groups; ++g) scales[g * panel_columns + c] = scale[g];
+  }
+}
+
+// A strip of rows and the columns of a tile.
+struct Strip {
+  const int8_t* rows;
+  int64_t stride;
+  const int32_t* magnitudes;
+  const int32_t* offsets;
+  int64_t groups;
+};
+
+// sums[r][v] += products of `quads` quads; rows begin at the first of them.
+template <int Rows>
+inline void multiply_quads(const Strip& strip, const int8_t* rows, const uint8_t* panel,
+                           int64_t quads, Ints (&sums)[Rows][tile_vectors]) {
+  const int64_t step = sums_in_16_bits(strip.magnitudes, Rows);
+  const int8_t* const ahead = rows + Rows * strip.stride;  // the next strip, which may not be there
+  for (int64_t quad = 0; quad < quads;) {
+    Words words[Rows][tile_vectors];
+    TESSERAL_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      TESSERAL_UNROLL
+      for (int v = 0; v < tile_vectors; ++v) {
+        if constexpr (words_are_ints) {
+          words[r][v] = sums[r][v];
+        } else {
+          words[r][v] = zero_words();
+        }
+      }
+    }
+    for (const int64_t stop = smaller(quad + step, quads); quad < stop; ++quad) {
+      __builtin_prefetch(ahead + quad * 4 * Rows);
+      Bytes columns[tile_vectors];
+      TESSERAL_UNROLL
+      for (int v = 0; v < tile_vectors; ++v) {
+        columns[v] = load_bytes(panel + quad * quad_bytes + v * vector_bytes);
+      }
+      TESSERAL_UNROLL
+      for (int r = 0; r < Rows; ++r) {
+        const Bytes row = broadcast_quad(rows + r * strip.stride + 4 * quad);
+        TESSERAL_UNROLL
+        for (int v = 0; v < tile_vectors; ++v) {
+          words[r][v] = add_products(words[r][v], columns[v], row);
+        }
+      }
+    }
+    TESSERAL_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      TESSERAL_UNROLL
+      for (int v = 0; v < tile_vectors; ++v) {
+        if constexpr (words_are_ints) {
+          sums[r][v] = words[r][v];
+        } else {
+          sums[r][v] = add_widened(sums[r][v], words[r][v]);
+        }
+      }
+    }
+  }
+}
+
+// Where the sums of a tile wait between blocks of k: integers, or floats where
+// there are groups.
+template <int Rows>
+inline void load_sums(const int32_t* sums, Ints (&ints)[Rows][tile_vectors]) {
+  TESSERAL_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    TESSERAL_UNROLL
+    for (int v = 0; v < tile_vectors; ++v)
+      ints[r][v] = load_ints(sums + r * panel_columns + v * lanes);
+  }
+}
+template <int Rows>
+inline void store_sums(const Ints (&ints)[Rows][tile_vectors], int32_t* sums) {
+  TESSERAL_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    TESSERAL_UNROLL
+    for (int v = 0; v < tile_vectors; ++v)
+      store_ints(sums + r * panel_columns + v * lanes, ints[r][v]);
+  }
+}
+template <int Rows>
+inline void add_scaled(const Ints (&ints)[Rows][tile_vectors], const float* scales, float* sums) {
+  TESSERAL_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    TESSERAL_UNROLL
+    for (int v = 0; v < tile_vectors; ++v) {
+      float* p = sums + r * panel_columns + v * lanes;
+      store(p, multiply_add(to_floats(ints[r][v]), load(scales + v * lanes), load(p)));
+    }
+  }
+}
+// Integers begin at the offsets of a group.
+template <int Rows>
+inline void start_sums(const int32_t* offsets, int64_t groups, Ints (&ints)[Rows][tile_vectors]) {
+  TESSERAL_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    TESSERAL_UNROLL
+    for (int v = 0; v < tile_vectors; ++v) ints[r][v] = broadcast_int(offsets[r * groups]);
+  }
+}
+
+// Functions of their own, since a compiler keeps the sums in registers only if
+// nothing else is in its way.
+template <int Rows>
+[[gnu::noinline]] void add_integers(const Strip& strip, const int8_t* rows, const uint8_t* panel,
+                                    int64_t quads, bool first, int32_t* sums) {
+  Ints ints[Rows][tile_vectors];
+  if (first) {
+    start_sums<Rows>(strip.offsets, 1, ints);
+  } else {
+    load_sums<Rows>(sums, ints);
+  }
+  multiply_quads<Rows>(strip, rows, panel, quads, ints);
+  store_sums<Rows>(ints, sums);
+}
+template <int Rows>
+[[gnu::noinline]] void add_group(const Strip& strip, const int8_t* rows, const uint8_t* panel,
+                                 int64_t quads, int64_t group, const float* scales, float* sums) {
+  Ints ints[Rows][tile_vectors];
+  start_sums<Rows>(strip.offsets + group, strip.groups, ints);
+  multiply_quads<Rows>(strip, rows, panel, quads, ints);
+  add_scaled<Rows>(ints, scales + group * panel_columns, sums);
+}
+
+// What elements [begin, end) of k add to a tile of sums whose columns begin at
+// `column`; those from 0 on overwrite what was there.
+template <int Rows>
+void add_block(const LinearInt4& call, const Strip& strip, const uint8_t* panel, int64_t column,
+               int64_t begin, int64_t end, int32_t* sums) {
+  const uint8_t* columns = panel + 4 * column;
+  if (strip.groups == 1) {
+    return add_integers<Rows>(strip, strip.rows + begin, columns + n_quads(begin) * quad_bytes,
+                              n_quads(end - begin), begin == 0, sums);
+  }
+  const float* scales = reinterpret_cast<const float*>(panel + panel_weight_bytes(call.k)) + column;
+  float* floats = reinterpret_cast<float*>(sums);
+  for (int r = 0; begin == 0 && r < Rows; ++r) {
+    for (int64_t c = 0; c < tile_columns; ++c) floats[r * panel_columns + c] = 0.0f;
+  }
+  int64_t group = begin / call.group;
+  for (int64_t k = begin; k < end; k += call.group, ++group) {
+    add_group<Rows>(strip, strip.rows + k, columns + n_quads(k) * quad_bytes, n_quads(call.group),
+                    group, scales, floats);
+  }
+}
+
+// Of one row: what its sums become in the output.
+void finish_row(const LinearInt4& call, const LinearInt4Weight& weight, const uint8_t* panel,
+                int64_t row, int64_t column, int64_t count, const int32_t* sums) {
+  const int64_t at = row * weight.n + column;
+  if (call.output == LinearOutput::sums) return write_sums(sums, weight.out, at, count);
+  const float* scales = reinterpret_cast<const float*>(panel + panel_weight_bytes(call.k));
+  const Floats activation_scale = broadcast(call.activation_scale[row]);
+  const bool grouped = groups_of(call) > 1;
+  for (int64_t c = 0; c < count; c += lanes) {
+    Floats x;
+    if (grouped) {
+      x = multiply(load(reinterpret_cast<const float*>(sums + c)), activation_scale);
+    } else {
+      x = multiply(multiply(to_floats(load_ints(sums + c)), activation_scale), load(scales + c));
+    }
+    write_floats(call.output, x, weight.bias == nullptr ? nullptr : weight.bias + column + c,
+                 weight.out, at + c, static_cast<int>(smaller(lanes, count - c)));
+  }
+}
+
+template <int Rows>
+void panel_strip(const LinearInt4& call, const LinearInt4Tile& tile, int64_t row, int64_t begin,
+                 int64_t end) {
+  const bool padded = call.rows != nullptr;
+  const int64_t stride = padded ? padded_row_bytes(call.k) : call.stride;
+  const int8_t* rows = (padded ? call.rows : call.activations) + row * stride;
+  const int64_t groups = groups_of(call);
+  const Strip strip = {rows, stride, call.magnitudes + row, call.offsets + row * groups, groups};
+  int32_t* sums = tile.sums + (row - tile.row_begin) * panel_columns;
+  for (int64_t column = 0; column < tile.column_end - tile.column_begin; column += tile_columns) {
+    add_block<Rows>(call, strip, tile.panel, column, begin, end, sums + column);
+  }
+  if (end < call.k) return;
+  TESSERAL_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    finish_row(call, call.weights[tile.weight], tile.panel, row + r, tile.column_begin,
+               tile.column_end - tile.column_begin, sums + r * panel_columns);
+  }
+}
+
+using StripFunction = void (*)(const LinearInt4&, const LinearInt4Tile&, int64_t, int64_t, int64_t);
+
+template <int Rows>
+StripFunction strip_of(int64_t rows) {
+  if constexpr (Rows == 1) {
+    return panel_strip<1>;
+  } else {
+    return rows >= Rows ? panel_strip<Rows> : strip_of<Rows - 1>(rows);
+  }
+}
+
+void panel_tile(const LinearInt4& call, const LinearInt4Tile& tile) {
+  unpack_panel(call, call.weights[tile.weight], tile.column_begin,
+               tile.column_end - tile.column_begin, tile.panel);
+  const int64_t groups_of_a_block = block_elements / call.group;
+  const int64_t step = groups_of(call) == 1    ? block_elements
+                       : groups_of_a_block < 1 ? call.group
+                                               : groups_of_a_block * call.group;
+  for (int64_t begin = 0; begin < call.k; begin += step) {
+    const int64_t end = smaller(begin + step, call.k);
+    for (int64_t row = tile.row_begin; row < tile.row_end;) {
+      const int64_t left = tile.row_end - row;
+      strip_of<tile_rows>(left)(call, tile, row, begin, end);
+      row += smaller(left, tile_rows);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tesseral::TESSERAL_TARGET
