@@ -178,7 +178,7 @@ def test_weights_in_a_pickle_are_not_read_even_if_they_are_sound(directory):
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"bits": 4}, "unknown key 'bits'"), ({"version": 2}, "version must be one of 1, got 2")],
+    [({"bits": 4}, "unknown key 'bits'"), ({"version": 3}, "version must be one of 2, got 3")],
 )
 def test_an_unknown_quantisation_is_refused_in_its_own_words(directory, values, message):
     change_config(directory, quantization_config={"quant_method": "tesseral"} | values)

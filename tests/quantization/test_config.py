@@ -29,7 +29,7 @@ NAMED = QuantizationConfig(
 def test_json_holds_all_of_it(config):
     assert QuantizationConfig.from_json(config.to_json()) == config
     assert QuantizationConfig.from_dict(config.to_dict()) == config
-    assert json.loads(config.to_json())["version"] == 1
+    assert json.loads(config.to_json())["version"] == 2
 
 
 def test_the_defaults_are_four_bits_learned():
@@ -78,8 +78,8 @@ def test_only_overriding_widths_may_be_missing(name):
         ("transform", None, "transform must be one of .* got None"),
         ("rounding", "stochastic", "rounding must be one of 'nearest'"),
         ("objective", "max", "objective must be one of 'token', 'mean'"),
-        ("version", 2, "version must be one of 1, got 2"),
-        ("version", "1", "version must be one of 1, got '1'"),
+        ("version", 3, "version must be one of 2, got 3"),
+        ("version", "1", "version must be one of 2, got '1'"),
         ("seed", 2**32, "seed must be at most 4294967295, got 4294967296"),
         ("rescale_norms", 0, "rescale_norms must be true or false, got 0"),
         ("propagate", 1, "propagate must be true or false, got 1"),

@@ -10,7 +10,18 @@ import typer
 
 from tesseral import __version__
 from tesseral._errors import TesseralError
-from tesseral.cli import bench, cluster, demo, doctor, evaluate, generate, quantize, regress, serve
+from tesseral.cli import (
+    bench,
+    cluster,
+    demo,
+    doctor,
+    evaluate,
+    generate,
+    migrate,
+    quantize,
+    regress,
+    serve,
+)
 
 Commands = Mapping[str, "Callable[..., None] | Commands"]
 """By name: a subcommand, or a group of them."""
@@ -19,6 +30,7 @@ COMMANDS: Commands = {
     "demo": demo.demo,
     "doctor": doctor.doctor,
     "quantize": quantize.quantize,
+    "migrate": migrate.migrate,
     "eval": evaluate.evaluate,
     "generate": generate.generate,
     "serve": serve.serve,

@@ -10,10 +10,11 @@ from transformers.quantizers import register_quantization_config, register_quant
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from tesseral._errors import CheckpointError
 from tesseral.llm.attention_interface import IMPLEMENTATION
 from tesseral.llm.layouts import blocks_of, open_block
 from tesseral.quantization.block import replace_with_quantized
-from tesseral.quantization.config import QuantizationConfig
+from tesseral.quantization.config import VERSION, QuantizationConfig
 
 METHOD = "tesseral"
 """Value of ``quant_method`` in the ``quantization_config`` of a checkpoint."""
@@ -25,12 +26,20 @@ class TesseralConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     Raises
     ------
+    CheckpointError
+        If the version is an older one; ``tesseral migrate`` rewrites it.
     ParameterError
-        If a key is unknown or the version is not the one this package reads.
+        If a key or the version is unknown.
     """
 
     def __init__(self, quant_method: str = METHOD, **values: Any) -> None:
         self.quant_method = quant_method
+        version = values.get("version", VERSION)
+        if isinstance(version, int) and 0 < version < VERSION:
+            raise CheckpointError(
+                f"the checkpoint has version {version} of the format, and {VERSION} is read: "
+                "`tesseral migrate OLD NEW` rewrites it."
+            )
         self.settings = QuantizationConfig.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from tesseral._errors import ParameterError
 
-VERSION = 1
+VERSION = 2
 TRANSFORMS = ("none", "hadamard", "flatquant")
 ROUNDINGS = ("nearest", "gptq")
 OBJECTIVES = ("token", "mean")
