@@ -4,6 +4,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <optional>
 #include <stdexcept>
@@ -29,6 +30,23 @@ const Target& target_named(const std::string& name) {
 
 using Integers = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<const std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// The arrays of a call.
+enum Given : std::uint8_t {
+  query,
+  key,
+  key_scale,
+  key_offset,
+  value,
+  value_scale,
+  value_offset,
+  mask,
+  sinks,
+  slopes,
+  output,
+  lse,
+  n_given
+};
 
 // Arrays come as addresses: the caller has checked their shapes and keeps them alive.
 struct BoundCall {
@@ -67,11 +85,27 @@ struct BoundCall {
            static_cast<std::int64_t>(sizeof(float));
   }
 
-  void set_slopes(std::uintptr_t data, std::int64_t sequence) {
-    call.slopes = reinterpret_cast<const float*>(data);
-    call.slopes_sequence = sequence;
+  // The same call for other arrays that lie alike, at addresses in the order of `Given`; 0 for
+  // none.
+  BoundCall at(const std::vector<std::uintptr_t>& addresses) const {
+    if (addresses.size() != n_given) throw std::invalid_argument("a call has 12 addresses");
+    const auto given = [&](Given which) { return reinterpret_cast<const void*>(addresses[which]); };
+    BoundCall placed = *this;
+    AttentionCall& c = placed.call;
+    c.query.data = given(query);
+    c.key.rows.data = given(key);
+    c.key.scale.data = given(key_scale);
+    c.key.offset.data = given(key_offset);
+    c.value.rows.data = given(value);
+    c.value.scale.data = given(value_scale);
+    c.value.offset.data = given(value_offset);
+    c.mask.rows.data = given(mask);
+    c.sinks = static_cast<const float*>(given(sinks));
+    c.slopes = static_cast<const float*>(given(slopes));
+    c.output.data = given(output);
+    c.lse.data = given(lse);
+    return placed;
   }
-  void set_sinks(std::uintptr_t data) { call.sinks = reinterpret_cast<const float*>(data); }
 
   void run(int threads, const std::string& target) {
     const Target& found = target_named(target);
@@ -125,6 +159,7 @@ void bind_attention(nb::module_& m) {
       .FIELD(kv_heads, std::int64_t)
       .FIELD(scale, float)
       .FIELD(softcap, float)
+      .FIELD(slopes_sequence, std::int64_t)
       .FIELD(left, std::int64_t)
       .FIELD(right, std::int64_t)
       .FIELD(mask, DenseMask)
@@ -138,8 +173,7 @@ void bind_attention(nb::module_& m) {
       .def("set_sequences", &BoundCall::set_sequences, "q_starts"_a, "q_lens"_a, "kv_starts"_a,
            "kv_lens"_a, "blocks"_a.none(), "block_size"_a)
       .def("scratch_bytes", &BoundCall::scratch_bytes, "target"_a)
-      .def("set_slopes", &BoundCall::set_slopes, "data"_a, "sequence"_a)
-      .def("set_sinks", &BoundCall::set_sinks, "data"_a)
+      .def("at", &BoundCall::at, "addresses"_a)
       .def("run", &BoundCall::run, "threads"_a, "target"_a);
   m.attr("ATTENTION_MAX_DIM") = attention_max_dim;
   m.attr("ATTENTION_MAX_KEY_BLOCK") = attention_max_key_block;

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict, TypeVar, Unpack
 
 from tesseral._errors import DtypeError, ParameterError, ShapeError
@@ -68,6 +68,15 @@ class AttentionProblem:
     mask: MaskKind = "none"
     alibi: bool = False
     sinks: bool = False
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        values = tuple(getattr(self, f.name) for f in fields(self) if f.compare)
+        object.__setattr__(self, "_hash", hash(values))
+
+    def __hash__(self) -> int:
+        """Return the hash, found once: what is known of a problem is looked up at every call."""
+        return self._hash
 
     @property
     def group(self) -> int:

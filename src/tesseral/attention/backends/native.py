@@ -1,7 +1,8 @@
 """Attention by the native CPU kernels: two levels of tiles, or one read of the keys."""
 
-from functools import cache
-from typing import Any
+import sys
+from functools import cache, lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 from array_api_compat import array_namespace, is_torch_array
@@ -18,7 +19,12 @@ from tesseral.runtime.threads import threads_beside_torch
 
 _FORMATS = ("dense", "packed2", "packed4", "packed8")
 
-_HEADS_FIRST = (0, 1, 2)  # axes (batch, head, row) of an array (batch, heads, length, width)
+_Axes: TypeAlias = tuple[int | None, int, int]
+"""Which axes of an array are batch, head and row."""
+
+_HEADS_FIRST: _Axes = (0, 1, 2)
+_ROWS_FIRST: _Axes = (None, 1, 0)
+_BLOCKS_FIRST: _Axes = (0, 2, 1)
 
 
 class NativeBackend:
@@ -53,9 +59,9 @@ class NativeBackend:
     ) -> tuple[Array, Array]:
         """Return output (batch, q_heads, q_len, value_dim) and lse (batch, q_heads, q_len)."""
         plan = plan or _plan_for(problem, arrays.query)
-        call = _Call(problem, arrays, _HEADS_FIRST)
+        call = _Call(problem, arrays, _HEADS_FIRST, _HEADS_FIRST, plan)
         call.native.set_batch(problem.batch, problem.q_len, problem.kv_len)
-        return call.run(plan)
+        return call.run()
 
     def forward_sequences(
         self,
@@ -66,9 +72,8 @@ class NativeBackend:
     ) -> tuple[Array, Array]:
         """Return output (total_q, q_heads, value_dim) and lse (total_q, q_heads)."""
         plan = plan or _plan_for(problem, arrays.query)
-        rows_first = (None, 1, 0)
         paged = sequences.block_tables is not None
-        call = _Call(problem, arrays, rows_first, (0, 2, 1) if paged else rows_first)
+        call = _Call(problem, arrays, _ROWS_FIRST, _BLOCKS_FIRST if paged else _ROWS_FIRST, plan)
         call.native.set_sequences(
             sequences.q_starts,
             sequences.q_lens,
@@ -77,7 +82,7 @@ class NativeBackend:
             sequences.block_tables,
             arrays.key.shape[1] if paged else 0,
         )
-        return call.run(plan)
+        return call.run()
 
 
 def _plan_for(problem: AttentionProblem, query: Array) -> NativePlan:
@@ -90,7 +95,7 @@ def _threads(query: Array) -> int:
 
 
 class _NumpyView:
-    """How NumPy arrays tell where their numbers lie; strides in bytes."""
+    """How NumPy arrays tell where their numbers lie."""
 
     @staticmethod
     def address(array: Any) -> int:
@@ -101,12 +106,16 @@ class _NumpyView:
         return tuple(array.strides)
 
     @staticmethod
-    def itemsize(array: Any) -> int:
-        return int(array.itemsize)
+    def unit(dtype: Any) -> int:  # noqa: ARG004
+        return 1
 
     @staticmethod
     def contiguous(array: Any) -> Any:
         return np.ascontiguousarray(array)
+
+    @staticmethod
+    def new(like: Any, shape: tuple[int, ...], dtype: str | None = None) -> Any:
+        return np.empty(shape, like.dtype if dtype is None else dtype)
 
 
 class _TorchView:
@@ -118,127 +127,182 @@ class _TorchView:
 
     @staticmethod
     def strides(array: Any) -> tuple[int, ...]:
-        size = array.element_size()
-        return tuple([step * size for step in array.stride()])
+        return array.stride()  # type: ignore[no-any-return]
 
     @staticmethod
-    def itemsize(array: Any) -> int:
-        return int(array.element_size())
+    def unit(dtype: Any) -> int:
+        """Return the bytes of which strides are multiples."""
+        return int(dtype.itemsize)
 
     @staticmethod
     def contiguous(array: Any) -> Any:
         return array.contiguous()
 
+    @staticmethod
+    def new(like: Any, shape: tuple[int, ...], dtype: str | None = None) -> Any:
+        torch = sys.modules["torch"]
+        return like.new_empty(shape, dtype=None if dtype is None else getattr(torch, dtype))
+
+
+_View: TypeAlias = type[_NumpyView] | type[_TorchView]
+
 
 class _Call:
-    """A call as the native code takes it; keeps alive the arrays whose addresses it holds."""
+    """A call as the native code takes it; keeps alive the arrays whose addresses it holds.
+
+    How the arrays lie is described once for all calls alike; each then brings its addresses.
+    """
 
     def __init__(
         self,
         problem: AttentionProblem,
         arrays: AttentionArrays,
-        axes: tuple[int | None, ...],
-        key_axes: tuple[int | None, ...] | None = None,
+        axes: _Axes,
+        key_axes: _Axes,
+        plan: NativePlan,
     ) -> None:
-        self.xp = array_namespace(arrays.query)
-        self.view = _TorchView if is_torch_array(arrays.query) else _NumpyView
-        self.alive: list[Array] = []
-        self.problem = problem
-        native = self.native = _native.AttentionCall()
-        native.element = _elements()[problem.dtype]
-        native.q_heads, native.kv_heads = problem.q_heads, problem.kv_heads
-        native.scale, native.softcap = problem.scale, problem.softcap or 0.0
-        left, right = problem.window or (-1, -1)
-        if left >= 0:
-            native.left = left
-        if problem.causal:
-            native.right = 0
-        elif right >= 0:
-            native.right = right
-        native.query = self._rows(arrays.query, axes)
-        native.key = self._key_value(arrays.key, key_axes or axes)
-        native.value = self._key_value(arrays.value, key_axes or axes)
-        self._set_biases(arrays)
-        self.output, self.lse = self._results(arrays.query, axes)
-        native.output = self._rows(self.output, axes)
-        native.lse = self._rows(self.lse[..., None], axes)
+        view = _TorchView if is_torch_array(arrays.query) else _NumpyView
+        query = arrays.query
+        given = _readable(problem, arrays, view)
+        shape = (*query.shape[:-1], problem.value_dim)
+        self.output = _new_output(query, shape, view, axes)
+        self.lse = view.new(query, shape[:-1], "float32")
+        self.arrays = (*given, self.output, self.lse)
+        lies = tuple([None if x is None else (view.strides(x), x.dtype) for x in self.arrays])
+        self.plan = plan
+        self.native = _describe(problem, lies, view, axes, key_axes, plan).at(
+            [0 if x is None else view.address(x) for x in self.arrays]
+        )
 
-    def run(self, plan: NativePlan) -> tuple[Array, Array]:
-        native = self.native
-        native.strip_rows, native.key_block = plan.strip_rows, plan.k_tile
-        native.split_keys, native.bf16_dot = plan.split_keys, plan.bf16_dot
-        native.stream_rows = plan.strip_rows if plan.kernel == "streamed" else 0
-        native.run(plan.threads, plan.target)
+    def run(self) -> tuple[Array, Array]:
+        self.native.run(self.plan.threads, self.plan.target)
         return self.output, self.lse
 
-    def _results(self, query: Array, axes: tuple[int | None, ...]) -> tuple[Array, Array]:
-        """Return new arrays; the output's axes lie in memory as those of the query do."""
-        xp, shape = self.xp, (*query.shape[:-1], self.problem.value_dim)
-        lse = xp.empty(shape[:-1], dtype=xp.float32)
-        strides = self.view.strides(query)
-        if axes is _HEADS_FIRST and shape[2] > 1 and strides[1] < strides[2]:
-            output = xp.empty((shape[0], shape[2], shape[1], shape[3]), dtype=query.dtype)
-            return xp.permute_dims(output, (0, 2, 1, 3)), lse
-        return xp.empty(shape, dtype=query.dtype), lse
 
-    def _set_biases(self, arrays: AttentionArrays) -> None:
-        xp, problem = self.xp, self.problem
-        if arrays.sinks is not None:
-            self.native.set_sinks(self.view.address(self._float32(arrays.sinks)))
-        if arrays.alibi_slopes is not None:
-            slopes = self._float32(arrays.alibi_slopes)
-            step = problem.q_heads if slopes.ndim == 2 else 0
-            self.native.set_slopes(self.view.address(slopes), step)
-        if arrays.mask is None:
-            return
-        mask = arrays.mask
-        if problem.mask == "additive" and dtype_name(mask) not in _elements():
-            mask = xp.astype(mask, xp.float32)
-        shape = (problem.batch, problem.q_heads, problem.q_len, problem.kv_len)
-        mask = self._keep(xp.broadcast_to(mask, shape))
+def _readable(
+    problem: AttentionProblem, arrays: AttentionArrays, view: _View
+) -> tuple[Array | None, ...]:
+    """Return the arrays in the order in which the native code takes their addresses.
+
+    Copies those whose columns are no neighbours, and those of types that it does not read.
+    """
+    biases: tuple[Array | None, ...] = (None, None, None)
+    if problem.mask != "none" or problem.sinks or problem.alibi:
+        biases = (
+            _readable_mask(problem, arrays.mask),
+            *(x if x is None else _float32(x, view) for x in (arrays.sinks, arrays.alibi_slopes)),
+        )
+    return (
+        _with_rows(arrays.query, view),
+        *_readable_rows(arrays.key, view),
+        *_readable_rows(arrays.value, view),
+        *biases,
+    )
+
+
+def _readable_rows(array: Array | PackedTensor, view: _View) -> tuple[Array | None, ...]:
+    """Return keys or values, their scales and their offsets."""
+    if not isinstance(array, PackedTensor):
+        return _with_rows(array, view), None, None
+    scale, offset = array.scale, array.offset
+    offset_dtype = dtype_name(scale if offset is None else offset)
+    if dtype_name(scale) not in _elements() or offset_dtype != dtype_name(scale):
+        scale = _float32(scale, view)
+        offset = None if offset is None else _float32(offset, view)
+    return _with_rows(array.data, view), scale, offset
+
+
+def _readable_mask(problem: AttentionProblem, mask: Array | None) -> Array | None:
+    if mask is None:
+        return None
+    xp = array_namespace(mask)
+    if problem.mask == "additive" and dtype_name(mask) not in _elements():
+        mask = xp.astype(mask, xp.float32)
+    shape = (problem.batch, problem.q_heads, problem.q_len, problem.kv_len)
+    return xp.broadcast_to(mask, shape)
+
+
+def _with_rows(array: Array, view: _View) -> Array:
+    """Return an array whose columns are neighbours: this one, or a copy."""
+    if array.shape[-1] > 1 and view.strides(array)[-1] * view.unit(array.dtype) != array.itemsize:
+        return view.contiguous(array)
+    return array
+
+
+def _float32(array: Array, view: _View) -> Array:
+    xp = array_namespace(array)
+    return view.contiguous(xp.astype(array, xp.float32))
+
+
+def _new_output(query: Array, shape: tuple[int, ...], view: _View, axes: _Axes) -> Array:
+    """Return a new array whose axes lie in memory as those of the query do."""
+    strides = view.strides(query)
+    if axes is _HEADS_FIRST and shape[2] > 1 and strides[1] < strides[2]:
+        batch, heads, length, width = shape
+        return view.new(query, (batch, length, heads, width)).swapaxes(1, 2)
+    return view.new(query, shape)
+
+
+@lru_cache(maxsize=2048)
+def _describe(
+    problem: AttentionProblem,
+    lies: tuple[tuple[tuple[int, ...], Any] | None, ...],
+    view: _View,
+    axes: _Axes,
+    key_axes: _Axes,
+    plan: NativePlan,
+) -> _native.AttentionCall:
+    """Return a native call without addresses, for arrays that lie so: (strides, dtype) each."""
+    query, key, key_scale, key_offset, value, value_scale, value_offset, *others = lies
+    mask, _, slopes, output, lse = others
+
+    def rows(lie: Any, axes: _Axes) -> _native.Rows:
+        if lie is None:
+            return _native.Rows(0, 0, 0, 0)
+        unit = view.unit(lie[1])
+        return _native.Rows(0, *(0 if axis is None else lie[0][axis] * unit for axis in axes))
+
+    def key_value(form: str, width: int, lie: Any, scale: Any, offset: Any) -> Any:
+        name = problem.dtype if form == "dense" else form.replace("packed", "bits")
+        described = _native.KeyValueRows(getattr(_native.Element, name), width, rows(lie, key_axes))
+        if scale is not None:
+            described.scale_element = _elements()[_name_of(scale[1])]
+            described.scale, described.offset = rows(scale, key_axes), rows(offset, key_axes)
+        return described
+
+    native = _native.AttentionCall()
+    native.element = _elements()[problem.dtype]
+    native.q_heads, native.kv_heads = problem.q_heads, problem.kv_heads
+    native.scale, native.softcap = problem.scale, problem.softcap or 0.0
+    left, right = problem.window or (-1, -1)
+    if left >= 0:
+        native.left = left
+    if problem.causal:
+        native.right = 0
+    elif right >= 0:
+        native.right = right
+    native.query, native.output = rows(query, axes), rows(output, axes)
+    native.lse = rows(lse, axes)
+    native.key = key_value(problem.key_format, problem.head_dim, key, key_scale, key_offset)
+    native.value = key_value(
+        problem.value_format, problem.value_dim, value, value_scale, value_offset
+    )
+    if slopes is not None:
+        native.slopes_sequence = problem.q_heads if len(slopes[0]) == 2 else 0
+    if mask is not None:
         element = (
-            _native.Element.boolean if problem.mask == "boolean" else _elements()[dtype_name(mask)]
+            _native.Element.boolean if problem.mask == "boolean" else _elements()[_name_of(mask[1])]
         )
-        *steps, column = self.view.strides(mask)
-        rows = _native.Rows(self.view.address(mask), *steps)
-        self.native.mask = _native.DenseMask(element, rows, column)
+        column = mask[0][-1] * view.unit(mask[1])
+        native.mask = _native.DenseMask(element, rows(mask, _HEADS_FIRST), column)
+    native.strip_rows, native.key_block = plan.strip_rows, plan.k_tile
+    native.split_keys, native.bf16_dot = plan.split_keys, plan.bf16_dot
+    native.stream_rows = plan.strip_rows if plan.kernel == "streamed" else 0
+    return native
 
-    def _key_value(self, array: Array | PackedTensor, axes: tuple[int | None, ...]) -> Any:
-        if not isinstance(array, PackedTensor):
-            rows = self._rows(array, axes)
-            return _native.KeyValueRows(self.native.element, array.shape[-1], rows)
-        codes = _native.KeyValueRows(
-            getattr(_native.Element, f"bits{array.bits}"),
-            array.length,
-            self._rows(array.data, axes),
-        )
-        scale, offset = array.scale, array.offset
-        offset_dtype = dtype_name(scale if offset is None else offset)
-        if dtype_name(scale) not in _elements() or offset_dtype != dtype_name(scale):
-            scale = self.xp.astype(scale, self.xp.float32)
-            offset = None if offset is None else self.xp.astype(offset, self.xp.float32)
-        codes.scale_element = _elements()[dtype_name(scale)]
-        codes.scale = self._rows(scale, axes)
-        if offset is not None:
-            codes.offset = self._rows(offset, axes)
-        return codes
 
-    def _rows(self, array: Array, axes: tuple[int | None, ...]) -> Any:
-        """Return where the rows of an array lie; copies one whose columns are no neighbours."""
-        strides = self.view.strides(array)
-        if array.shape[-1] > 1 and strides[-1] != self.view.itemsize(array):
-            array = self.view.contiguous(array)
-            strides = self.view.strides(array)
-        self._keep(array)
-        steps = [0 if axis is None else strides[axis] for axis in axes]
-        return _native.Rows(self.view.address(array), *steps)
-
-    def _float32(self, array: Array) -> Array:
-        return self._keep(self.view.contiguous(self.xp.astype(array, self.xp.float32)))
-
-    def _keep(self, array: Array) -> Array:
-        self.alive.append(array)
-        return array
+def _name_of(dtype: Any) -> str:
+    return str(dtype).rpartition(".")[2]
 
 
 @cache
