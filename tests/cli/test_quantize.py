@@ -3,10 +3,11 @@ import re
 import shutil
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from support.checkpoints import TEXT, change_config, contents, save
-from support.models import tiny_bert
+from support.models import tiny_bert, tiny_mixtral
 from tesseral.cli import quantize as command
 from tesseral.cli.main import COMMANDS, build
 from tesseral.llm import load
@@ -47,6 +48,7 @@ def test_the_record_says_where_how_large_and_how_good(quantised, original):
     assert record["elapsed_s"] > 0
     assert list(record["losses"]) == ["0", "1"]
     assert all(loss > 0 for loss in record["losses"].values())
+    assert record["rare_experts"] == {}
 
 
 def test_without_json_it_ends_with_one_line(run, original, text, tmp_path):
@@ -55,6 +57,21 @@ def test_without_json_it_ends_with_one_line(run, original, text, tmp_path):
     (line,) = result.stdout.splitlines()
     assert line.startswith(f"wrote {out}: W4A4KV4 with transform none, weights ")
     assert result.stderr == ""
+
+
+def test_experts_that_few_tokens_chose_are_named(run, text, tmp_path):
+    model = tiny_mixtral()
+    for block in model.model.layers:
+        # scores s, -s, 2s, 0, -2s: the fourth expert is never among the two best
+        router = block.mlp.gate.weight
+        router.data = torch.tensor([1.0, -1.0, 2.0, 0.0, -2.0])[:, None] * router.data[0]
+    source = save(model, tmp_path / "model")
+    result = run("quantize", source, tmp_path / "out", "--text", text, *QUICK)
+    assert result.stderr.splitlines() == [
+        f"block {block}: few calibration tokens chose expert 3; a longer or more varied text may "
+        "help them"
+        for block in (1, 2)
+    ]
 
 
 def test_without_text_the_excerpt_is_used_and_that_is_said(run, original, tmp_path, monkeypatch):

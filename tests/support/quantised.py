@@ -33,11 +33,15 @@ ODD = {
 }
 """Sizes that are prime or odd, and one head of keys for three of queries."""
 
+BIASED = {"attention_bias": True, "mlp_bias": True}
+"""Every linear layer has a bias."""
+
 TWICE_ODD = {"hidden_size": 34, "intermediate_size": 46, "head_dim": 6}
 """Widths of 2 mod 4."""
 
 MODELS = {
     "llama": tiny_llama,
+    "biased": lambda attention, **changes: tiny_llama(attention, **BIASED | changes),
     "mistral": tiny_mistral,
     "qwen2": tiny_qwen2,
     "qwen3": tiny_qwen3,
@@ -53,9 +57,11 @@ MODELS = {
 
 
 def tiny(name: str, dtype: torch.dtype = torch.float32, **changes):
-    """Return a model that attends through our attention, with norms that are not ones."""
+    """Return a model under our attention whose norms are not ones and biases not zeros."""
     model = MODELS[name]("tesseral", **changes).to(dtype).requires_grad_(False)
     for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("bias"):
+            parameter.copy_(torch.linspace(-1, 1, parameter.numel()))
         if "norm" in parameter_name:
             parameter.copy_(torch.linspace(0.5, 1.5, parameter.numel()))
     return model

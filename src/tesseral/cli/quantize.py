@@ -99,11 +99,18 @@ def quantize(
         "disk_bytes": disk_bytes(written),
         "elapsed_s": round(monotonic() - started, 3),
         "losses": bar.losses,
+        "rare_experts": bar.rare_experts,
         "config": settings.to_dict(),
     }
     if json:
         print_json(record)
     else:
+        for block, experts in bar.rare_experts.items():
+            typer.echo(
+                f"block {block + 1}: few calibration tokens chose expert "
+                f"{', '.join(map(str, experts))}; a longer or more varied text may help them",
+                err=True,
+            )
         typer.echo(_line(record))
 
 
@@ -126,17 +133,22 @@ class BlockBar:
     ----------
     losses : dict of int to float
         Last loss of every block that was learned in this run.
+    rare_experts : dict of int to tuple of int
+        Experts that few calibration tokens chose, of every block that has some.
     """
 
     def __init__(self, bars: Any) -> None:
         self._bars, self._task = bars, None
         self.losses: dict[int, float] = {}
+        self.rare_experts: dict[int, tuple[int, ...]] = {}
 
     def advance(self, step: "CalibrationStep") -> None:
         """Show one more epoch of one block."""
         if self._task is None:
             self._task = self._bars.add_task("")
         words, per_block = f"block {step.block + 1} of {step.n_blocks}", max(step.n_epochs, 1)
+        if step.rare_experts:
+            self.rare_experts[step.block] = step.rare_experts
         if step.loss is not None:
             self.losses[step.block] = step.loss
             words += f", loss {step.loss:.4f}"

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from tesseral.llm.evaluate import new_cache
-from tesseral.llm.layouts import blocks_of, check_architecture, open_block
+from tesseral.llm.layouts import blocks_of, opened_blocks
 from tesseral.llm.text import clip_length, consecutive, tokenize
 from tesseral.quantization.linear import QuantizedLinear
 from tesseral.quantization.placement import INPUT_SITES, BlockLayout, InputSite
@@ -95,21 +95,21 @@ def flatness(
     ----------
     Sun, Liu et al. (2025), "FlatQuant", figure 1.
     """
-    check_architecture(model.config.model_type)
     length = clip_length(model, sequence_length)
     sequences = consecutive(tokenize(model, tokenizer, text), length)[:max_sequences]
-    gauges = [
-        _Gauge(index, block, open_block(block, model.config.model_type)[0], site, bits)
-        for index, block in enumerate(blocks_of(model))
-        for site in INPUT_SITES
-    ]
     with ExitStack() as stack:
+        layouts = stack.enter_context(opened_blocks(model, model.config.model_type))
+        gauges = [
+            _Gauge(index, block, layout, site, bits)
+            for index, (block, layout) in enumerate(zip(blocks_of(model), layouts, strict=True))
+            for site in INPUT_SITES
+        ]
         for gauge in gauges:
             stack.enter_context(gauge.attached())
         for sequence in sequences.to(model.device):
             cache = new_cache(model)
             model(sequence[None], past_key_values=cache, use_cache=cache is not None)
-    return [gauge.read() for gauge in gauges]
+        return [gauge.read() for gauge in gauges]
 
 
 class _Gauge:
@@ -120,6 +120,7 @@ class _Gauge:
     ) -> None:
         self._index, self._site, self._bits = index, site, bits
         self._readers = [block.get_submodule(name) for name in layout.readers(site)]
+        self._watched = [block.get_submodule(name) for name in layout.first_readers(site)]
         self._source = None
         if isinstance(self._readers[0], QuantizedLinear):
             self._source = block.get_submodule(f"{layout.owner(site)}.{site.name}.transform")
@@ -128,15 +129,19 @@ class _Gauge:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Watch the site's transform or, where there is none, the first layer's input."""
+        """Watch the site's transform or, where there is none, what the layers read."""
         if self._source is not None:
-            handle = self._source.register_forward_hook(lambda _, __, x: self._add(x))
+            handles = [self._source.register_forward_hook(lambda _, __, x: self._add(x))]
         else:
-            handle = self._readers[0].register_forward_pre_hook(lambda _, xs: self._add(xs[0]))
+            handles = [
+                reader.register_forward_pre_hook(lambda _, xs: self._add(xs[0]))
+                for reader in self._watched
+            ]
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def _add(self, x: Tensor) -> None:
         rows = x.flatten(0, -2).float()

@@ -1,6 +1,7 @@
 """Which module plays which part, per architecture: a table of names, and how it is read."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 from torch import nn
@@ -123,6 +124,30 @@ def open_block(block: nn.Module, model_type: str) -> tuple[BlockLayout, BlockSha
         + ", or ".join(", ".join(_missing(block, layout)) for layout in layouts)
         + "."
     )
+
+
+@contextmanager
+def opened_blocks(model: nn.Module, model_type: str) -> Iterator[list[BlockLayout]]:
+    """Open every block of a model, and put fused experts back afterwards.
+
+    Raises
+    ------
+    UnsupportedModelError
+        As :func:`open_block` and :func:`blocks_of`.
+    """
+    check_architecture(model_type)
+    blocks, names = blocks_of(model), {layout.experts for layout in LAYOUTS[model_type]}
+    fused = [
+        (block, name, module)
+        for block in blocks
+        for name, module in block.named_modules()
+        if name in names
+    ]
+    try:
+        yield [open_block(block, model_type)[0] for block in blocks]
+    finally:
+        for block, name, module in fused:
+            block.set_submodule(name, module)
 
 
 def _names(*layouts: BlockLayout) -> Iterator[str]:
