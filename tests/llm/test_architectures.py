@@ -126,6 +126,11 @@ def test_a_router_reads_what_it_read_before():
     assert torch.allclose(seen[0], seen[1], rtol=1e-10)
 
 
+def stop_at_the_second_block(step):
+    if step.block == 1:
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_experts_that_no_token_chose_are_quantised_and_reported(tmp_path, epochs):
     model = make("mixtral")
@@ -133,11 +138,22 @@ def test_experts_that_no_token_chose_are_quantised_and_reported(tmp_path, epochs
         # scores s, -s, 2s, 0, -2s: the fourth expert is never among the two best
         router = block.mlp.gate.weight
         router.copy_(torch.tensor([1.0, -1.0, 2.0, 0.0, -2.0])[:, None] * router[0])
-    steps = []
+    source, steps = save(model, tmp_path / "model"), []
     config = QuantizationConfig(**SHORT | {"epochs": epochs, "rounding": "gptq"})
-    out = quantize(
-        save(model, tmp_path / "model"), config, TEXT, tmp_path / "out", report=steps.append
-    )
+    with pytest.raises(KeyboardInterrupt):
+        quantize(source, config, TEXT, tmp_path / "out", report=stop_at_the_second_block)
+    out = quantize(source, config, TEXT, tmp_path / "out", report=steps.append)
+    assert steps[0].loss is None, "the run did not go on"
     assert {(s.block, s.rare_experts) for s in steps if s.rare_experts} == {(0, (3,)), (1, (3,))}
     assert all(t.isfinite().all() for t in stored(out).values() if t.is_floating_point())
     assert logits_of(load(out)[0], IDS).isfinite().all()
+
+
+def test_experts_learn(tmp_path):
+    steps, changes = [], {"samples": 16, "epochs": 8, "batch_size": 4}
+    source = save(make("mixtral"), tmp_path / "model")
+    config = QuantizationConfig(**SHORT | changes, kv_bits=16, activation_bits=16)
+    quantize(source, config, TEXT, tmp_path / "out", report=steps.append)
+    losses = [step.loss for step in steps if step.block == 0]
+    # a token whose router changes its mind moves the loss more than one epoch of learning
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])

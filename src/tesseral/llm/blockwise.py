@@ -107,7 +107,7 @@ def quantize_blocks(
     separate = _runs_ahead(config)
     done = store.n_done(("hidden", "received") if separate else ("hidden",))
     for index in range(done):
-        report(CalibrationStep(block=index, n_blocks=len(blocks), epoch=0, n_epochs=0, loss=None))
+        report(_done_before(index, len(blocks), store.facts(index)))
     hidden = store.states("hidden", done) if done else None
     if hidden is None:
         entering = hidden_states(model, sequences, config.batch_size)
