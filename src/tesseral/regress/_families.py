@@ -63,6 +63,8 @@ class Family(ABC):
     has_dispersion: ClassVar[bool] = False
     separable: ClassVar[bool] = False
     """Whether a likelihood may grow for ever as eta goes to infinity."""
+    zero_is_bound: ClassVar[bool] = False
+    """Whether an entry of 0 says no more of eta than that it is small."""
 
     @abstractmethod
     def check(self, values: Array, where: str) -> None:
@@ -250,6 +252,7 @@ class Poisson(Family):
     name = "poisson"
     link = "log"
     separable = True
+    zero_is_bound = True
 
     def check(self, values: Array, where: str) -> None:
         """Accept counts."""

@@ -160,7 +160,8 @@ def _start(
         working = working - setup.offset
     if setup.observed is not None:
         working = xp.where(setup.observed, working, xp.full_like(working, xp.nan))
-    return spectral_start(problem, rank, working)
+    loose = setup.tensor == 0 if problem.family.zero_is_bound else None
+    return spectral_start(problem, rank, working, loose)
 
 
 def _coordinates(setup: Setup, coef: Array) -> Array:

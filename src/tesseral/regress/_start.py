@@ -13,12 +13,19 @@ from tesseral.core.ties import Ties, symmetrize
 from tesseral.regress._problem import Point, Problem
 
 _IMPUTATIONS = 5
+"""How often missing entries are replaced by what the fit says of them."""
+
+_REFITS = 2
+"""The same for entries of which only a bound is known."""
 
 
-def spectral_start(problem: Problem, rank: tuple[int, ...], working: Array) -> Point:
+def spectral_start(
+    problem: Problem, rank: tuple[int, ...], working: Array, loose: Array | None = None
+) -> Point:
     """Return the best low-rank fit of ``working``, values on the scale of eta, by least squares.
 
-    Missing entries are filled with what the fit says of them, a few times over.
+    Missing entries are filled with what the fit says of them, a few times over, and so are
+    entries of which ``working`` is only an upper bound, where the fit is below it.
 
     Parameters
     ----------
@@ -27,17 +34,22 @@ def spectral_start(problem: Problem, rank: tuple[int, ...], working: Array) -> P
     rank : tuple of K int
     working : array of shape (d_0, ..., d_{K-1})
         NaN where an entry is missing.
+    loose : boolean array of that shape, optional
+        Where ``working`` is an upper bound.
     """
     xp = array_namespace("TensorResponseRegressor", working)
     missing = xp.isnan(working)
-    if not xp.any(missing):
-        return _low_rank(problem, rank, working)
-    n_seen = prod(working.shape) - to_float(xp.sum(xp.astype(missing, xp.float64)))
-    filled = xp.where(missing, xp.zeros_like(working), working)
-    filled = xp.where(missing, xp.full_like(working, to_float(xp.sum(filled)) / n_seen), working)
+    n_missing = int(to_float(xp.sum(xp.astype(missing, xp.int64))))
+    filled = working
+    if n_missing:
+        known = xp.where(missing, xp.zeros_like(working), working)
+        mean = to_float(xp.sum(known)) / (prod(working.shape) - n_missing)
+        filled = xp.where(missing, xp.full_like(working, mean), working)
     point = _low_rank(problem, rank, filled)
-    for _ in range(_IMPUTATIONS):
-        point = _low_rank(problem, rank, xp.where(missing, point.theta(), working))
+    for _ in range(_IMPUTATIONS if n_missing else 0 if loose is None else _REFITS):
+        theta = point.theta()
+        believed = missing if loose is None else missing | (loose & (theta < working))
+        point = _low_rank(problem, rank, xp.where(believed, theta, working))
     return point
 
 
