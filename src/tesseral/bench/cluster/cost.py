@@ -17,7 +17,7 @@ from tesseral.core import CooTensor
 from tesseral.datasets import make_block_tensor
 
 REPEATS = 3
-SECTIONS = ("pooled", "untied")
+SECTIONS = ("pooled", "untied", "first")
 
 
 def dense(nodes: int) -> dict[str, float]:
@@ -31,6 +31,9 @@ def dense(nodes: int) -> dict[str, float]:
         "grams": lambda: _grams(tensor),
         "pooled": lambda: DegreeCorrectedTensorBlockModel(5, symmetric=True).fit(tensor),
         "untied": lambda: DegreeCorrectedTensorBlockModel(5, symmetric=False).fit(tensor),
+        "first": lambda: DegreeCorrectedTensorBlockModel(5, symmetric=True, tied="first").fit(
+            tensor
+        ),
     }
     rate = clustering_error_rate(truth, sides["pooled"]().labels_[0])
     _grams(tensor)
