@@ -5,7 +5,7 @@ import torch
 
 from support.codec import FakeCodec
 from tesseral.core.packed import PackedTensor
-from tesseral.llm.paged_rows import RowLayout
+from tesseral.llm.paged_rows import RowLayout, common_width
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
@@ -32,11 +32,18 @@ def test_what_is_written_is_read_back(head_dim, bits, dtype):
     assert torch.equal(got, expected)
 
 
-def test_a_row_is_no_longer_than_what_it_holds_and_a_few_bytes():
-    codes = torch.zeros(1, 1, 0, 128, dtype=torch.uint8)
+@pytest.mark.parametrize(("head_dim", "bits"), [(128, 4.25), (64, 4.5)])
+def test_a_row_is_as_long_as_what_it_holds(head_dim, bits):
+    codes = torch.zeros(1, 1, 0, head_dim, dtype=torch.uint8)
     scale = torch.zeros(1, 1, 0, 1, dtype=torch.float16)
     states = PackedTensor.from_codes(codes, scale, scale, bits=4)
-    assert RowLayout(states).nbytes == 72  # 64 of codes, 2 of scale, 2 of offset
+    assert 8 * RowLayout(states).nbytes / head_dim == bits
+
+
+def test_rows_of_several_kinds_are_as_long_as_all_can_bear():
+    small = RowLayout(torch.zeros(1, 9, dtype=torch.float16))
+    large = RowLayout(torch.zeros(1, 2, dtype=torch.float64))
+    assert common_width([small, large]) == 24
 
 
 def test_what_is_read_changes_with_the_rows():

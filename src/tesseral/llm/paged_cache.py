@@ -17,7 +17,7 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 
 from tesseral._errors import BackendError, ShapeError
 from tesseral.attention import attention_varlen
-from tesseral.llm.paged_rows import RowLayout, States
+from tesseral.llm.paged_rows import RowLayout, States, common_width
 from tesseral.quantization.kvcodec import KVCodec
 
 PACKED = torch.empty(1, 1, 0, 0, dtype=torch.bool, device="meta")
@@ -76,7 +76,7 @@ class PagedKVCache(PagedAttentionCache):  # type: ignore[misc]  # transformers i
         if self._rows is not None:
             # to transformers a row of codes and scales is a head of so many bytes
             text, dtype = copy.deepcopy(text), torch.uint8
-            text.head_dim = max(row.nbytes for row in self._rows)
+            text.head_dim = common_width(self._rows)
         keeps = getattr(model, "_supports_logits_to_keep", None)
         options = {
             "config": text,
@@ -237,7 +237,7 @@ class PagedKVCache(PagedAttentionCache):  # type: ignore[misc]  # transformers i
                 f"got {states.shape[-1]}; use generate() for this model."
             )
         if self._rows is not None:
-            states = self._rows[side].write(states, max(row.nbytes for row in self._rows))
+            states = self._rows[side].write(states, common_width(self._rows))
         return cast(torch.Tensor, states)[0].transpose(0, 1)
 
     def _read(self, stored: torch.Tensor, side: int) -> States:

@@ -1,5 +1,6 @@
 """Encoded keys and values as rows of bytes, which a cache of any kind can store and copy."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -9,9 +10,6 @@ from tesseral.core.packed import PackedTensor
 
 States: TypeAlias = torch.Tensor | PackedTensor
 """Keys or values: a tensor as the model computed it, or one that a codec encoded."""
-
-_ALIGNMENT = 8
-"""Rows are as long as a multiple of this, the size of the largest number in them."""
 
 
 class RowLayout:
@@ -26,6 +24,8 @@ class RowLayout:
     ----------
     nbytes : int
         Length of a row.
+    alignment : int
+        Rows are to be as long as a multiple of this.
     """
 
     def __init__(self, like: States) -> None:
@@ -36,7 +36,9 @@ class RowLayout:
             start = -(-end // array.itemsize) * array.itemsize
             end = start + array.shape[-1] * array.itemsize
             self._fields.append((start, end, array.dtype))
-        self.nbytes = -(-end // _ALIGNMENT) * _ALIGNMENT
+        # so that numbers of the next row begin where numbers of their size may
+        self.alignment = max(array.itemsize for array in arrays_of(like))
+        self.nbytes = -(-end // self.alignment) * self.alignment
 
     def write(self, states: States, width: int) -> torch.Tensor:
         """Return states of shape (..., head_dim) as rows (..., width) of uint8."""
@@ -64,3 +66,10 @@ def arrays_of(states: States) -> list[torch.Tensor]:
         return [states]
     arrays = (states.data, states.scale, states.offset)
     return [array for array in arrays if array is not None]
+
+
+def common_width(layouts: Iterable[RowLayout]) -> int:
+    """Return the length of rows that hold any of the layouts."""
+    pairs = [(layout.nbytes, layout.alignment) for layout in layouts]
+    alignment = max(alignment for _, alignment in pairs)
+    return -(-max(n_bytes for n_bytes, _ in pairs) // alignment) * alignment
