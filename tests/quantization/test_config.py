@@ -78,6 +78,7 @@ def test_only_overriding_widths_may_be_missing(name):
         ("transform", None, "transform must be one of .* got None"),
         ("rounding", "stochastic", "rounding must be one of 'nearest'"),
         ("objective", "max", "objective must be one of 'token', 'mean'"),
+        ("parametrisation", "svd", "parametrisation must be one of 'cayley', 'free'"),
         ("version", 3, "version must be one of 2, got 3"),
         ("version", "1", "version must be one of 2, got '1'"),
         ("seed", 2**32, "seed must be at most 4294967295, got 4294967296"),

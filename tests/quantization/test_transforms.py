@@ -9,10 +9,13 @@ from support.quantised import scramble
 from tesseral.quantization.transforms.frozen import FrozenKronecker
 from tesseral.quantization.transforms.hadamard import random_hadamard
 from tesseral.quantization.transforms.kronecker import (
+    MATRICES,
+    CayleyMatrix,
+    FreeMatrix,
     Kronecker,
     LearnableKronecker,
-    LearnableMatrix,
     cayley,
+    evaluate,
 )
 
 
@@ -26,7 +29,7 @@ def rows(n, seed=0):
 
 @given(n=st.integers(1, 9), spread=st.sampled_from([0.0, 0.1, 1.0, 3.0]), seed=st.integers(0, 99))
 def test_the_inverse_transpose_is_right_for_any_parameters(n, spread, seed):
-    matrix, inverse_transpose = scramble(LearnableMatrix(start(n, seed)), spread, seed)()
+    matrix, inverse_transpose = scramble(CayleyMatrix(start(n, seed)), spread, seed)()
     identity = torch.eye(n, dtype=torch.float64)
     size = matrix.abs().max() * inverse_transpose.abs().max()
     assert (matrix @ inverse_transpose.mT - identity).abs().max() < 1e-12 * (1 + size)
@@ -39,14 +42,49 @@ def test_cayley_gives_a_rotation(n, seed):
     assert torch.linalg.det(q) == pytest.approx(1)
 
 
-def test_a_matrix_begins_at_its_start():
-    matrix, inverse_transpose = LearnableMatrix(start(12))()
-    assert torch.allclose(matrix, start(12), atol=1e-15)
-    assert torch.allclose(inverse_transpose, start(12), atol=1e-15)
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_a_matrix_begins_at_its_start_and_can_start_again(name, orthogonal):
+    first, second = (start(12), start(12, seed=3)) if orthogonal else (rows(5), rows(5, seed=1))
+    learnable = MATRICES[name](first)
+    for expected in (first, second):
+        matrix, inverse_transpose = learnable()
+        assert torch.allclose(matrix, expected, atol=1e-12)
+        assert torch.allclose(inverse_transpose, torch.linalg.inv(expected).mT, atol=1e-12)
+        scramble(learnable)
+        learnable.restart(second)
+
+
+def test_a_free_matrix_in_float32_is_inverted_in_float64():
+    hard = (rows(5) + 1e4 * torch.ones(5, 5)).float()  # of condition 1e5
+    matrix, inverse_transpose = FreeMatrix(hard)()
+    assert torch.equal(matrix, hard)
+    assert torch.equal(inverse_transpose, torch.linalg.inv(hard.double()).mT.float())
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_transforms_computed_together_are_those_computed_alone(name):
+    sizes = [(3, 4), (4, None), (3, 3)]
+    transforms = [
+        scramble(
+            LearnableKronecker([None if n is None else start(n, i) for n in pair], name), seed=i
+        )
+        for i, pair in enumerate(sizes)
+    ]
+    for transform, together in zip(transforms, evaluate(transforms), strict=True):
+        alone = [(None, None) if m is None else m() for m in transform.matrices]
+        for factor, inverse, pair in zip(
+            together.factors, together.inverse_transposes, alone, strict=True
+        ):
+            if factor is None:
+                assert inverse is None
+            else:
+                assert torch.allclose(factor, pair[0], atol=1e-14)
+                assert torch.allclose(inverse, pair[1], atol=1e-14)
 
 
 def test_the_stretch_multiplies_the_singular_values():
-    learnable = LearnableMatrix(start(4))
+    learnable = CayleyMatrix(start(4))
     with torch.no_grad():
         learnable.log_scale.copy_(torch.tensor([2.0, 0.5, 1.0, 4.0]).log())
     matrix, _ = scramble_rotations(learnable)()
@@ -62,8 +100,9 @@ def scramble_rotations(learnable):
     return learnable
 
 
-def test_gradients_of_matrix_and_inverse_are_those_of_finite_differences():
-    learnable = scramble(LearnableMatrix(start(3)))
+@pytest.mark.parametrize("name", MATRICES)
+def test_gradients_of_matrix_and_inverse_are_those_of_finite_differences(name):
+    learnable = scramble(MATRICES[name](start(3)))
     names = [name for name, _ in learnable.named_parameters()]
 
     def both(*values):

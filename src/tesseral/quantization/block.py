@@ -20,7 +20,13 @@ from tesseral.quantization.placement import (
     site_of,
 )
 from tesseral.quantization.shared_input import SharedInput
-from tesseral.quantization.simulate import Clip, SimulatedCodec, SimulatedInput, SimulatedLinear
+from tesseral.quantization.simulate import (
+    Clip,
+    SimulatedCodec,
+    SimulatedInput,
+    SimulatedLinear,
+    refresh_together,
+)
 from tesseral.quantization.transforms.hadamard import random_hadamard
 from tesseral.quantization.transforms.kronecker import Kronecker, LearnableKronecker
 
@@ -80,7 +86,9 @@ class SimulatedBlock(nn.Module):
         if self.config.transform == "none":
             return Kronecker((None,) * len(sizes), (None,) * len(sizes))
         starts = [random_hadamard(n, generator).to(self.dtype) for n in sizes]
-        return LearnableKronecker(starts) if self.learned else Kronecker.from_factors(starts)
+        if not self.learned:
+            return Kronecker.from_factors(starts)
+        return LearnableKronecker(starts, self.config.parametrisation)
 
     def _input(
         self,
@@ -115,9 +123,7 @@ class SimulatedBlock(nn.Module):
 
     def refresh(self) -> None:
         """Compute every transform at its present parameters."""
-        for site in self.inputs.values():
-            site.refresh()
-        self.codec.refresh()
+        refresh_together([*self.inputs.values(), self.codec])
 
     def parameter_groups(self) -> list[dict[str, object]]:
         """Return the parameters for an optimiser, clips apart from transforms."""

@@ -11,6 +11,7 @@ VERSION = 2
 TRANSFORMS = ("none", "hadamard", "flatquant")
 ROUNDINGS = ("nearest", "gptq")
 OBJECTIVES = ("token", "mean")
+PARAMETRISATIONS = ("cayley", "free")
 OFF = 16
 LARGEST_SEED = 2**32 - 1
 
@@ -48,6 +49,9 @@ class QuantizationConfig:
     rescale_norms : bool
         Whether, after learning, norms are rescaled so that their outputs match the original
         ones in least squares; see :mod:`tesseral.quantization.calibration.gains`.
+    parametrisation : {"cayley", "free"}
+        How the factors of a transform are learned: as ``U diag(s) V^T`` with orthogonal U and
+        V, or as matrices whose inverses are computed in float64.
     learning_rate, clip_learning_rate : float
         Initial step sizes of transforms and scales, and of clips; both decay by a cosine.
     seed : int
@@ -79,6 +83,7 @@ class QuantizationConfig:
     propagate: bool = False
     objective: str = "mean"
     rescale_norms: bool = True
+    parametrisation: str = "cayley"
     learning_rate: float = 5e-3
     clip_learning_rate: float = 5e-2
     seed: int = 0
@@ -93,6 +98,7 @@ class QuantizationConfig:
         _check_choice("transform", self.transform, TRANSFORMS)
         _check_choice("rounding", self.rounding, ROUNDINGS)
         _check_choice("objective", self.objective, OBJECTIVES)
+        _check_choice("parametrisation", self.parametrisation, PARAMETRISATIONS)
         _check_choice("version", self.version, (VERSION,))
         for name, least in (
             ("epochs", 0),

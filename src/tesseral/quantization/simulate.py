@@ -5,6 +5,8 @@ precision and are transformed and rounded anew in every pass. :mod:`~.freeze` tu
 result into the parts that are stored.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ from tesseral.quantization.transforms.kronecker import (
     Kronecker,
     LearnableKronecker,
     apply_factors,
+    evaluate,
 )
 
 _OPEN = 4.0  # logit at which a learned clip starts: sigmoid(4) = 0.982
@@ -80,20 +83,17 @@ class SimulatedInput(SharedInput):
     ) -> None:
         super().__init__()
         self.transform = transform
+        self.current: Kronecker
         self.log_scale = None if log_scale is None else nn.Parameter(log_scale)
         self.clip = clip
         self.bits = bits
         self.merged = merged
-        self.refresh()
+        refresh_together([self])
 
     @property
     def scale(self) -> Tensor | None:
         """The per-channel scale, positive."""
         return None if self.log_scale is None else self.log_scale.exp()
-
-    def refresh(self) -> None:
-        """Compute the transform at the current parameters, once for all that use it."""
-        self.current = current(self.transform)
 
     @property
     def online(self) -> tuple[Tensor | None, Tensor | None]:
@@ -189,15 +189,12 @@ class SimulatedCodec(nn.Module):
     ) -> None:
         super().__init__()
         self.transform = transform
+        self.current: Kronecker
         self.key_clip = key_clip
         self.value_clip = value_clip
         self.key_bits = key_bits
         self.value_bits = value_bits
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Compute the transform at the current parameters."""
-        self.current = current(self.transform)
+        refresh_together([self])
 
     def transform_query(self, query: Tensor) -> Tensor:
         """Return the queries that fit transformed keys."""
@@ -228,6 +225,10 @@ def fake_quantize_heads(x: Tensor, clip: Tensor, bits: int) -> Tensor:
     return rounded(x, scale, offset, (0, 2**bits - 1))
 
 
-def current(transform: LearnableKronecker | Kronecker) -> Kronecker:
-    """Return the transform as matrices, at its present parameters if it has any."""
-    return transform() if isinstance(transform, LearnableKronecker) else transform
+def refresh_together(parts: Sequence[SimulatedInput | SimulatedCodec]) -> None:
+    """Compute the transforms of some parts at their present parameters."""
+    learned = [p.transform for p in parts if isinstance(p.transform, LearnableKronecker)]
+    computed = iter(evaluate(learned))
+    for part in parts:
+        transform = part.transform
+        part.current = transform if isinstance(transform, Kronecker) else next(computed)

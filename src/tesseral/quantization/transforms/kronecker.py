@@ -6,9 +6,9 @@ product is unchanged (FlatQuant, section 4.1). Learnable and frozen forms are tw
 ``freeze`` goes one way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class Kronecker:
         return cls(tuple(factors), tuple(inverses))
 
 
-class LearnableMatrix(nn.Module):
+class CayleyMatrix(nn.Module):
     """An invertible matrix ``U diag(exp s) V^T`` with orthogonal U and V.
 
     ``U = cayley(A_u) U_0`` with ``A_u`` skew-symmetric and ``U_0`` a fixed orthogonal start,
@@ -63,49 +63,144 @@ class LearnableMatrix(nn.Module):
     Parameters
     ----------
     start : (n, n) tensor
-        Orthogonal matrix the transform starts at.
+        Invertible matrix the transform starts at.
     """
 
-    start: Tensor
+    left_start: Tensor
+    right_start: Tensor
 
     def __init__(self, start: Tensor) -> None:
         super().__init__()
         n = start.shape[0]
-        self.register_buffer("start", start.clone())
-        self.left = nn.Parameter(torch.zeros(n, n, dtype=start.dtype))
-        self.right = nn.Parameter(torch.zeros(n, n, dtype=start.dtype))
-        self.log_scale = nn.Parameter(torch.zeros(n, dtype=start.dtype))
+        for name in ("left_start", "right_start"):
+            self.register_buffer(name, torch.empty_like(start))
+        self.left = nn.Parameter(torch.empty_like(start))
+        self.right = nn.Parameter(torch.empty_like(start))
+        self.log_scale = nn.Parameter(start.new_empty(n))
+        self.restart(start)
+
+    @torch.no_grad()
+    def restart(self, start: Tensor) -> None:
+        """Start at another matrix."""
+        left, scale, right = _singular_parts(start.double())
+        self.left_start.copy_(left)
+        self.right_start.copy_(right)
+        self.left.zero_()
+        self.right.zero_()
+        self.log_scale.copy_(scale.log())
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Return the matrix and its inverse transpose."""
-        left = cayley(self.left) @ self.start
-        right = cayley(self.right)
+        return self.compose(*cayley(torch.stack([self.left, self.right])))
+
+    def compose(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the matrix and its inverse transpose, given what turns U_0 and V_0."""
+        left, right = left @ self.left_start, right @ self.right_start
         stretch = self.log_scale.exp()
         return (left * stretch) @ right.mT, (left / stretch) @ right.mT
 
 
+class FreeMatrix(nn.Module):
+    """A matrix whose entries are all free; its inverse is computed in float64.
+
+    Parameters
+    ----------
+    start : (n, n) tensor
+        Invertible matrix the transform starts at.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(start.clone())
+
+    @torch.no_grad()
+    def restart(self, start: Tensor) -> None:
+        """Start at another matrix."""
+        self.matrix.copy_(start)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Return the matrix and its inverse transpose."""
+        inverse, _ = torch.linalg.inv_ex(self.matrix.double())
+        return self.matrix, inverse.mT.to(self.matrix.dtype)
+
+
+Matrix: TypeAlias = CayleyMatrix | FreeMatrix
+MATRICES: Mapping[str, type[Matrix]] = {
+    "cayley": CayleyMatrix,
+    "free": FreeMatrix,
+}
+"""How a factor is learned, by ``QuantizationConfig.parametrisation``."""
+
+
 def cayley(raw: Tensor) -> Tensor:
-    """Return the orthogonal ``(I + A)^-1 (I - A)`` for the skew part ``A`` of ``raw``."""
+    """Return the orthogonal ``(I + A)^-1 (I - A)`` for the skew part ``A`` of every matrix."""
     skew = raw - raw.mT
-    eye = torch.eye(raw.shape[0], dtype=raw.dtype, device=raw.device)
-    orthogonal: Tensor = torch.linalg.solve(eye + skew, eye - skew)
+    eye = torch.eye(raw.shape[-1], dtype=raw.dtype, device=raw.device)
+    orthogonal: Tensor = torch.linalg.solve_ex(eye + skew, eye - skew)[0]
     return orthogonal
 
 
-class LearnableKronecker(nn.Module):
-    """A Kronecker product of learnable matrices; ``None`` stays the identity."""
+def _singular_parts(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return U, s, V of a matrix; of an orthogonal one itself, ones and the identity."""
+    eye = torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
+    if torch.allclose(matrix @ matrix.mT, eye, atol=1e-5):
+        return matrix, matrix.new_ones(matrix.shape[0]), eye
+    left, scale, right = torch.linalg.svd(matrix)
+    return left, scale, right.mT
 
-    def __init__(self, starts: Sequence[Tensor | None]) -> None:
+
+class LearnableKronecker(nn.Module):
+    """A Kronecker product of learnable matrices; ``None`` stays the identity.
+
+    Parameters
+    ----------
+    starts : sequence of (n_j, n_j) tensor or None
+        Where each factor starts.
+    parametrisation : {"cayley", "free"}
+        How each is learned; see :data:`MATRICES`.
+    """
+
+    def __init__(self, starts: Sequence[Tensor | None], parametrisation: str = "cayley") -> None:
         super().__init__()
         self.names = [None if s is None else f"factor{i}" for i, s in enumerate(starts)]
         for name, start in zip(self.names, starts, strict=True):
             if name is not None and start is not None:
-                self.add_module(name, LearnableMatrix(start))
+                self.add_module(name, MATRICES[parametrisation](start))
+
+    @property
+    def matrices(self) -> list[Matrix | None]:
+        """The learnable factors."""
+        return [None if n is None else cast(Matrix, self.get_submodule(n)) for n in self.names]
+
+    def restart(self, starts: Sequence[Tensor | None]) -> None:
+        """Start at other matrices."""
+        for matrix, start in zip(self.matrices, starts, strict=True):
+            if matrix is not None and start is not None:
+                matrix.restart(start)
 
     def forward(self) -> Kronecker:
         """Return the transform at the current parameters, with gradients."""
-        pairs = [(None, None) if n is None else self.get_submodule(n)() for n in self.names]
-        return Kronecker(tuple(p for p, _ in pairs), tuple(q for _, q in pairs))
+        return evaluate([self])[0]
+
+
+def evaluate(transforms: Sequence[LearnableKronecker]) -> list[Kronecker]:
+    """Return transforms at their current parameters, with gradients.
+
+    The systems of equations of all matrices of one size are solved at once: on an accelerator
+    the number of calls is what takes time.
+    """
+    matrices = [m for t in transforms for m in t.matrices if m is not None]
+    turned: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    for size in sorted({len(m.left) for m in matrices if isinstance(m, CayleyMatrix)}):
+        alike = [m for m in matrices if isinstance(m, CayleyMatrix) and len(m.left) == size]
+        turns = cayley(torch.stack([x for m in alike for x in (m.left, m.right)]))
+        turned |= {m: (turns[2 * i], turns[2 * i + 1]) for i, m in enumerate(alike)}
+    pairs = {m: m.compose(*turned[m]) if isinstance(m, CayleyMatrix) else m() for m in matrices}
+    found = []
+    for transform in transforms:
+        each = [(None, None) if m is None else pairs[m] for m in transform.matrices]
+        found.append(Kronecker(tuple(p for p, _ in each), tuple(q for _, q in each)))
+    return found
 
 
 def apply_factors(x: Tensor, factors: tuple[Tensor | None, ...]) -> Tensor:
