@@ -62,8 +62,8 @@ def test_the_configuration_survives_its_own_dictionary():
 
 
 def test_unknown_keys_are_refused():
-    with pytest.raises(ParameterError, match="unknown key 'group_size'"):
-        TesseralConfig(group_size=128)
+    with pytest.raises(ParameterError, match="unknown key 'epoch'"):
+        TesseralConfig(epoch=128)
 
 
 def test_a_quantised_model_is_marked_and_cannot_be_trained():
