@@ -1,0 +1,121 @@
+"""``tesseral bench llm``: language models end to end, against others on the same weights."""
+
+import json as json_format
+import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tesseral.cli.console import print_table, progress
+from tesseral.cli.inputs import EMBEDDED, model_directory, require_llm
+from tesseral.runtime.files import atomic_file, check_output
+
+
+def llm(
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all numbers here, as JSON.")
+    ] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep the models made here, 4 GB or so, and use those that are there.",
+            show_default="a temporary one",
+        ),
+    ] = None,
+    quality_of: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help=f"Trained model whose loss is measured; or {EMBEDDED}."),
+    ] = EMBEDDED,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure once, and no peak memory.")
+    ] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="A tiny model, to try the benchmark itself.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of all sides.", show_default="as kernels use")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that exists.")
+    ] = False,
+) -> None:
+    """Measure a model of 1.1 B random weights: ours in 4 bits, bfloat16, and llama.cpp.
+
+    llama.cpp takes part where llama-cpp-python and gguf are installed.
+
+    Example: tesseral bench llm --json llm.json --models /tmp/models
+    """
+    require_llm("bench llm")
+    from tesseral.bench.llm.cases import FULL, QUICK, SMOKE
+    from tesseral.bench.llm.run import run
+
+    if json is not None:
+        check_output(json, overwrite=overwrite)
+    plan = SMOKE if smoke else QUICK if quick else FULL
+    with _folder(models) as folder, progress() as bars:
+        task = bars.add_task("llm", total=None)
+        record = run(
+            plan,
+            Path(folder),
+            lambda name: bars.update(task, description=name),
+            threads=threads,
+            quality_of=model_directory(quality_of),
+        )
+    if json is not None:
+        with atomic_file(json, overwrite=overwrite) as temporary:
+            temporary.write_text(json_format.dumps(record, indent=2), encoding="utf-8")
+    show(record)
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print a record for people."""
+    plan, memory = record["plan"], record["memory"]
+    rows = [
+        [
+            name,
+            f"{side['prefill_tokens_per_s']:.1f}",
+            f"{side['decode_tokens_per_s']:.2f}",
+            f"{1e3 * side['first_token_s']:.0f}",
+            f"{side['weight_bytes'] / side['decode']['median_s'] / record['read_bytes_per_s']:.0%}",
+            f"{memory[name] / 1e6:.0f}" if memory.get(name) else "",
+        ]
+        for name, side in record["sides"].items()
+    ]
+    print_table(
+        f"{plan['prompt']} tokens, {record['threads']} threads",
+        [
+            "side",
+            "prefill, tokens/s",
+            "decode, tokens/s",
+            f"first token of {plan['short']}, ms",
+            "of read bandwidth",
+            f"MB at {plan['long']}" if plan["long"] else "",
+        ],
+        rows,
+    )
+    if record["quality"]:
+        found = record["quality"]
+        typer.echo(
+            f"{found['model']}: perplexity {found['perplexity']:.2f}, of the original "
+            f"{found['reference_perplexity']:.2f}; same likeliest token {found['top1']:.1%}\n"
+        )
+    marks = [
+        [
+            bar["name"],
+            f"{bar['value']:.2f}",
+            f"{'<=' if bar['below'] else '>='} {bar['limit']:.2f}",
+            "yes" if bar["holds"] else "NO",
+        ]
+        for bar in record["bars"]
+    ]
+    print_table("What must hold", ["what", "found", "needed", "holds"], marks)
+
+
+def _folder(models: Path | None) -> AbstractContextManager[str | Path]:
+    if models is None:
+        return tempfile.TemporaryDirectory(prefix="tesseral-bench-")
+    models.mkdir(parents=True, exist_ok=True)
+    return nullcontext(models)
