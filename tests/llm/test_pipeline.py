@@ -114,6 +114,7 @@ def test_what_is_not_quantised_keeps_its_bits(tmp_path, tied):
 
 def test_the_output_has_all_files_and_nothing_else_stays(whole):
     assert names(whole) == [
+        "README.md",
         "config.json",
         "generation_config.json",
         "model.safetensors",

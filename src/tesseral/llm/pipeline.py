@@ -7,7 +7,10 @@ import torch
 
 from tesseral._errors import CheckpointError, OutputExistsError
 from tesseral.llm.blockwise import quantize_blocks
-from tesseral.llm.layouts import check_architecture, final_norm_of
+from tesseral.llm.card import NAME as CARD
+from tesseral.llm.card import model_card
+from tesseral.llm.footprint import disk_bytes
+from tesseral.llm.layouts import blocks_of, check_architecture, final_norm_of
 from tesseral.llm.lazy_model import LazyModel
 from tesseral.llm.loading import quiet, read_config, read_tokenizer, stored_dtype
 from tesseral.llm.quantizer import save
@@ -59,7 +62,8 @@ def quantize(
     Returns
     -------
     Path
-        ``out``: safetensors, ``config.json`` with the configuration, and the tokenizer.
+        ``out``: safetensors, ``config.json`` with the configuration, the tokenizer, and a
+        model card.
 
     Raises
     ------
@@ -102,6 +106,10 @@ def quantize(
     with quiet(), disk_errors(out), atomic_directory(out, overwrite=overwrite) as temporary:
         save(lazy.model, lazy.outside() | progress.blocks("model.layers"), config, temporary)
         tokenizer.save_pretrained(temporary)
+        facts = [progress.facts(index) for index in range(len(blocks_of(lazy.model)))]
+        sizes = disk_bytes(source), disk_bytes(temporary)
+        card = model_card(source.resolve().name, config, facts, sizes)
+        (temporary / CARD).write_text(card, encoding="utf-8")
         for file in temporary.iterdir():  # safetensors lets nobody else read its files
             file.chmod((temporary / "config.json").stat().st_mode)
     progress.remove()
