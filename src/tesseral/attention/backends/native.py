@@ -1,5 +1,6 @@
 """Attention by the native CPU kernels: two levels of tiles, or one read of the keys."""
 
+import atexit
 import sys
 from functools import cache, lru_cache
 from typing import Any, TypeAlias
@@ -299,6 +300,9 @@ def _describe(
     native.split_keys, native.bf16_dot = plan.split_keys, plan.bf16_dot
     native.stream_rows = plan.strip_rows if plan.kernel == "streamed" else 0
     return native
+
+
+atexit.register(_describe.cache_clear)  # what outlives the interpreter, nanobind reports as leaked
 
 
 def _name_of(dtype: Any) -> str:
