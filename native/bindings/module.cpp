@@ -7,4 +7,5 @@ NB_MODULE(_native, m) {
   tesseral::bind_attention(m);
   tesseral::bind_cpu(m);
   tesseral::bind_linear_int4(m);
+  tesseral::bind_quantize_rows(m);
 }

@@ -19,6 +19,7 @@
 #include "checks/check_attention.h"
 #include "cpu/dispatch.h"
 #include "cpu/linear_int4.h"
+#include "cpu/quantize_rows.h"
 #include "cpu/threads.h"
 
 // The thread sanitizer would end a child that starts threads; ours does so on
@@ -210,6 +211,69 @@ void every_target_scales_its_sums() {
   }
 }
 
+// Against a row in doubles, in buffers of their exact size.
+void check_rows(const Target& target, std::int64_t m, std::int64_t left, std::int64_t right,
+                bool with_left, bool with_right, int n_threads) {
+  std::mt19937 random(static_cast<unsigned>(m + 10 * left + 1000 * right));
+  const auto draw = [&](std::int64_t count) {
+    std::vector<float> values(static_cast<std::size_t>(count));
+    for (float& x : values) x = static_cast<float>(random() % 2001) / 1000 - 1;
+    return values;
+  };
+  const std::int64_t n = left * right;
+  const std::vector<float> rows = draw(m * n);
+  const std::vector<float> first = draw(left * left);
+  const std::vector<float> second = draw(right * right);
+  const std::vector<float> clip = {1, 1};
+  std::vector<std::int8_t> codes(static_cast<std::size_t>(m * n), 99);
+  std::vector<float> scale(static_cast<std::size_t>(m), -1);
+  QuantizeRows call;
+  call.rows = rows.data();
+  call.stride = call.codes_stride = n;
+  call.m = m;
+  call.left = left;
+  call.right = right;
+  call.left_factor = with_left ? first.data() : nullptr;
+  call.right_factor = with_right ? second.data() : nullptr;
+  call.clip = clip.data();
+  call.bits = 8;
+  call.codes = codes.data();
+  call.scale = scale.data();
+  EXPECT(quantize_rows(target, call, n_threads) == Status::ok);
+  for (std::int64_t row = 0; row < m; ++row) {
+    const double step = scale[static_cast<std::size_t>(row)];
+    for (std::int64_t i = 0; i < n; ++i) {
+      double value = 0;
+      for (std::int64_t a = 0; a < left; ++a) {
+        for (std::int64_t b = 0; b < right; ++b) {
+          const double p =
+              with_left ? first[static_cast<std::size_t>(a * left + i / right)] : a == i / right;
+          const double q =
+              with_right ? second[static_cast<std::size_t>(b * right + i % right)] : b == i % right;
+          value += p * q * rows[static_cast<std::size_t>(row * n + a * right + b)];
+        }
+      }
+      const double found = step * codes[static_cast<std::size_t>(row * n + i)];
+      EXPECT(std::abs(found - value) <= 0.501 * std::abs(step));
+    }
+  }
+}
+
+void every_target_transforms_rows() {
+  for (const Target& candidate : targets()) {
+    const Target* target = find_target(candidate.name);
+    if (target == nullptr) continue;
+    for (const std::int64_t left : {1, 3, 13}) {
+      for (const std::int64_t right : {1, 7, 16, 33}) {
+        for (const int factors : {0, 1, 2, 3}) {
+          check_rows(*target, 3, left, right, (factors & 1) != 0, (factors & 2) != 0, 1);
+        }
+      }
+    }
+    check_rows(*target, 300, 12, 16, true, true, 3);
+  }
+}
+
 void every_target_is_exact_at_every_edge() {
   for (const Target& candidate : targets()) {
     const Target* target = find_target(candidate.name);
@@ -330,6 +394,7 @@ int main() {
   a_target_runs_only_if_the_system_saves_its_registers();
   every_target_is_exact_at_every_edge();
   every_target_scales_its_sums();
+  every_target_transforms_rows();
   attention_is_right_at_every_edge();
   sizes_out_of_range_are_refused();
   reading_depends_on_every_byte_and_on_nothing_past_them();

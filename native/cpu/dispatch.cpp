@@ -10,11 +10,12 @@
 namespace tesseral {
 
 // Each target defines its tables under its own name.
-#define TESSERAL_DECLARE(name)                \
-  namespace name {                            \
-  extern const AttentionKernels attention;    \
-  extern const CeilingKernels ceilings;       \
-  extern const LinearInt4Kernels linear_int4; \
+#define TESSERAL_DECLARE(name)                    \
+  namespace name {                                \
+  extern const AttentionKernels attention;        \
+  extern const CeilingKernels ceilings;           \
+  extern const LinearInt4Kernels linear_int4;     \
+  extern const QuantizeRowsKernels quantize_rows; \
   }
 #if defined(TESSERAL_X86)
 TESSERAL_DECLARE(avx512_bf16)
@@ -110,15 +111,27 @@ const std::vector<Target>& targets() {
        {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "fma"},
        avx512_bf16::attention,
        avx512_bf16::ceilings,
-       avx512_bf16::linear_int4},
+       avx512_bf16::linear_int4,
+       avx512_bf16::quantize_rows},
       {"avx512",
        {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
        avx512::attention,
        avx512::ceilings,
-       avx512::linear_int4},
-      {"avx2", {"avx2", "fma", "f16c"}, avx2::attention, avx2::ceilings, avx2::linear_int4},
+       avx512::linear_int4,
+       avx512::quantize_rows},
+      {"avx2",
+       {"avx2", "fma", "f16c"},
+       avx2::attention,
+       avx2::ceilings,
+       avx2::linear_int4,
+       avx2::quantize_rows},
 #endif
-      {"scalar", {}, scalar::attention, scalar::ceilings, scalar::linear_int4},
+      {"scalar",
+       {},
+       scalar::attention,
+       scalar::ceilings,
+       scalar::linear_int4,
+       scalar::quantize_rows},
   };
   return all;
 }

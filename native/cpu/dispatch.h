@@ -8,6 +8,7 @@
 #include "tesseral/attention.h"
 #include "tesseral/ceilings.h"
 #include "tesseral/linear_int4.h"
+#include "tesseral/quantize_rows.h"
 
 namespace tesseral {
 
@@ -38,6 +39,7 @@ struct Target {
   AttentionKernels attention;
   CeilingKernels ceilings;
   LinearInt4Kernels linear_int4;
+  QuantizeRowsKernels quantize_rows;
 };
 
 CpuWords read_cpu();

@@ -85,3 +85,20 @@ def linear_int4_floats(
     target: str,
 ) -> None: ...
 def linear_int4_takes_groups(k: int, group: int) -> bool: ...
+def quantize_rows(
+    element: str,
+    rows: int,
+    stride: int,
+    m: int,
+    left: int,
+    right: int,
+    left_factor: int,
+    right_factor: int,
+    clip: int,
+    bits: int,
+    codes: int,
+    codes_stride: int,
+    scale: int,
+    threads: int,
+    target: str,
+) -> None: ...

@@ -88,5 +88,16 @@ inline __m256 spread(const float* x, int count, int width_log2) {
   return _mm256_permutevar8x32_ps(_mm256_load_ps(values), index);
 }
 
+inline __m256 lesser(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }
+// The first `count` <= lanes, each to the nearest integer, ties to even; all within int8.
+inline void store_rounded(std::int8_t* p, __m256 x, int count) {
+  const __m256i ints = _mm256_cvtps_epi32(x);
+  const __m128i words =
+      _mm_packs_epi32(_mm256_castsi256_si128(ints), _mm256_extracti128_si256(ints, 1));
+  alignas(16) std::int8_t bytes[16];
+  _mm_store_si128(reinterpret_cast<__m128i*>(bytes), _mm_packs_epi16(words, words));
+  std::memcpy(p, bytes, static_cast<std::size_t>(count));
+}
+
 }  // namespace
 }  // namespace tesseral::TESSERAL_TARGET

@@ -97,5 +97,12 @@ inline __m512 spread(const float* x, int count, int width_log2) {
   return _mm512_permutexvar_ps(_mm512_srl_epi32(lane, _mm_cvtsi32_si128(width_log2)), values);
 }
 
+inline __m512 lesser(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
+// The first `count` <= lanes, each to the nearest integer, ties to even; all within int8.
+inline void store_rounded(std::int8_t* p, __m512 x, int count) {
+  _mm512_mask_cvtepi32_storeu_epi8(p, static_cast<__mmask16>((1u << count) - 1),
+                                   _mm512_cvtps_epi32(x));
+}
+
 }  // namespace
 }  // namespace tesseral::TESSERAL_TARGET

@@ -127,5 +127,15 @@ inline Floats spread(const float* x, int count, int width_log2) {
   return each([&](int i) { return i >> width_log2 < count ? x[i >> width_log2] : 0.0f; });
 }
 
+inline Floats lesser(Floats a, Floats b) {
+  return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+// The first `count` <= lanes, each to the nearest integer, ties to even; all within int8.
+inline void store_rounded(std::int8_t* p, Floats x, int count) {
+  // where a float32 has no room for fractions
+  constexpr float whole = 12582912.0f;
+  for (int i = 0; i < count; ++i) p[i] = static_cast<std::int8_t>((x.lane[i] + whole) - whole);
+}
+
 }  // namespace
 }  // namespace tesseral::TESSERAL_TARGET

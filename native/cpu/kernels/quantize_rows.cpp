@@ -1,0 +1,251 @@
+// Transform and quantise rows in one pass; a row stays in the L1 cache from its load to its codes.
+#include "tesseral/quantize_rows.h"
+
+#include "simd/unroll.h"
+#include TESSERAL_FLOATS
+#include TESSERAL_SIMD
+
+namespace tesseral::TESSERAL_TARGET {
+namespace {
+
+using std::int64_t;
+using std::int8_t;
+using std::uint16_t;
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t padded(int64_t n) { return (n + lanes - 1) / lanes * lanes; }
+
+// A matrix in memory whose columns are neighbours.
+struct Matrix {
+  float* data;
+  int64_t stride;
+  int64_t columns;
+};
+
+// c[r, 0 : Columns * lanes] = sum over steps of a[r * row_stride + step * step_stride] * b[step];
+// only `columns` of them are written.
+template <int Rows, int Columns>
+void multiply_tile(const float* a, int64_t row_stride, int64_t step_stride, int64_t steps,
+                   const float* b, int64_t b_stride, float* c, int64_t c_stride, int64_t columns) {
+  Floats sums[Rows][Columns];
+  TESSERAL_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    TESSERAL_UNROLL
+    for (int v = 0; v < Columns; ++v) sums[r][v] = zero();
+  }
+  for (int64_t step = 0; step < steps; ++step) {
+    Floats row[Columns];
+    TESSERAL_UNROLL
+    for (int v = 0; v < Columns; ++v) row[v] = load(b + step * b_stride + v * lanes);
+    TESSERAL_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      const Floats x = broadcast(a[r * row_stride + step * step_stride]);
+      TESSERAL_UNROLL
+      for (int v = 0; v < Columns; ++v) sums[r][v] = multiply_add(x, row[v], sums[r][v]);
+    }
+  }
+  TESSERAL_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    TESSERAL_UNROLL
+    for (int v = 0; v < Columns; ++v) {
+      float* p = c + r * c_stride + v * lanes;
+      const int64_t left = columns - v * lanes;
+      left >= lanes ? store(p, sums[r][v]) : store_part(p, sums[r][v], static_cast<int>(left));
+    }
+  }
+}
+
+template <int Rows, int Columns>
+void multiply_rows(const float* a, int64_t rows, int64_t row_stride, int64_t step_stride,
+                   int64_t steps, const float* b, int64_t b_stride, float* c, int64_t c_stride,
+                   int64_t columns) {
+  for (; rows >= Rows; rows -= Rows) {
+    multiply_tile<Rows, Columns>(a, row_stride, step_stride, steps, b, b_stride, c, c_stride,
+                                 columns);
+    a += Rows * row_stride;
+    c += Rows * c_stride;
+  }
+  if constexpr (Rows > 1) {
+    if (rows > 0) {
+      multiply_rows<(Rows > 4 ? 4 : Rows / 2), Columns>(a, rows, row_stride, step_stride, steps, b,
+                                                        b_stride, c, c_stride, columns);
+    }
+  }
+}
+
+// c = a b, or a^T b; b has whole vectors in a row.
+void multiply(const float* a, int64_t rows, int64_t row_stride, int64_t step_stride, int64_t steps,
+              const float* b, int64_t b_stride, const Matrix& c) {
+  constexpr int64_t width = gemm_columns * lanes;
+  int64_t column = 0;
+  for (; column + width <= padded(c.columns); column += width) {
+    multiply_rows<gemm_rows, gemm_columns>(a, rows, row_stride, step_stride, steps, b + column,
+                                           b_stride, c.data + column, c.stride, c.columns - column);
+  }
+  for (; column < c.columns; column += lanes) {
+    multiply_rows<gemm_rows, 1>(a, rows, row_stride, step_stride, steps, b + column, b_stride,
+                                c.data + column, c.stride, c.columns - column);
+  }
+}
+
+inline Floats load_lanes(RowElement element, const void* rows, int64_t at) {
+  if (element == RowElement::f32) return load(static_cast<const float*>(rows) + at);
+  const uint16_t* p = static_cast<const uint16_t*>(rows) + at;
+  return element == RowElement::bf16 ? load_bf16(p) : load_f16(p);
+}
+inline Floats load_some(RowElement element, const void* rows, int64_t at, int count) {
+  if (element == RowElement::f32) return load_part(static_cast<const float*>(rows) + at, count);
+  const uint16_t* p = static_cast<const uint16_t*>(rows) + at;
+  return element == RowElement::bf16 ? load_bf16_part(p, count) : load_f16_part(p, count);
+}
+
+// Widens a row into rows of `stride`, zeros behind each that is not whole vectors.
+void widen(const QuantizeRows& call, int64_t row, int64_t rows, int64_t columns, int64_t stride,
+           float* out) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t at = row * call.stride + i * columns;
+    int64_t c = 0;
+    for (; c + lanes <= columns; c += lanes) {
+      store(out + i * stride + c, load_lanes(call.element, call.rows, at + c));
+    }
+    if (c == columns) continue;
+    const int count = static_cast<int>(columns - c);
+    const Floats x = load_some(call.element, call.rows, at + c, count);
+    if (stride >= c + lanes) {
+      store(out + i * stride + c, x);
+    } else {
+      store_part(out + i * stride + c, x, count);
+    }
+  }
+}
+
+// What the range of a row is, and whether all of it is finite.
+struct Range {
+  float low;
+  float high;
+  float poison;  // 0, or NaN
+};
+
+// x ends in whole vectors: copies of x[0] follow its n elements.
+Range range_of(const float* x, int64_t n) {
+  Floats low = load(x);
+  Floats high = low;
+  Floats poison = zero();
+  for (int64_t i = 0; i < n; i += lanes) {
+    const Floats v = load(x + i);
+    low = lesser(low, v);
+    high = larger(high, v);
+    poison = multiply_add(v, zero(), poison);
+  }
+  return {-largest_lane(subtract(zero(), low)), largest_lane(high), sum_lanes(poison)};
+}
+
+float scale_of(const Range& range, const float* clip, int bits) {
+  const float low = range.low * clip[0];
+  const float high = range.high * clip[1];
+  const float above = high > -low ? high : -low;
+  const float below = high > -low ? -low : high;
+  const float least = static_cast<float>(1 << (bits - 1));
+  float size = above / least;
+  if (below / (least - 1) > size) size = below / (least - 1);
+  if (size < 0x1p-60f) size = 0x1p-60f;
+  return (high > -low ? -size : size) + range.poison;
+}
+
+// x / scale, correctly rounded: a product with the inverse, and what it lacks (Markstein 1990).
+inline Floats quotient(Floats x, Floats scale, Floats inverse) {
+#if defined(__FMA__)
+  const Floats first = multiply(x, inverse);
+  const Floats rest = multiply_add(subtract(zero(), first), scale, x);
+  return multiply_add(rest, inverse, first);
+#else
+  (void)inverse;
+  return divide(x, scale);
+#endif
+}
+
+void write_codes(const float* x, int64_t n, float scale, int bits, int8_t* codes) {
+  const Floats step = broadcast(scale);
+  const Floats inverse = broadcast(1.0f / scale);
+  const Floats least = broadcast(-static_cast<float>(1 << (bits - 1)));
+  const Floats largest = broadcast(static_cast<float>((1 << (bits - 1)) - 1));
+  for (int64_t i = 0; i < n; i += lanes) {
+    const Floats code = lesser(larger(quotient(load(x + i), step, inverse), least), largest);
+    store_rounded(codes + i, code, static_cast<int>(smaller(lanes, n - i)));
+  }
+}
+
+struct Layout {
+  int64_t input_stride;
+  int64_t middle_stride;
+  int64_t input;
+  int64_t middle;
+  int64_t output;
+};
+
+Layout layout_of(const QuantizeRows& call) {
+  Layout layout;
+  // what is multiplied from the left needs whole vectors
+  const bool whole = call.left_factor != nullptr && call.right_factor == nullptr;
+  layout.input_stride = whole ? padded(call.right) : call.right;
+  layout.middle_stride = padded(call.right);
+  layout.input = padded(call.left * layout.input_stride) + lanes;
+  layout.middle = call.left * layout.middle_stride;
+  layout.output = padded(call.left * call.right) + lanes;
+  return layout;
+}
+
+int64_t scratch(const QuantizeRows& call) {
+  const Layout layout = layout_of(call);
+  return padded(layout.input) + padded(layout.middle) + padded(layout.output);
+}
+
+// Returns the transformed row, n floats.
+float* transform(const QuantizeRows& call, int64_t row, float* scratch) {
+  const Layout layout = layout_of(call);
+  float* input = scratch;
+  float* middle = input + padded(layout.input);
+  float* output = middle + padded(layout.middle);
+  const bool left = call.left_factor != nullptr;
+  if (!left && call.right_factor == nullptr) {
+    widen(call, row, 1, call.left * call.right, call.left * call.right, input);
+    return input;
+  }
+  widen(call, row, call.left, call.right, layout.input_stride, input);
+  const float* rows = input;
+  int64_t stride = layout.input_stride;
+  if (call.right_factor != nullptr) {
+    const Matrix out = left ? Matrix{middle, layout.middle_stride, layout.middle_stride}
+                            : Matrix{output, call.right, call.right};
+    multiply(input, call.left, stride, 1, call.right, call.padded_factor, padded(call.right), out);
+    if (!left) return output;
+    rows = middle;
+    stride = layout.middle_stride;
+  }
+  multiply(call.left_factor, call.left, 1, call.left, call.left, rows, stride,
+           {output, call.right, call.right});
+  return output;
+}
+
+Status run(const QuantizeRows& call, int64_t begin, int64_t end, float* scratch) {
+  const int64_t n = call.left * call.right;
+  if (call.left < 1 || call.right < 1 || call.bits < 2 || call.bits > 8 || begin < 0 ||
+      end > call.m || call.codes_stride < n) {
+    return Status::invalid;
+  }
+  for (int64_t row = begin; row < end; ++row) {
+    float* x = transform(call, row, scratch);
+    for (int64_t i = n; i < padded(n); ++i) x[i] = x[0];
+    const float scale = scale_of(range_of(x, n), call.clip, call.bits);
+    write_codes(x, n, scale, call.bits, call.codes + row * call.codes_stride);
+    call.scale[row] = scale;
+  }
+  return Status::ok;
+}
+
+}  // namespace
+
+extern const QuantizeRowsKernels quantize_rows;
+const QuantizeRowsKernels quantize_rows = {padded, scratch, run};
+
+}  // namespace tesseral::TESSERAL_TARGET
