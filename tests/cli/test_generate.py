@@ -2,8 +2,10 @@ import json
 
 import pytest
 
+from support.checkpoints import TEXT, change_config
 from tesseral.cli import generate as command
-from tesseral.llm import generate, load
+from tesseral.llm import generate, load, quantize
+from tesseral.quantization import QuantizationConfig
 
 PROMPT = ("--prompt", "It was the best")
 
@@ -54,6 +56,21 @@ def test_words_are_written_as_they_come(run, monkeypatch):
 )
 def test_what_cannot_be_generated_is_refused(options, said, refused, original):
     assert said in refused("generate", original, *PROMPT, *options)
+
+
+def test_an_instruction_set_that_cannot_run_is_refused(refused, original, monkeypatch):
+    monkeypatch.setenv("TESSERAL_CPU_TARGET", "sse9")
+    said = refused("generate", original, *PROMPT, "--max-new-tokens", 2)
+    assert "TESSERAL_CPU_TARGET='sse9' is unknown" in said
+
+
+@pytest.mark.parametrize("bits", [2, 8, 16])
+def test_bits_that_are_not_those_of_the_weights_are_refused(refused, original, tmp_path, bits):
+    config = QuantizationConfig(transform="none", samples=1, sequence_length=16)
+    out = quantize(original, config, TEXT, tmp_path / "w4")
+    described = json.loads((out / "config.json").read_text())["quantization_config"]
+    change_config(out, quantization_config=described | {"weight_bits": bits})
+    assert "the weights do not fit config.json" in refused("generate", out, *PROMPT)
 
 
 def test_a_missing_model_is_refused(refused, tmp_path):

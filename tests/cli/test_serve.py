@@ -49,6 +49,11 @@ def test_a_missing_model_is_refused(refused, tmp_path):
     assert "there is no such model directory" in refused("serve", tmp_path / "no")
 
 
+def test_an_instruction_set_that_cannot_run_is_refused_at_once(refused, original, monkeypatch):
+    monkeypatch.setenv("TESSERAL_CPU_TARGET", "sse9")
+    assert "TESSERAL_CPU_TARGET='sse9' is unknown" in refused("serve", original)
+
+
 def test_limits_are_checked(refused, original):
     assert "max_prompt_tokens must be 1 to 127" in refused(
         "serve", original, "--max-prompt-tokens", 128

@@ -28,6 +28,7 @@ from transformers.cli.serving.utils import CBWorkerDeadError
 from tesseral._errors import DataError, ParameterError
 from tesseral.llm.serving_engine import Engine, Limits
 from tesseral.llm.serving_requests import ChatRequest, CompletionRequest, read_request
+from tesseral.runtime.cpu import cpu_target
 
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 """How a conversation becomes a prompt for a model without a template: its texts, by line."""
@@ -83,7 +84,10 @@ def serve(
     ParameterError
         If the port is in use or the address is none of this machine's, or a limit is out of
         range.
+    BackendError
+        If the instruction set asked for cannot run here.
     """
+    cpu_target()  # or the first request would find out, and end all
     limits = _limits(model, max_prompt_tokens, max_new_tokens, max_requests)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
