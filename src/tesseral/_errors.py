@@ -57,6 +57,10 @@ class TesseralWarning(UserWarning):
     """Base of all warnings raised on purpose."""
 
 
+class MemoryWarning(TesseralWarning):
+    """A run may need more memory than there is."""
+
+
 class ConvergenceWarning(TesseralWarning):
     """An iteration stopped before its stopping rule was met."""
 

@@ -1,5 +1,6 @@
 """From a transformers checkpoint to a quantised one: open, calibrate, freeze, save."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 
 from tesseral._errors import CheckpointError, OutputExistsError
 from tesseral.llm.blockwise import quantize_blocks
+from tesseral.llm.budget import Budget, budget, check
 from tesseral.llm.card import NAME as CARD
 from tesseral.llm.card import model_card
 from tesseral.llm.footprint import disk_bytes
@@ -31,6 +33,7 @@ def quantize(
     overwrite: bool = False,
     device: str | torch.device = "cpu",
     report: Report | None = None,
+    announce: Callable[[Budget], None] | None = None,
 ) -> Path:
     """Quantise a model directory into another one.
 
@@ -59,6 +62,9 @@ def quantize(
         Called with a :class:`~tesseral.quantization.calibration.task.CalibrationStep` after
         every epoch of every block, and once for a block that needs none or was done before.
 
+    announce : callable, optional
+        Called with the :class:`~tesseral.llm.budget.Budget` of the run before it starts.
+
     Returns
     -------
     Path
@@ -76,7 +82,13 @@ def quantize(
     CalibrationError
         If the model, the loss or what was learned is not finite.
     OSError
-        If the disk is full; the blocks done so far are kept.
+        If less is free on the disk than the run needs, or the disk is full; the blocks done
+        so far are kept.
+
+    Warns
+    -----
+    MemoryWarning
+        If the run may need more memory than is available.
     """
     source, out = Path(model), check_output(out, overwrite=overwrite)
     if source.resolve().is_relative_to(out):
@@ -93,6 +105,10 @@ def quantize(
         config.samples,
         config.seed,
     )
+    needed = budget(lazy.model, config, *sequences.shape)
+    if announce is not None:
+        announce(needed)
+    check(needed, out, torch.device(device))
     progress = Progress(out, identity(source, config, text), resume=resume)
     quantize_blocks(
         lazy.model,
