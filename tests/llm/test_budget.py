@@ -109,9 +109,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
 
 def test_memory_that_may_not_be_enough_is_warned_of(tmp_path):
     needed = Budget(memory_bytes=10**15, disk_bytes=0)
-    with pytest.warns(
-        MemoryWarning, match=r"may need 1000000\.00 GB .*smaller batch_size"
-    ):
+    with pytest.warns(MemoryWarning, match=r"may need 1000000\.00 GB .*smaller batch_size"):
         check(needed, tmp_path / "out", CPU)
     with warnings.catch_warnings(action="error"):
         check(needed, tmp_path / "out", torch.device("cuda"))

@@ -13,6 +13,7 @@ from tesseral.quantization.config import TRANSFORMS, QuantizationConfig
 from tesseral.report.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
+    from tesseral.llm.budget import Budget
     from tesseral.quantization.calibration.task import CalibrationStep
 
 _DEFAULTS = {field.name: field.default for field in fields(QuantizationConfig)}
@@ -62,6 +63,7 @@ def quantize(
         bool, typer.Option(help="Go on with what an interrupted run left behind.")
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    device: Annotated[str, typer.Option(help="Where the block in work is: cpu or cuda.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Quantise a language model: weights, activations and cache.
@@ -91,8 +93,17 @@ def quantize(
     with progress() as bars:
         bar = BlockBar(bars)
         written = llm.quantize(
-            source, settings, words, out, resume, overwrite=overwrite, report=bar.advance
+            source,
+            settings,
+            words,
+            out,
+            resume,
+            overwrite=overwrite,
+            device=device,
+            report=bar.advance,
+            announce=_announce,
         )
+        bar.finish()
     record = {
         "path": str(written),
         "disk_bytes_before": disk_bytes(source),
@@ -121,8 +132,16 @@ def configuration(file: Path | None, given: dict[str, Any]) -> QuantizationConfi
     return QuantizationConfig.from_dict(base.to_dict() | changes)
 
 
+def _announce(needed: "Budget") -> None:
+    typer.echo(
+        f"needs at most {bytes_text(needed.memory_bytes)} of memory and "
+        f"{bytes_text(needed.disk_bytes)} on disk",
+        err=True,
+    )
+
+
 class BlockBar:
-    """A progress bar over blocks and epochs that shows the present loss.
+    """A progress bar over blocks and epochs, and a line for each block that was learned.
 
     Parameters
     ----------
@@ -139,6 +158,8 @@ class BlockBar:
 
     def __init__(self, bars: Any) -> None:
         self._bars, self._task = bars, None
+        self._started = self._begun = monotonic()
+        self._last: CalibrationStep | None = None
         self.losses: dict[int, float] = {}
         self.rare_experts: dict[int, tuple[int, ...]] = {}
 
@@ -146,16 +167,34 @@ class BlockBar:
         """Show one more epoch of one block."""
         if self._task is None:
             self._task = self._bars.add_task("")
+        if self._last is not None and step.block != self._last.block:
+            self.finish()
         words, per_block = f"block {step.block + 1} of {step.n_blocks}", max(step.n_epochs, 1)
         if step.rare_experts:
             self.rare_experts[step.block] = step.rare_experts
+        if step.loss is None and step.n_epochs == 0:
+            self._started = self._begun = monotonic()  # nothing to learn how long learning takes
         if step.loss is not None:
             self.losses[step.block] = step.loss
+            self._last = step
             words += f", loss {step.loss:.4f}"
         done = step.block * per_block + (step.epoch if step.n_epochs else 1)
         self._bars.update(
             self._task, description=words, completed=done, total=step.n_blocks * per_block
         )
+
+    def finish(self) -> None:
+        """Say how the block in work ended, how long it took, and what is left to do."""
+        if self._last is None:
+            return
+        now, step = monotonic(), self._last
+        words = f"block {step.block + 1} of {step.n_blocks}: loss {step.loss:.5f}, "
+        words += seconds_text(now - self._begun)
+        left = step.n_blocks - step.block - 1
+        if left:
+            words += f", about {seconds_text((now - self._started) / len(self.losses) * left)} left"
+        self._bars.console.print(words, highlight=False, soft_wrap=True)
+        self._begun, self._last = now, None
 
 
 def _line(record: dict[str, Any]) -> str:
