@@ -1,7 +1,6 @@
 """Encoded keys or values of one layer, in arrays that take new tokens at their end."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -114,8 +113,11 @@ class TokenStore:
     def _states(self, arrays: list[torch.Tensor]) -> States:
         if not isinstance(self._nothing, PackedTensor):
             return arrays[0].as_subclass(EncodedTensor)
-        data, scale, *offset = arrays
-        return replace(self._nothing, data=data, scale=scale, offset=offset[0] if offset else None)
+        like = self._nothing
+        offset = arrays[2] if len(arrays) > 2 else None
+        return PackedTensor(
+            data=arrays[0], scale=arrays[1], offset=offset, bits=like.bits, length=like.length
+        )
 
     def _fitting(self, encoded: States) -> list[torch.Tensor]:
         given, held = tuple(encoded.shape[:2]), tuple(self._nothing.shape[:2])

@@ -43,5 +43,7 @@ class FrozenKronecker(nn.Module):
         present = next((f for f in factors if f is not None), None)
         if present is None:
             return x
+        if len(factors) == 1:
+            return x.to(present.dtype) @ present
         result: Tensor = kronecker_apply(x.to(present.dtype), factors)
         return result
