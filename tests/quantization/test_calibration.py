@@ -24,6 +24,8 @@ def settings(**changes):
         "activation_bits": 3,
         "kv_bits": 3,
         "objective": "token",
+        "rounding": "nearest",
+        "start": "hadamard",
     }
     return QuantizationConfig(**known | changes)
 

@@ -35,7 +35,7 @@ def test_json_holds_all_of_it(config):
 def test_the_defaults_are_four_bits_learned():
     config = QuantizationConfig()
     assert (config.weight_bits, config.activation_bits, config.kv_bits) == (4, 4, 4)
-    assert (config.transform, config.rounding, config.epochs) == ("flatquant", "nearest", 15)
+    assert (config.transform, config.rounding, config.epochs) == ("flatquant", "gptq", 15)
     assert (config.samples, config.sequence_length, config.seed) == (128, 2048, 0)
 
 

@@ -103,11 +103,13 @@ def test_moments_are_those_of_what_each_site_hands_to_its_readers():
     config = QuantizationConfig()
     generator = torch.Generator().manual_seed(0)
     simulated = SimulatedBlock(block, task.layout, shape, config, maxima, generator)
-    moments = second_moments(simulated, lambda: task.run_all(hidden, 3))
+    weights = torch.rand(*hidden.shape[:2], 1, generator=generator)
+    moments = second_moments(simulated, task, weights)
     assert set(moments) == {site.name for site in INPUT_SITES}
     entering = block.input_layernorm(hidden)
     expected = simulated.inputs["attention_input"].compute(entering).flatten(0, 1)
-    torch.testing.assert_close(moments["attention_input"], expected.mT @ expected)
+    weighed = expected * weights.flatten(0, 1)
+    torch.testing.assert_close(moments["attention_input"], weighed.mT @ expected)
     assert moments["mlp_hidden"].shape == (shape.intermediate, shape.intermediate)
 
 

@@ -154,6 +154,7 @@ def _quantize_block(
     task: BlockTask, config: QuantizationConfig, received: Tensor, report: Report
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Quantise a block in place; return its tensors and the original's outputs."""
+    config = config.in_block(task.index)
     originals = entering_norms(task, task.inputs[:SEQUENCES]) if config.rescales else {}
     state, outputs = calibrate_block(task, config, report)
     with torch.device(next(task.block.parameters()).device):

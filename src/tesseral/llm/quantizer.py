@@ -76,10 +76,10 @@ class TesseralQuantizer(HfQuantizer):  # type: ignore[misc]
 
 def install(model: PreTrainedModel, config: QuantizationConfig) -> None:
     """Replace the linear layers of every block by empty quantised ones."""
-    for block in blocks_of(model):
+    for index, block in enumerate(blocks_of(model)):
         layout, shape = open_block(block, model.config.model_type)
         with torch.device(next(block.parameters()).device):
-            replace_with_quantized(block, layout, shape, config)
+            replace_with_quantized(block, layout, shape, config.in_block(index))
 
 
 def mark_quantized(model: PreTrainedModel, config: QuantizationConfig) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,7 @@ class SimulatedBlock(nn.Module):
         super().__init__()
         self.block, self.layout, self.shape, self.config = (block,), layout, shape, config
         linears = original_linears(block, layout)
+        config.check_layers(linears)
         self.dtype = working_dtype(next(iter(linears.values())).weight.dtype)
         self.inputs = {
             s.name: self._input(s, linears, maxima[s.name], generator) for s in INPUT_SITES
@@ -69,16 +71,11 @@ class SimulatedBlock(nn.Module):
         self._parts = nn.ModuleList([*self.inputs.values(), *self.linears.values()])
         self.codec = SimulatedCodec(
             self._transform((shape.head_dim,), generator),
-            Clip(learned=self.learned),
-            Clip(learned=self.learned),
+            self._clip(),
+            self._clip(),
             key_bits=config.cache_bits[0],
             value_bits=config.cache_bits[1],
         )
-
-    @property
-    def learned(self) -> bool:
-        """Whether anything is learned."""
-        return self.config.transform == "flatquant"
 
     def _transform(
         self, sizes: tuple[int, ...], generator: torch.Generator
@@ -86,7 +83,7 @@ class SimulatedBlock(nn.Module):
         if self.config.transform == "none":
             return Kronecker((None,) * len(sizes), (None,) * len(sizes))
         starts = [random_hadamard(n, generator).to(self.dtype) for n in sizes]
-        if not self.learned:
+        if "transforms" not in self.config.learned:
             return Kronecker.from_factors(starts)
         return LearnableKronecker(starts, self.config.parametrisation)
 
@@ -98,14 +95,14 @@ class SimulatedBlock(nn.Module):
         generator: torch.Generator,
     ) -> SimulatedInput:
         log_scale = None
-        if self.learned and self.layout.takes_scale(site):
+        if "scales" in self.config.learned and self.layout.takes_scale(site):
             weights = [linears[name].weight for name in self.layout.readers(site)]
             log_scale = start_of_scale(maxima, weights)
         return SimulatedInput(
             self._transform(site.factor_sizes(self.shape), generator),
             log_scale,
-            Clip(learned=self.learned),
-            bits=self.config.activation_bits,
+            self._clip(),
+            bits=self.config.site_bits(self.layout.readers(site)),
             merged=site.merged_into is not None,
         )
 
@@ -116,16 +113,20 @@ class SimulatedBlock(nn.Module):
             linear,
             self.inputs[site_of(roles[0]).name],
             None if merged is None else self.inputs[merged.name],
-            Clip(linear.weight.shape[0], learned=self.learned),
-            bits=self.config.weight_bits,
+            self._clip(linear.weight.shape[0]),
+            bits=self.config.layer_bits(name)[0],
+            group_size=self.config.group_size,
             rows=self.layout.rows(name, "value", self.shape),
         )
+
+    def _clip(self, rows: int | None = None) -> Clip:
+        return Clip(rows, learned="clips" in self.config.learned)
 
     def refresh(self) -> None:
         """Compute every transform at its present parameters."""
         refresh_together([*self.inputs.values(), self.codec])
 
-    def parameter_groups(self) -> list[dict[str, object]]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters for an optimiser, clips apart from transforms."""
         named = dict(self.named_parameters())
         clips = [p for name, p in named.items() if name.endswith("logits")]
@@ -217,7 +218,8 @@ def replace_with_quantized(
     for site in INPUT_SITES:
         left, right = site.factor_sizes(shape) if transformed else (None, None)
         sizes = (left, None if site.merged_into else right)
-        source = QuantizedInput(sizes, bits=config.activation_bits, dtype=dtype)
+        bits = config.site_bits(layout.readers(site))
+        source = QuantizedInput(sizes, bits=bits, dtype=dtype)
         block.get_submodule(layout.owner(site)).add_module(site.name, source)
         for name in layout.readers(site):
             old = linears[name]
@@ -226,7 +228,8 @@ def replace_with_quantized(
                 old.out_features,
                 source,
                 bias=old.bias is not None,
-                bits=config.weight_bits,
+                bits=config.layer_bits(name)[0],
+                group_size=config.group_size,
                 dtype=dtype,
             )
             block.set_submodule(name, new)

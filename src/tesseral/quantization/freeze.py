@@ -9,9 +9,9 @@ from tesseral.core.packing import pack, storage_bits
 from tesseral.quantization.block import SimulatedBlock
 from tesseral.quantization.config import OFF
 from tesseral.quantization.fusion import fuse_norm, fuse_scale
-from tesseral.quantization.numerics import row_range, symmetric_codes, symmetric_scale
+from tesseral.quantization.numerics import weight_scale
 from tesseral.quantization.placement import CODEC, INPUT_SITES, InputSite, site_of
-from tesseral.quantization.rounding import compensated_codes
+from tesseral.quantization.rounding import compensated_codes, nearest_codes
 from tesseral.quantization.simulate import SimulatedInput
 from tesseral.quantization.transforms.kronecker import Kronecker
 
@@ -76,16 +76,16 @@ def _linear_state(
         state[f"{name}.bias"] = bias
     if linear.bits == OFF:
         return state | {f"{name}.weight_values": weight}
-    row_scale = symmetric_scale(*row_range(weight, linear.clip()), linear.bits)
+    scale = weight_scale(weight, linear.clip(), linear.bits, linear.group_size)
     # the stored scale is float32: round with the value that will be read back
-    row_scale = row_scale.float().double()
+    scale = scale.float().double()
     if moments is None:
-        codes = symmetric_codes(weight, row_scale, linear.bits)
+        codes = nearest_codes(weight, scale, linear.bits)
     else:
-        codes = compensated_codes(weight, row_scale, linear.bits, moments)
+        codes = compensated_codes(weight, scale, linear.bits, moments)
     return state | {
         f"{name}.weight_codes": pack(codes.to(torch.int8), storage_bits(linear.bits)),
-        f"{name}.weight_scale": row_scale,
+        f"{name}.weight_scale": scale,
     }
 
 

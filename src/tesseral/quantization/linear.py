@@ -1,6 +1,7 @@
 """Linear layers over packed weights and quantised inputs; they know no model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +9,8 @@ from torch import Tensor, nn
 from tesseral.core.packed import PackedTensor
 from tesseral.core.packing import packed_length, storage_bits
 from tesseral.quantization.config import OFF
-from tesseral.quantization.kernels.problem import LinearProblem
-from tesseral.quantization.kernels.registry import BACKENDS
-from tesseral.quantization.numerics import row_range, symmetric_codes, symmetric_scale
+from tesseral.quantization.kernels.problem import LinearProblem, RowsProblem, StoredWeight
+from tesseral.quantization.kernels.registry import BACKENDS, ROWS
 from tesseral.quantization.shared_input import SharedInput
 from tesseral.quantization.transforms.frozen import FrozenKronecker
 
@@ -23,10 +23,13 @@ class QuantizedActivation:
     ----------
     codes : int8 tensor of shape (..., in_features)
     scale : floating tensor of shape (..., 1)
+    products : dict
+        Outputs of layers that were computed together with a sibling's, until they are fetched.
     """
 
     codes: Tensor
     scale: Tensor
+    products: dict["QuantizedLinear", Tensor] = field(default_factory=dict, compare=False)
 
     def dequantize(self) -> Tensor:
         """Return the values in the type of the scale."""
@@ -55,15 +58,35 @@ class QuantizedInput(SharedInput):
         self.bits = bits
         self.transform = FrozenKronecker(sizes, dtype)
         self.register_buffer("clip", torch.ones(2, dtype=dtype))
+        self._layers: list[QuantizedLinear] = []
+
+    @property
+    def layers(self) -> list["QuantizedLinear"]:
+        """The layers that read the same tensor, where these are all that were built."""
+        return self._layers if len(self._layers) == self.readers else []
+
+    def add_layer(self, layer: "QuantizedLinear") -> None:
+        """Count a layer that will call this module, and remember it."""
+        self.add_reader()
+        self._layers.append(layer)
 
     def compute(self, x: Tensor) -> Tensor | QuantizedActivation:
         """Return codes with scales, or the dense transformed input when bits are off."""
-        x = self.transform(x)
         if self.bits == OFF:
-            return x
-        x = x.to(self.clip.dtype)
-        scale = symmetric_scale(*row_range(x, self.clip), self.bits)
-        return QuantizedActivation(symmetric_codes(x, scale, self.bits).to(torch.int8), scale)
+            dense: Tensor = self.transform(x)
+            return dense
+        left, right = self.transform.factors
+        if self.transform.is_watched:  # someone wants to see the values
+            x, left, right = self.transform(x), None, None
+        problem = RowsProblem(
+            device=x.device.type,
+            dtype=str(x.dtype).removeprefix("torch."),
+            working_dtype=str(self.clip.dtype).removeprefix("torch."),
+            bits=self.bits,
+        )
+        return QuantizedActivation(
+            *ROWS.choose(problem).quantize(x, (left, right), self.clip, self.bits)
+        )
 
 
 class QuantizedLinear(nn.Module):
@@ -83,6 +106,8 @@ class QuantizedLinear(nn.Module):
         Whether there is a bias.
     bits : int
         Width of the weight's codes; 16 for a dense weight.
+    group_size : int, optional
+        Neighbours in a row that share a scale; all by default.
     dtype : torch.dtype
         Type of scales and bias, and of a dense weight.
     """
@@ -101,13 +126,15 @@ class QuantizedLinear(nn.Module):
         *,
         bias: bool,
         bits: int,
+        group_size: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.bits = in_features, out_features, bits
         # in a tuple: the module around owns the input, so it is not registered twice
         self._source = (source,)
-        source.add_reader()
+        source.add_layer(self)
+        self._memo: dict[str, Any] = {}
         self.register_buffer("weight", torch.empty(0, dtype=dtype))
         if bits == OFF:
             values = torch.zeros(out_features, in_features, dtype=dtype)
@@ -116,7 +143,8 @@ class QuantizedLinear(nn.Module):
             width = packed_length(in_features, storage_bits(bits))
             codes = torch.zeros(out_features, width, dtype=torch.uint8)
             self.register_buffer("weight_codes", codes)
-            self.register_buffer("weight_scale", torch.ones(out_features, 1, dtype=dtype))
+            groups = 1 if group_size is None else in_features // group_size
+            self.register_buffer("weight_scale", torch.ones(out_features, groups, dtype=dtype))
         self.register_buffer("bias", torch.zeros(out_features, dtype=dtype) if bias else None)
 
     @property
@@ -140,23 +168,49 @@ class QuantizedLinear(nn.Module):
         """Return ``x' W'^T + bias`` in the type of ``x``, with x' and W' as quantised."""
         prepared = self._source[0](x)
         if isinstance(prepared, QuantizedActivation) and self.bits != OFF:
-            y = self._integer_product(prepared)
-        else:
-            dense = prepared.dequantize() if isinstance(prepared, QuantizedActivation) else prepared
-            y = nn.functional.linear(dense, self.dense_weight().to(dense.dtype))
+            if self not in prepared.products:
+                self._multiply(prepared, x.dtype)
+            return prepared.products.pop(self)
+        dense = prepared.dequantize() if isinstance(prepared, QuantizedActivation) else prepared
+        y = nn.functional.linear(dense, self.dense_weight().to(dense.dtype))
         if self.bias is not None:
             y = y + self.bias
         return y.to(x.dtype)
 
-    def _integer_product(self, activation: QuantizedActivation) -> Tensor:
-        problem = LinearProblem(
+    @property
+    def stored(self) -> StoredWeight:
+        """The packed weight and the bias."""
+        return StoredWeight(
+            codes=self.weight_codes,
+            scale=self.weight_scale,
+            bias=self.bias,
+            bits=storage_bits(self.bits),
+            length=self.in_features,
+        )
+
+    def _multiply(self, activation: QuantizedActivation, dtype: torch.dtype) -> None:
+        """Compute this layer and, with it, the siblings that will read the same input."""
+        problem = self._problem()
+        layers = self._source[0].layers
+        if not layers or layers[0] is not self or any(x._problem() != problem for x in layers):
+            layers = [self]
+        outputs = BACKENDS.choose(problem).linears(
+            activation.codes,
+            activation.scale,
+            [layer.stored for layer in layers],
+            dtype,
+            self._memo,
+        )
+        activation.products.update(zip(layers, outputs, strict=True))
+
+    def _problem(self) -> LinearProblem:
+        return LinearProblem(
             device=self.weight_codes.device.type,
             weight_bits=storage_bits(self.bits),
             activation_bits=self._source[0].bits,
             in_features=self.in_features,
+            groups=self.weight_scale.shape[-1],
         )
-        sums = BACKENDS.choose(problem).linear(activation.codes, self.packed)
-        return sums.to(activation.scale.dtype) * activation.scale * self.weight_scale.mT
 
     def extra_repr(self) -> str:
         """Sizes and width, for printing a model."""

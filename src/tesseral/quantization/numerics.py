@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from tesseral._errors import ParameterError
+
 # keeps the scale of a row of zeros from zero, and squares of it from underflow
 _SMALLEST = 2.0**-60
 # the smallest normal and the largest float16: cached scales are stored in that type
@@ -80,6 +82,33 @@ def row_range(x: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
     """
     low, high = _Extremes.apply(x)  # type: ignore[no-untyped-call]
     return low * clip[..., :1], high * clip[..., 1:]
+
+
+def in_groups(weight: Tensor, group_size: int | None) -> Tensor:
+    """View rows of a weight as groups that share a scale, of shape (rows, groups, size).
+
+    Raises
+    ------
+    ParameterError
+        If the rows cannot be cut into such groups.
+    """
+    size = weight.shape[-1] if group_size is None else group_size
+    if weight.shape[-1] % size:
+        raise ParameterError(
+            f"quantization: group_size={size} does not divide the {weight.shape[-1]} channels "
+            "of a layer's input."
+        )
+    groups: Tensor = weight.unflatten(-1, (-1, size))
+    return groups
+
+
+def weight_scale(weight: Tensor, clip: Tensor, bits: int, group_size: int | None) -> Tensor:
+    """Return the scale of every group of a weight's rows, of shape (rows, groups).
+
+    ``clip`` of shape (rows, 2) holds for all groups of a row; see :func:`row_range`.
+    """
+    bounds = row_range(in_groups(weight, group_size), clip[:, None])
+    return symmetric_scale(*bounds, bits)[..., 0]
 
 
 def rounded(x: Tensor, scale: Tensor, offset: Tensor | None, codes: tuple[int, int]) -> Tensor:

@@ -9,6 +9,27 @@ _DAMPING = 0.01  # of the mean of the moments' diagonal
 _COLUMNS = 128  # columns whose errors are spread together
 
 
+def nearest_codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Round every value to the nearest code.
+
+    Parameters
+    ----------
+    weight : (out_features, in_features) tensor
+        Values to round.
+    scale : (out_features, groups) tensor
+        Scale of each group of neighbours in a row.
+    bits : int
+        Width of the codes.
+
+    Returns
+    -------
+    tensor of shape (out_features, in_features)
+        Whole numbers in the range of signed codes, in the type of ``weight``.
+    """
+    groups = weight.unflatten(-1, (scale.shape[-1], -1))
+    return symmetric_codes(groups, scale[..., None], bits).flatten(-2)
+
+
 def compensated_codes(weight: Tensor, scale: Tensor, bits: int, moments: Tensor) -> Tensor:
     """Round column after column, letting later columns make up for each error (GPTQ).
 
@@ -19,8 +40,8 @@ def compensated_codes(weight: Tensor, scale: Tensor, bits: int, moments: Tensor)
     ----------
     weight : (out_features, in_features) tensor
         Values to round, float64.
-    scale : (out_features, 1) tensor
-        Scale of each row; it stays as it is.
+    scale : (out_features, groups) tensor
+        Scale of each group of neighbours in a row; it stays as it is.
     bits : int
         Width of the codes.
     moments : (in_features, in_features) tensor
@@ -36,14 +57,16 @@ def compensated_codes(weight: Tensor, scale: Tensor, bits: int, moments: Tensor)
     Frantar, Ashkboos, Hoefler and Alistarh (2023), "GPTQ", algorithm 1.
     """
     factor = _error_factor(moments.to(weight.dtype))
+    steps = scale.repeat_interleave(weight.shape[1] // scale.shape[1], dim=1)
     rest, codes = weight.clone(), torch.empty_like(weight)
     for start in range(0, weight.shape[1], _COLUMNS):
         stop = min(start + _COLUMNS, weight.shape[1])
         errors = torch.empty_like(weight[:, start:stop])
         for column in range(start, stop):
             value = rest[:, column : column + 1]
-            code = symmetric_codes(value, scale, bits)
-            error = (value - code * scale) / factor[column, column]
+            step = steps[:, column : column + 1]
+            code = symmetric_codes(value, step, bits)
+            error = (value - code * step) / factor[column, column]
             rest[:, column:stop] -= error * factor[column, column:stop]
             codes[:, column : column + 1] = code
             errors[:, column - start : column - start + 1] = error

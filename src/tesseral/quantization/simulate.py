@@ -14,6 +14,7 @@ from tesseral.quantization.config import OFF
 from tesseral.quantization.fusion import fuse_heads, fuse_input
 from tesseral.quantization.numerics import (
     asymmetric_scale,
+    in_groups,
     rounded,
     row_range,
     symmetric_range,
@@ -124,6 +125,8 @@ class SimulatedLinear(nn.Module):
         Clip of each row of the weight.
     bits : int
         Width of the weight's codes; 16 for off.
+    group_size : int, optional
+        Neighbours in a row that share a scale; all by default.
     """
 
     def __init__(
@@ -135,6 +138,7 @@ class SimulatedLinear(nn.Module):
         *,
         bits: int,
         rows: slice | None = None,
+        group_size: int | None = None,
     ) -> None:
         super().__init__()
         source.add_reader()
@@ -145,6 +149,7 @@ class SimulatedLinear(nn.Module):
         self.rows = slice(0, linear.out_features) if rows is None else rows
         self.clip = clip
         self.bits = bits
+        self.group_size = group_size
 
     def fused(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias with the transforms folded in, before rounding."""
@@ -161,8 +166,9 @@ class SimulatedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to the shared, quantised input."""
         weight, bias = self.fused(x.dtype)
-        rounded = fake_quantize_rows(weight, self.clip(), self.bits)
-        return nn.functional.linear(self.source[0](x), rounded, bias)
+        groups = in_groups(weight, self.group_size)
+        values = fake_quantize_rows(groups, self.clip()[:, None], self.bits).flatten(-2)
+        return nn.functional.linear(self.source[0](x), values, bias)
 
 
 class SimulatedCodec(nn.Module):

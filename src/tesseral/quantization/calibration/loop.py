@@ -8,14 +8,16 @@ from torch import Tensor, nn
 from tesseral._errors import CalibrationError
 from tesseral.quantization.block import SimulatedBlock
 from tesseral.quantization.calibration.moments import second_moments
+from tesseral.quantization.calibration.objective import token_weights
+from tesseral.quantization.calibration.start import start_from_moments
+from tesseral.quantization.calibration.statistics import measure
+from tesseral.quantization.calibration.steps import Steps
 from tesseral.quantization.calibration.task import BlockTask, Report
 from tesseral.quantization.config import QuantizationConfig
 from tesseral.quantization.experts import ExpertUse
 from tesseral.quantization.freeze import frozen_state
 from tesseral.quantization.numerics import working_dtype
 from tesseral.quantization.placement import INPUT_SITES
-
-_FINAL_RATE = 1e-3  # of the initial step sizes, at the end of the cosine
 
 
 def calibrate_block(
@@ -35,13 +37,18 @@ def calibrate_block(
     if use.rare and config.learns:
         report(task.step(n_epochs=config.epochs, rare_experts=use.rare))
     simulated = SimulatedBlock(task.block, task.layout, task.shape, config, maxima, generator)
+    simulated.to(next(task.block.parameters()).device)
+    simulated.refresh()
+    weights = token_weights(outputs, config.objective)
+    if config.start == "moments" and "transforms" in config.learned:
+        start_from_moments(simulated, measure(task, weights, generator))
     if config.learns:
-        _learn(task, simulated, outputs, generator, report)
+        _learn(task, simulated, outputs, weights, generator, report)
     else:
         report(task.step(rare_experts=use.rare))
     moments = None
     if config.rounding == "gptq":
-        moments = second_moments(simulated, lambda: task.run_all(task.received, config.batch_size))
+        moments = second_moments(simulated, task, weights)
         for name, moment in moments.items():
             _check_finite(f"the second moment of {name}", moment, task.index)
     state = frozen_state(simulated, working_dtype(task.inputs.dtype), moments)
@@ -91,49 +98,34 @@ def _learn(
     task: BlockTask,
     simulated: SimulatedBlock,
     targets: Tensor,
+    weights: Tensor,
     generator: torch.Generator,
     report: Report,
 ) -> None:
-    config = simulated.config
+    config, last = simulated.config, float("inf")
     n_batches = -(-len(targets) // config.batch_size)
-    optimizer = torch.optim.AdamW(simulated.parameter_groups(), weight_decay=0.0, fused=True)
-    schedule = _cosine(optimizer, config.epochs * n_batches)
-    weights = _weights(targets, config.objective)
+    steps = Steps(task, simulated, config.epochs * n_batches)
     with simulated.installed():
         for epoch in range(config.epochs):
-            total = 0.0
-            order = torch.randperm(len(targets), generator=generator)
-            for step, rows in enumerate(order.split(config.batch_size)):
-                simulated.refresh()
-                output = task.run(task.received[rows])
-                error = output - targets[rows].to(output)
-                loss = (error.square() * weights[rows].to(output)).mean()
-                _check_finite(f"the loss at step {epoch * n_batches + step}", loss, task.index)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                total += loss.item() * len(rows)
-            report(task.step(epoch + 1, config.epochs, total / len(targets)))
+            order = torch.randperm(len(targets), generator=generator).split(config.batch_size)
+            taken = [steps.take(task.received[r], targets[r], weights[r]) for r in order]
+            # looked at once an epoch: an accelerator would wait for every look
+            losses = torch.stack(taken).cpu()
+            _check_losses(losses, epoch * n_batches, task.index)
+            loss = float((losses * torch.tensor([len(rows) for rows in order])).sum())
+            loss /= len(targets)
+            enough = config.least_gain > 0 and last - loss < config.least_gain * last
+            report(task.step(epoch + 1, epoch + 1 if enough else config.epochs, loss))
+            if enough:
+                break
+            last = loss
 
 
-def _weights(targets: Tensor, objective: str) -> Tensor:
-    """Return what squared errors are multiplied by, of shape (samples, length, 1)."""
-    dtype = working_dtype(targets.dtype)
-    power = torch.cat(
-        [rows.to(dtype).square().mean(dim=-1, keepdim=True) for rows in targets.split(1)]
-    )
-    if objective == "mean":
-        power = power.mean().expand_as(power)
-    return 1 / power.clamp_min(torch.finfo(power.dtype).tiny)
-
-
-def _cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    def factor(step: int) -> float:
-        progress = torch.tensor(min(step / max(steps, 1), 1.0) * torch.pi)
-        return _FINAL_RATE + (1 - _FINAL_RATE) * 0.5 * (1 + float(torch.cos(progress)))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+def _check_losses(losses: Tensor, first: int, block: int) -> None:
+    wrong = (~losses.isfinite()).nonzero()
+    if len(wrong):
+        step = int(wrong[0])
+        _check_finite(f"the loss at step {first + step}", losses[step], block)
 
 
 def _check_finite(name: str, value: Tensor, block: int) -> None:

@@ -1,32 +1,37 @@
 """Second moments of what the linear layers of a quantised block read."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from tesseral.quantization.block import SimulatedBlock
+from tesseral.quantization.calibration.task import BlockTask
 
 
 @torch.no_grad()
 def second_moments(
-    simulated: SimulatedBlock, run: Callable[[], Iterable[Tensor]]
+    simulated: SimulatedBlock, task: BlockTask, weights: Tensor
 ) -> dict[str, Tensor]:
     """Return the second moments of each input site, transformed and rounded.
 
     Parameters
     ----------
     simulated : SimulatedBlock
-        Calibrated parts; they are put in place while ``run`` runs.
-    run : callable
-        Runs the block over the calibration sequences, batch by batch.
+        Calibrated parts; they are put in place while the block runs.
+    task : BlockTask
+        Runs on ``task.received``.
+    weights : (samples, length, 1) tensor
+        How much each token counts; see :func:`.objective.token_weights`. Where tokens are
+        spread over experts, all count alike.
 
     Returns
     -------
     dict of str to (width, width) tensor
-        Sums over tokens of ``x^T x``, by the name of the site.
+        Sums over tokens of ``w x^T x``, by the name of the site.
     """
     sums: dict[str, Tensor] = {}
+    present: list[Tensor] = []
 
     def watch(name: str) -> Callable[[nn.Module, object, Tensor], None]:
         last: list[Tensor] = []
@@ -37,7 +42,9 @@ def second_moments(
                 return
             last[:] = [prepared]
             rows = prepared.flatten(0, -2)
-            sums[name] = sums.get(name, 0) + rows.mT @ rows
+            weight = present[0].to(rows).flatten(0, -2)
+            weighed = rows * weight if len(weight) == len(rows) else rows
+            sums[name] = sums.get(name, 0) + weighed.mT @ rows
 
         return hook
 
@@ -45,8 +52,11 @@ def second_moments(
     try:
         with simulated.installed():
             simulated.refresh()
-            for _ in run():
-                pass
+            size = simulated.config.batch_size
+            batches = zip(task.received.split(size), weights.split(size), strict=True)
+            for batch, weight in batches:
+                present[:] = [weight]
+                task.run(batch)
     finally:
         for handle in hooks:
             handle.remove()
