@@ -18,13 +18,14 @@ import argparse
 import csv
 import sys
 import warnings
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from peers import PEERS
 
 from tesseral._errors import TesseralWarning
-from tesseral.bench.regress.quality import draw_family, error_cells
+from tesseral.bench.regress.quality import FAMILIES, RANKS, SIZES, draw_family, error_cell
 from tesseral.datasets import make_tensor_response
 from tesseral.runtime.extras import require
 
@@ -179,7 +180,10 @@ def main():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TesseralWarning)
         rows = compare(options.replicates, lambda text: sys.stderr.write(f"{text}\n"))
-        cells = list(error_cells(truths=options.replicates, draws=1))
+        cells = [
+            error_cell(*setting, truths=options.replicates, draws=1)
+            for setting in product(FAMILIES, SIZES, RANKS)
+        ]
     _write(rows, options.out / "comparison.csv")
     _write(cells, options.out / "error.csv")
     published = _read(options.published, "paperB_comparison_numbers.csv")

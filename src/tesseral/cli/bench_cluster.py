@@ -12,7 +12,10 @@ from tesseral.runtime.files import atomic_file, check_output
 
 def cluster(
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all numbers here, as JSON.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write all numbers here, as JSON; an interrupted run goes on."
+        ),
     ] = None,
     page: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write figures and tables here, as HTML.")
@@ -37,6 +40,7 @@ def cluster(
     from dataclasses import replace
 
     from tesseral.bench.cluster.run import FULL, QUICK, accuracy_table, bars_table, cost_table, run
+    from tesseral.bench.steps import beside
     from tesseral.core.constraints import check_parameter, integer
 
     for file in (json, page):
@@ -52,7 +56,7 @@ def cluster(
         def watch(words: str, done: int, total: int) -> None:
             bars.update(task, description=words, completed=done, total=total)
 
-        found = run(size, watch, threads=threads)
+        found = run(size, watch, threads=threads, kept=beside(json))
     if json is not None:
         with atomic_file(json, overwrite=True) as temporary:
             temporary.write_text(json_format.dumps(found.as_dict(), indent=2), encoding="utf-8")

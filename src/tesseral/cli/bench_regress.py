@@ -12,7 +12,13 @@ from tesseral.runtime.files import atomic_file, check_output
 
 def regress(
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all numbers here, as JSON.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write all numbers here, as JSON; an interrupted run goes on."
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write figures and tables here, as HTML.")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer repeats and draws; no growth. A minute or so.")
@@ -30,47 +36,36 @@ def regress(
     Example: tesseral bench regress --quick --json regress.json
     """
     from tesseral.bench.regress.run import run
+    from tesseral.bench.steps import beside
 
-    if json is not None:
-        check_output(json, overwrite=overwrite)
+    for file in (json, page):
+        if file is not None:
+            check_output(file, overwrite=overwrite)
     with progress() as bars:
         task = bars.add_task("regress", total=None)
         record = run(
-            quick=quick, threads=threads, watch=lambda name: bars.update(task, description=name)
+            quick=quick,
+            threads=threads,
+            watch=lambda name: bars.update(task, description=name),
+            kept=beside(json),
         )
     if json is not None:
         with atomic_file(json, overwrite=overwrite) as temporary:
             temporary.write_text(json_format.dumps(record, indent=2), encoding="utf-8")
+    if page is not None:
+        from tesseral.bench.regress.page import bench_page
+
+        with atomic_file(page, overwrite=True) as temporary:
+            temporary.write_text(bench_page(record), encoding="utf-8")
     show(record)
 
 
 def show(record: dict[str, Any]) -> None:
     """Print a record for people."""
-    speed = [
-        [
-            row["name"],
-            f"{row['seconds']:.3f}",
-            f"{row['product_s']:.3f}",
-            f"{row['products']:.2f}",
-            str(row["rounds"]),
-        ]
-        for row in record["speed"]
-    ]
-    print_table(
-        f"Fits on {record['threads']} threads",
-        ["fit", "s", "product s", "products", "rounds"],
-        speed,
-    )
+    from tesseral.bench.regress.page import bars_table, speed_table
+
+    print_table(f"Fits on {record['threads']} threads", *speed_table(record))
     for key, rows in record["growth"].items():
         cells = [[f"{row['at']:g}", f"{row['seconds']:.3f}"] for row in rows]
         print_table(f"Growth with {key}", [key, "s"], cells)
-    marks = [
-        [
-            bar["name"],
-            f"{bar['value']:.4g}",
-            f"{'<=' if bar['below'] else '>='} {bar['limit']:.4g}",
-            "yes" if bar["holds"] else "NO",
-        ]
-        for bar in record["bars"]
-    ]
-    print_table("What must hold", ["what", "found", "needed", "holds"], marks)
+    print_table("What must hold", *bars_table(record))

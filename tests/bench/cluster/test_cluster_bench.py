@@ -14,7 +14,9 @@ TINY = run.Size(replicates=1, dense=(20, 30), sparse=((300, 6000, 2),), memory_n
 @pytest.fixture(scope="module")
 def found():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accuracy, "run_cells", lambda c, n, w: real(c[::12], n, w))
+        patch.setattr(
+            accuracy, "run_cells", lambda c, n, w, steps: real(c[::12], n, w, steps=steps)
+        )
         patch.setattr(accuracy, "right_numbers", lambda n: {"r=4, sigma=1": n})
         steps = []
         return run.run(TINY, lambda *step: steps.append(step), threads=1)

@@ -6,6 +6,7 @@ import pytest
 
 from tesseral.bench.regress import quality, run
 from tesseral.bench.regress.cases import BRAIN, SPEED, growth
+from tesseral.bench.regress.page import bench_page
 from tesseral.datasets import make_tensor_response
 
 TINY = replace(SPEED[0], name="tiny", shape=(12, 12, 12), widths=(4, 4, 4), rank=(2, 2, 2))
@@ -21,11 +22,7 @@ def test_the_bound_of_a_plain_regression_is_the_textbook_one():
 
 @pytest.mark.parametrize("family", ["normal", "binomial", "poisson"])
 def test_errors_lie_near_the_bound(family):
-    (cell,) = (
-        cell
-        for cell in quality.error_cells(truths=1, draws=2, sizes=(30,), ranks=(2,))
-        if cell["family"] == family
-    )
+    cell = quality.error_cell(family, 30, 2, truths=1, draws=2)
     assert 0.5 < cell["ratio"] < 2.0
     assert cell["ratio"] == pytest.approx(cell["error"] / cell["bound"])
 
@@ -96,6 +93,26 @@ def test_the_command_writes_what_was_measured(run_command, tmp_path, monkeypatch
     assert json.loads(file.read_text()) == record
     assert "What must hold" in result.stdout
     assert run_command("bench", "regress", "--json", file).exit_code == 2
+
+
+def test_the_page_draws_growth_and_errors():
+    speed = {"name": "a", "seconds": 1.0, "product_s": 0.5, "products": 2.0, "rounds": 3}
+    cells = [
+        {"family": family, "rank": rank, "d": d, "ratio": 1.0}
+        for family in quality.FAMILIES
+        for rank in (2, 4)
+        for d in (30, 60)
+    ]
+    record = {
+        "threads": 2,
+        "speed": [speed],
+        "growth": {what: [{"at": 1.0, "seconds": 0.1}] * 2 for what in growth()},
+        "quality": {"cells": cells},
+        "bars": [{"name": "b", "value": 1.0, "limit": 2.0, "below": True, "holds": True}],
+    }
+    page = bench_page(record)
+    assert page.count("<svg") == 3 + 2
+    assert "Growth with missing" in page
 
 
 @pytest.fixture

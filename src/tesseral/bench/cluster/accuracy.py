@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from tesseral._errors import TesseralWarning
 from tesseral.bench.cluster.recipe import CLUSTERS, METHODS, NODES, NOISE, Cell, draw
+from tesseral.bench.steps import Steps
 from tesseral.cluster import (
     DegreeCorrectedTensorBlockModel,
     HigherOrderLloyd,
@@ -66,18 +68,29 @@ def run_cells(
     replicates: int,
     watch: Watch,
     methods: Sequence[str] = (FIRST, *METHODS),
+    steps: Steps | None = None,
 ) -> list[CellResult]:
     """Cluster data of every cell by every method; all methods get the same data."""
+    steps = steps or Steps(None, {})
     results = []
     for number, cell in enumerate(cells):
         watch("cells of the paper", number, len(cells))
-        rates: dict[str, list[float]] = {method: [] for method in methods}
-        for replicate in range(replicates):
-            drawn = draw(cell, 1000 * number + replicate)
-            for method in methods:
-                rates[method].append(_rate(model(method), drawn.tensor, drawn.labels[0]))
-        results.append(CellResult(cell=cell, rates={m: tuple(r) for m, r in rates.items()}))
+        found = steps.get(
+            f"cell {number}", partial(_cell_rates, cell, number, replicates, list(methods))
+        )
+        results.append(CellResult(cell=cell, rates={m: tuple(r) for m, r in found.items()}))
     return results
+
+
+def _cell_rates(
+    cell: Cell, number: int, replicates: int, methods: list[str]
+) -> dict[str, list[float]]:
+    rates: dict[str, list[float]] = {method: [] for method in methods}
+    for replicate in range(replicates):
+        drawn = draw(cell, 1000 * number + replicate)
+        for method in methods:
+            rates[method].append(_rate(model(method), drawn.tensor, drawn.labels[0]))
+    return rates
 
 
 def peru() -> dict[str, float]:

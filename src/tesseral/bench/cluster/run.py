@@ -1,7 +1,9 @@
 """The benchmark of clustering from start to end, and what must hold."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from statistics import fmean
 from time import monotonic
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from tesseral.bench.cluster import accuracy, cost
 from tesseral.bench.cluster.accuracy import FIRST, CellResult, Watch
 from tesseral.bench.cluster.recipe import METHODS, cells
+from tesseral.bench.steps import Steps
 from tesseral.runtime.cpu import cpu_threads
 from tesseral.runtime.machine import machine_record
 
@@ -147,38 +150,48 @@ class ClusterBench:
         }
 
 
-def run(size: Size, watch: Watch, *, threads: int | None = None) -> ClusterBench:
-    """Measure everything; cost first, while the machine is cool."""
-    started, count = monotonic(), cpu_threads(threads)
+def run(
+    size: Size, watch: Watch, *, threads: int | None = None, kept: Path | None = None
+) -> ClusterBench:
+    """Measure everything; cost first, while the machine is cool.
+
+    What is done is kept in the file ``kept`` until all is; see :class:`Steps`.
+    """
+    started, count, machine = monotonic(), cpu_threads(threads), machine_record().as_dict()
+    key = {"machine": machine, "size": asdict(size), "threads": count}
+    steps = Steps(kept, key, "core", "cluster", "datasets", "bench/cluster")
     dense = []
     for done, nodes in enumerate(size.dense):
         watch(f"dense fit of {nodes} nodes", done, len(size.dense))
-        dense.append(cost.dense(nodes))
+        dense.append(steps.get(f"dense {nodes}", partial(cost.dense, nodes)))
     sparse = []
     for done, (nodes, entries, clusters) in enumerate(size.sparse):
         watch(f"sparse fit of {entries} entries", done, len(size.sparse))
         request = {"what": "sparse", "nodes": nodes, "entries": entries, "clusters": clusters}
-        sparse += cost.in_own_process([request], count)
+        alone = partial(cost.in_own_process, [request], count)
+        sparse += steps.get(f"sparse {entries}", alone)
     watch("peak memory", 0, 2)
     requests = [
         {"what": "memory", "nodes": size.memory_nodes, "symmetric": tied} for tied in (True, False)
     ]
-    peaks = cost.in_own_process(requests, count)
-    results = accuracy.run_cells(cells(), size.replicates, watch)
+    peaks = steps.get("memory", partial(cost.in_own_process, requests, count))
+    results = accuracy.run_cells(cells(), size.replicates, watch, steps=steps)
     watch("cases beside the paper's", 0, 3)
-    return ClusterBench(
+    found = ClusterBench(
         size=size,
         results=results,
-        peru=accuracy.peru(),
-        missing=accuracy.missing(size.replicates),
-        right=accuracy.right_numbers(size.replicates),
+        peru=steps.get("Peru", accuracy.peru),
+        missing=steps.get("missing", partial(accuracy.missing, size.replicates)),
+        right=steps.get("BIC", partial(accuracy.right_numbers, size.replicates)),
         dense=dense,
         sparse=sparse,
         memory=dict(zip(("pooled", "untied"), peaks, strict=True)),
-        machine=machine_record().as_dict(),
+        machine=machine,
         threads=count,
         elapsed_s=monotonic() - started,
     )
+    steps.finish()
+    return found
 
 
 def kinds(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:

@@ -1,7 +1,6 @@
 """What fits are worth: errors against the information bound, ranks, holes, intervals."""
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -51,35 +50,31 @@ def bound(planted: TensorResponse, family: str) -> float:
     return float(found.variances(rows).mean())  # type: ignore[arg-type]
 
 
-def error_cells(
-    *, truths: int, draws: int, sizes: tuple[int, ...] = SIZES, ranks: tuple[int, ...] = RANKS
-) -> Iterator[dict[str, object]]:
-    """Yield, for each family, size and rank, the mean squared error of B and its bound."""
-    for family in FAMILIES:
-        for d in sizes:
-            for rank in ranks:
-                errors, bounds = [], []
-                for truth in range(truths):
-                    planted = make_tensor_response(
-                        (d,) * 3,
-                        rank,
-                        (round(0.4 * d),) * 3,
-                        family=family,
-                        signal=10.0,
-                        random_state=1000 * truth + 10 * d + rank,
-                    )
-                    bounds.append(bound(planted, family))
-                    for draw in range(draws):
-                        y = redrawn(planted, family, 7919 * truth + draw)
-                        errors.append(squared_error(y, planted, family, rank))
-                yield {
-                    "family": family,
-                    "d": d,
-                    "rank": rank,
-                    "error": float(np.mean(errors)),
-                    "bound": float(np.mean(bounds)),
-                    "ratio": float(np.mean(errors) / np.mean(bounds)),
-                }
+def error_cell(family: str, d: int, rank: int, *, truths: int, draws: int) -> dict[str, object]:
+    """Return the mean squared error of B for a family, size and rank, and its bound."""
+    errors, bounds = [], []
+    for truth in range(truths):
+        planted = make_tensor_response(
+            (d,) * 3,
+            rank,
+            (round(0.4 * d),) * 3,
+            family=family,
+            signal=10.0,
+            random_state=1000 * truth + 10 * d + rank,
+        )
+        bounds.append(bound(planted, family))
+        for draw in range(draws):
+            y = redrawn(planted, family, 7919 * truth + draw)
+            errors.append(squared_error(y, planted, family, rank))
+    error, least = float(np.mean(errors)), float(np.mean(bounds))
+    return {
+        "family": family,
+        "d": d,
+        "rank": rank,
+        "error": error,
+        "bound": least,
+        "ratio": error / least,
+    }
 
 
 def squared_error(y: NDArray[np.float64], planted: TensorResponse, family: str, rank: int) -> float:

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from tesseral._errors import TesseralError
 from tesseral.bench.memory import peak_extra_bytes, run_alone
 from tesseral.bench.regress import quality
 from tesseral.bench.regress.cases import BRAIN, PRODUCT, SPEED, SpeedCase, growth
+from tesseral.bench.steps import Steps
 from tesseral.bench.timing import Method, interleave
 from tesseral.regress._families import family_named
 from tesseral.runtime.cpu import cpu_threads
@@ -26,26 +29,38 @@ Watch = Callable[[str], None]
 _FIVE = ("normal", "binomial", "poisson", "negative_binomial", "gamma")
 
 
-def run(*, quick: bool, threads: int | None, watch: Watch) -> dict[str, Any]:
-    """Measure everything and return a record of plain values."""
-    count = cpu_threads(threads)
-    start = time.time()
+def run(
+    *, quick: bool, threads: int | None, watch: Watch, kept: Path | None = None
+) -> dict[str, Any]:
+    """Measure everything and return a record of plain values.
+
+    What is done is kept in the file ``kept`` until all is; see :class:`Steps`.
+    """
+    count, start, machine = cpu_threads(threads), time.time(), asdict(machine_record())
+    key = {"machine": machine, "threads": count, "quick": quick}
+    steps = Steps(kept, key, "core", "regress", "datasets", "bench/regress")
     with _blas_threads(count):
-        speed = [_timed(case, quick, watch) for case in SPEED]
+        speed = [steps.get(case.name, partial(_timed, case, quick, watch)) for case in SPEED]
         watch("memory")
-        memory = run_alone("tesseral.bench.regress.memory", [BRAIN.name], threads=count)[0]
-        grown = {} if quick else {key: _grown(cases, watch) for key, cases in growth().items()}
+        alone = partial(run_alone, "tesseral.bench.regress.memory", [BRAIN.name], threads=count)
+        memory = steps.get("memory", alone)[0]
+        grown = {
+            what: steps.get(f"growth: {what}", partial(_grown, cases, watch))
+            for what, cases in growth().items()
+            if not quick
+        }
     record = {
-        "machine": asdict(machine_record()),
+        "machine": machine,
         "threads": count,
         "quick": quick,
         "speed": speed,
         "memory_bytes": memory,
         "growth": grown,
-        "quality": _quality(quick, watch),
+        "quality": _quality(quick, watch, steps),
     }
     record["bars"] = bars(record)
     record["elapsed_s"] = time.time() - start
+    steps.finish()
     return record
 
 
@@ -121,23 +136,33 @@ def _grown(cases: list[SpeedCase], watch: Watch) -> list[dict[str, Any]]:
     return rows
 
 
-def _quality(quick: bool, watch: Watch) -> dict[str, Any]:
-    cells = []
+def _quality(quick: bool, watch: Watch, steps: Steps) -> dict[str, Any]:
     sizes, ranks = ((30, 60), (2, 4)) if quick else (quality.SIZES, quality.RANKS)
     truths, draws = (1, 1) if quick else (5, 3)
-    for cell in quality.error_cells(truths=truths, draws=draws, sizes=sizes, ranks=ranks):
-        watch(f"errors: {cell['family']} d={cell['d']} rank {cell['rank']}")
-        cells.append(cell)
-    watch("ranks by BIC")
-    exact = quality.exact_ranks(5 if quick else 30)
-    holes, inside = {}, {}
-    for family in _FIVE:
-        watch(f"missing entries: {family}")
-        holes[family] = quality.holes(family, 3 if quick else 10)
-    for family in quality.FAMILIES:
-        watch(f"intervals: {family}")
-        inside[family] = quality.coverage(family, 10 if quick else 200)
-    ratios = [float(cell["ratio"]) for cell in cells]  # type: ignore[arg-type]
+
+    def step(name: str, function: Callable[..., Any], *given: Any, **more: Any) -> Any:
+        watch(name)
+        return steps.get(name, partial(function, *given, **more))
+
+    cells = [
+        step(
+            f"errors: {family} d={d} rank {rank}",
+            *(quality.error_cell, family, d, rank),
+            truths=truths,
+            draws=draws,
+        )
+        for family, d, rank in product(quality.FAMILIES, sizes, ranks)
+    ]
+    exact = step("ranks by BIC", quality.exact_ranks, 5 if quick else 30)
+    holes = {
+        family: step(f"missing entries: {family}", quality.holes, family, 3 if quick else 10)
+        for family in _FIVE
+    }
+    inside = {
+        family: step(f"intervals: {family}", quality.coverage, family, 10 if quick else 200)
+        for family in quality.FAMILIES
+    }
+    ratios = [float(cell["ratio"]) for cell in cells]
     return {
         "cells": cells,
         "error_ratio": float(np.mean(ratios)),
