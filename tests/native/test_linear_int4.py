@@ -309,10 +309,11 @@ def test_bfloat16_outputs_are_the_float32_ones_rounded(target, m):
 def test_linears_know_the_arrays_that_they_were_made_with():
     _, _, weights, biases, _ = make_linears(1, (4, 4), 64, 64)
     linears = Int4Linears(weights, biases)
-    assert linears.reads(weights, biases)
-    assert not linears.reads(weights, [biases[0], None])
-    assert not linears.reads(weights[::-1], biases)
-    assert not linears.reads(weights[:1], biases[:1])
+    arrays = [(w.data, w.scale, b) for w, b in zip(weights, biases, strict=True)]
+    assert linears.reads(arrays)
+    assert not linears.reads([arrays[0], (*arrays[1][:2], None)])
+    assert not linears.reads(arrays[::-1])
+    assert not linears.reads(arrays[:1])
 
 
 def test_groups_are_whole_vectors_or_divide_them():

@@ -6,8 +6,8 @@ import torch
 from tesseral._errors import BackendError
 from tesseral.core.packed import PackedTensor
 from tesseral.core.packing import pack, storage_bits
-from tesseral.quantization.kernels.problem import LinearProblem
-from tesseral.quantization.kernels.registry import BACKENDS
+from tesseral.quantization.kernels.problem import LinearProblem, RowsProblem
+from tesseral.quantization.kernels.registry import BACKENDS, ROWS
 from tesseral.quantization.linear import QuantizedActivation, QuantizedInput, QuantizedLinear
 from tesseral.quantization.numerics import symmetric_range
 
@@ -146,3 +146,95 @@ def test_a_backend_asked_for_by_name_runs_or_raises(monkeypatch):
     linear, _ = linear_and_source(16, 3, weight_bits=8)
     with pytest.raises(BackendError, match=r"'cpu' \(from TESSERAL_LINEAR_BACKEND\) cannot run"):
         linear(rows(1, 16))
+
+
+def make_siblings(*, sizes=(24, 5, 7), group_size=None, dtype=torch.float32):
+    """Return an input with random factors and layers over it."""
+    generator = torch.Generator().manual_seed(3)
+    source = QuantizedInput((4, 16), bits=4, dtype=dtype)
+    for name in ("factor0", "factor1"):
+        factor = source.transform.get_buffer(name)
+        factor.copy_(torch.linalg.qr(torch.randn(*factor.shape, generator=generator))[0])
+    layers = []
+    for n in sizes:
+        layer = QuantizedLinear(
+            64, n, source, bias=True, bits=4, group_size=group_size, dtype=dtype
+        )
+        layer.weight_codes.copy_(pack(codes(n, 64, bits=4, seed=n), 4))
+        layer.weight_scale.uniform_(0.5, 1.5, generator=generator)
+        layer.bias.normal_(generator=generator)
+        layers.append(layer)
+    return source, layers
+
+
+@pytest.mark.parametrize("group_size", [None, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_siblings_are_computed_in_one_call_and_give_what_each_gives_alone(
+    group_size, dtype, monkeypatch
+):
+    _, layers = make_siblings(group_size=group_size)
+    calls = []
+    backend = type(BACKENDS.choose(layers[0]._problem()))
+    original = backend.linears
+    monkeypatch.setattr(backend, "linears", lambda *a: calls.append(len(a[3])) or original(*a))
+    x = rows(2, 3, 64).to(dtype)
+    together = [layer(x) for layer in layers]
+    assert calls == [3]
+    assert layers[0]._source[0]._held is None
+    # in another order each is computed by itself
+    alone = [layer(x.clone()) for layer in reversed(layers)][::-1]
+    assert calls[1:] == [1, 1, 3]
+    assert all(torch.equal(a, b) and a.dtype == dtype for a, b in zip(together, alone, strict=True))
+
+
+def test_siblings_notice_that_weights_were_moved():
+    _, layers = make_siblings()
+    x = rows(2, 64)
+    first = [layer(x) for layer in layers]
+    for layer in layers:
+        layer.weight_codes = layer.weight_codes.clone()
+        layer.weight_scale = 2 * layer.weight_scale
+        layer.bias = torch.zeros_like(layer.bias)
+    moved = [layer(rows(2, 64)) for layer in layers]
+    assert all(not torch.allclose(a, b) for a, b in zip(first, moved, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_rows_backends_agree(dtype):
+    source, _ = make_siblings()
+    asked = RowsProblem(
+        device="cpu", dtype=str(dtype).removeprefix("torch."), working_dtype="float32", bits=4
+    )
+    x = rows(2, 5, 64).to(dtype)
+    found = {
+        name: ROWS.choose(asked, name).quantize(x, tuple(source.transform.factors), source.clip, 4)
+        for name in ROWS.names
+    }
+    (codes_a, scale_a), (codes_b, scale_b) = found.values()
+    assert torch.allclose(scale_a, scale_b, rtol=1e-5)
+    assert codes_a.shape == codes_b.shape == (2, 5, 64)
+    assert (codes_a != codes_b).float().mean() < 0.01
+
+
+def test_a_watched_transform_is_called_and_changes_little():
+    source, layers = make_siblings(sizes=(9,))
+    x, seen = rows(2, 64), []
+    expected = layers[0](x)
+    with torch.no_grad():
+        handle = source.transform.register_forward_hook(lambda _, __, y: seen.append(y))
+        watched = layers[0](x)
+    handle.remove()
+    assert len(seen) == 1
+    assert torch.allclose(watched, expected, rtol=0.2, atol=0.2 * expected.abs().max().item())
+
+
+def test_what_the_native_kernels_do_not_take_goes_to_torch():
+    reasons = BACKENDS.explain(problem(in_features=96, groups=4))
+    assert "one scale a row or one for 16" in reasons["cpu"].reason
+    given = {"device": "cpu", "dtype": "float32", "working_dtype": "float32", "bits": 4}
+    for change, reason in (
+        ({"device": "cuda"}, "got device 'cuda'"),
+        ({"dtype": "float64"}, "got float64"),
+        ({"working_dtype": "float64"}, "computes in float32, got float64"),
+    ):
+        assert reason in ROWS.explain(RowsProblem(**given | change))["cpu"].reason

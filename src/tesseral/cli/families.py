@@ -57,6 +57,15 @@ FAMILIES = (
             "8-bit weights and activations": _LINEAR | {"weight_bits": 8, "activation_bits": 8},
         },
     ),
+    Family(
+        name="rows",
+        registry="tesseral.quantization.kernels.registry:ROWS",
+        problem="tesseral.quantization.kernels.problem:RowsProblem",
+        samples={
+            "bfloat16 rows to 4-bit codes": {"device": "cpu", "dtype": "bfloat16"}
+            | {"working_dtype": "float32", "bits": 4},
+        },
+    ),
 )
 
 

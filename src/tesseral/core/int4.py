@@ -160,15 +160,12 @@ class Int4Linears:
         if bias is not None:
             _check_array("bias", bias, "float32", shape[:1])
 
-    def reads(self, weights: Sequence[PackedTensor], biases: Sequence[Any]) -> bool:
-        """Whether these are the arrays it was made with, still at the same places."""
-        arrays = [(w.data, w.scale, b) for w, b in zip(weights, biases, strict=True)]
-        return len(arrays) == len(self._rows) and all(
-            _address(data) == row[0]
-            and _address(scale) == row[1]
-            and (0 if bias is None else _address(bias)) == row[2]
-            for (data, scale, bias), row in zip(arrays, self._rows, strict=True)
-        )
+    def reads(self, arrays: Sequence[tuple[Any, Any, Any]]) -> bool:
+        """Whether these codes, scales and biases lie where those it was made with lay."""
+        return self._rows == [
+            (_address(data), _address(scale), 0 if bias is None else _address(bias))
+            for data, scale, bias in arrays
+        ]
 
     def __call__(
         self,

@@ -38,4 +38,9 @@ VARIABLES = (
         "backend of the 4-bit linear layers to use or fail",
         "the first that supports the call",
     ),
+    Variable(
+        "TESSERAL_ROWS_BACKEND",
+        "backend that transforms and quantises the inputs of linear layers, to use or fail",
+        "the first that supports the call",
+    ),
 )

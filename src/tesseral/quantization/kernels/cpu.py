@@ -1,11 +1,20 @@
-"""The integer product through the native CPU kernel."""
+"""Linear products and the rows they read through the native CPU kernels."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from tesseral.core.int4 import linear_int4
+from tesseral.core.int4 import Int4Linears, linear_int4, takes_groups
 from tesseral.core.packed import PackedTensor
-from tesseral.quantization.kernels.problem import LinearProblem
+from tesseral.core.rows import quantize_rows
+from tesseral.quantization.kernels.problem import LinearProblem, RowsProblem, StoredWeight
+from tesseral.quantization.kernels.scaled import scaled
 from tesseral.runtime.registry import YES, Verdict
+from tesseral.runtime.threads import threads_beside_torch
+
+_ROWS = ("float32", "bfloat16", "float16")
 
 
 class CpuLinear:
@@ -19,10 +28,70 @@ class CpuLinear:
             return Verdict(False, f"runs on the cpu, got device {problem.device!r}")
         if problem.weight_bits != 4:
             return Verdict(False, f"reads 4-bit weights, got {problem.weight_bits} bits")
+        if not takes_groups(problem.in_features, problem.groups):
+            return Verdict(
+                False,
+                "takes one scale a row or one for 16, 32, 64 or a multiple of 128 elements, got "
+                f"{problem.groups} for {problem.in_features}",
+            )
         return YES
 
     def linear(self, codes: Tensor, weight: PackedTensor) -> Tensor:
         """Return ``codes @ weight.codes().T`` as int32."""
         rows = codes.reshape(-1, weight.length).contiguous()
-        sums: Tensor = linear_int4(rows, weight.data)
+        sums: Tensor = linear_int4(rows, weight.data, threads=threads_beside_torch())
         return sums.reshape(*codes.shape[:-1], sums.shape[-1])
+
+    def linears(
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        weights: Sequence[StoredWeight],
+        dtype: torch.dtype,
+        memo: dict[str, Any],
+    ) -> list[Tensor]:
+        """Return the scaled products of all weights in one call of the kernel."""
+        if scale.dtype != torch.float32 or any(w.scale.dtype != torch.float32 for w in weights):
+            return [scaled(self.linear, codes, scale, weight, dtype) for weight in weights]
+        kernel = memo.get("cpu")
+        if kernel is None or not kernel.reads([(w.codes, w.scale, w.bias) for w in weights]):
+            kernel = memo["cpu"] = Int4Linears(
+                [w.packed for w in weights], [w.bias for w in weights]
+            )
+        lead = codes.shape[:-1]
+        rows = codes.reshape(-1, codes.shape[-1])
+        kept = dtype if dtype == torch.bfloat16 else torch.float32
+        outs = [torch.empty(len(rows), n, dtype=kept) for n in kernel.out_features]
+        kernel(rows, scale.reshape(-1, 1), outs, threads=threads_beside_torch())
+        return [out.view(*lead, out.shape[-1]).to(dtype) for out in outs]
+
+
+class CpuRows:
+    """Transforms a row and turns it into codes while it lies in the cache."""
+
+    name = "cpu"
+
+    def supports(self, problem: RowsProblem) -> Verdict:
+        """Support floating rows on the CPU that are computed in float32."""
+        if problem.device != "cpu":
+            return Verdict(False, f"runs on the cpu, got device {problem.device!r}")
+        if problem.working_dtype != "float32":
+            return Verdict(False, f"computes in float32, got {problem.working_dtype}")
+        if problem.dtype not in _ROWS:
+            return Verdict(False, f"reads {', '.join(_ROWS)}, got {problem.dtype}")
+        return YES
+
+    def quantize(
+        self, x: Tensor, factors: tuple[Tensor | None, Tensor | None], clip: Tensor, bits: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return codes and scales, in one pass over memory."""
+        rows = x.detach().reshape(-1, x.shape[-1])
+        if rows.stride(-1) != 1:
+            rows = rows.contiguous()
+        m, n = rows.shape
+        # rows a multiple of 512 bytes apart fall into few sets of the caches
+        codes = torch.empty(m, n + 64 if n % 512 == 0 else n, dtype=torch.int8)[:, :n]
+        scale = torch.empty(m, 1)
+        quantize_rows(rows, factors, clip, bits, codes, scale, threads=threads_beside_torch())
+        lead = x.shape[:-1]
+        return codes.view(*lead, n), scale.view(*lead, 1)

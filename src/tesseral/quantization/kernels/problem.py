@@ -1,6 +1,11 @@
-"""One integer linear product, described without arrays."""
+"""Integer linear products and the rows they read, described without arrays."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from tesseral.core.packed import PackedTensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,9 +22,49 @@ class LinearProblem:
         Width of the activation's codes, 2 to 8.
     in_features : int
         Length of a row.
+    groups : int
+        Scales that a row of the weight has.
     """
 
     device: str
     weight_bits: int
     activation_bits: int
     in_features: int
+    groups: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsProblem:
+    """Rows to be transformed and turned into codes.
+
+    Attributes
+    ----------
+    device : str
+        Type of the device that holds the rows, as torch names it.
+    dtype : str
+        Type of the rows.
+    working_dtype : str
+        Type in which transform and scale are computed.
+    bits : int
+        Width of the codes, 2 to 8.
+    """
+
+    device: str
+    dtype: str
+    working_dtype: str
+    bits: int
+
+
+class StoredWeight(NamedTuple):
+    """What a layer stores: packed codes, their scales, and a bias or None."""
+
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    bits: int
+    length: int
+
+    @property
+    def packed(self) -> PackedTensor:
+        """The packed weight of shape (out_features, in_features)."""
+        return PackedTensor(data=self.codes, scale=self.scale, bits=self.bits, length=self.length)

@@ -1,16 +1,18 @@
-"""The backends of the integer linear product, best first."""
+"""The backends of linear products and of the rows they read, best first."""
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from tesseral.core.packed import PackedTensor
-from tesseral.quantization.kernels.problem import LinearProblem
+from tesseral.quantization.kernels.problem import LinearProblem, RowsProblem, StoredWeight
 from tesseral.runtime.registry import Backend, Registry
 
 
 class LinearBackend(Backend[LinearProblem], Protocol):
-    """A backend that multiplies rows of codes with a packed weight."""
+    """A backend that multiplies rows of codes with packed weights."""
 
     def linear(self, codes: Tensor, weight: PackedTensor) -> Tensor:
         """Return the exact sums ``codes @ weight.codes().T``, shape (..., out_features).
@@ -22,6 +24,53 @@ class LinearBackend(Backend[LinearProblem], Protocol):
         """
         ...
 
+    def linears(
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        weights: Sequence[StoredWeight],
+        dtype: torch.dtype,
+        memo: dict[str, Any],
+    ) -> list[Tensor]:
+        """Return ``(sums * scale) * weight_scale + bias`` of every weight, as ``dtype``.
+
+        Each step is rounded in the type of the scales. With several scales a row, sums of
+        groups are scaled and added first, in an order of the backend's own.
+
+        Parameters
+        ----------
+        codes : int8 tensor of shape (..., in_features)
+        scale : floating tensor of shape (..., 1)
+        weights : sequence of StoredWeight
+            Layers that read these codes, alike in width and number of scales.
+        dtype : torch.dtype
+            Type of the outputs.
+        memo : dict
+            The caller's, for what a backend wants to find again at the next call.
+        """
+        ...
+
+
+class RowsBackend(Backend[RowsProblem], Protocol):
+    """A backend that transforms rows and turns them into codes."""
+
+    def quantize(
+        self, x: Tensor, factors: tuple[Tensor | None, Tensor | None], clip: Tensor, bits: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return int8 codes of the shape of ``x`` and scales of shape (..., 1).
+
+        Parameters
+        ----------
+        x : floating tensor of shape (..., n)
+        factors : pair of square tensors or None
+            The Kronecker factors that multiply every row; ``None`` for an identity.
+        clip : tensor of shape (2,)
+            Fractions of each row's minimum and maximum to keep.
+        bits : int
+            Width of the codes.
+        """
+        ...
+
 
 BACKENDS: Registry[LinearProblem, LinearBackend] = Registry(
     "linear",
@@ -30,4 +79,13 @@ BACKENDS: Registry[LinearProblem, LinearBackend] = Registry(
         "portable": "tesseral.quantization.kernels.portable:PortableLinear",
     },
     env="TESSERAL_LINEAR_BACKEND",
+)
+
+ROWS: Registry[RowsProblem, RowsBackend] = Registry(
+    "rows",
+    {
+        "cpu": "tesseral.quantization.kernels.cpu:CpuRows",
+        "portable": "tesseral.quantization.kernels.portable:PortableRows",
+    },
+    env="TESSERAL_ROWS_BACKEND",
 )

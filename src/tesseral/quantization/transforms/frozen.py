@@ -37,9 +37,19 @@ class FrozenKronecker(nn.Module):
                 frozen.get_buffer(name).copy_(factor)
         return frozen
 
+    @property
+    def factors(self) -> list[Tensor | None]:
+        """The matrices; ``None`` for an identity."""
+        return [None if name is None else self.get_buffer(name) for name in self.names]
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a hook waits for what this module returns."""
+        return bool(self._forward_hooks or self._forward_pre_hooks)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the rows of ``x`` times the product, in the type of the factors."""
-        factors = [None if name is None else self.get_buffer(name) for name in self.names]
+        factors = self.factors
         present = next((f for f in factors if f is not None), None)
         if present is None:
             return x
