@@ -157,3 +157,23 @@ def test_experts_learn(tmp_path):
     losses = [step.loss for step in steps if step.block == 0]
     # a token whose router changes its mind moves the loss more than one epoch of learning
     assert sum(losses[-4:]) < sum(losses[:4])
+
+
+def test_a_model_that_sees_images_still_does(tmp_path):
+    source = save(make("gemma3"), tmp_path / "model")
+    out = quantize(source, no_rounding("flatquant", **SHORT), TEXT, tmp_path / "out")
+    original, model = load(source)[0], load(out)[0]
+    ids = token_ids(1, 12).remainder(50) + 1
+    image = slice(3, 3 + original.config.mm_tokens_per_image)
+    ids[:, image] = original.config.image_token_index
+    types = torch.zeros_like(ids)
+    types[:, image] = 1
+    pixels = torch.linspace(-1, 1, 3 * 28 * 28).reshape(1, 3, 28, 28)
+    options = {"token_type_ids": types, "use_cache": False}
+    with torch.no_grad():
+        got, expected, other = (
+            m(ids, pixel_values=p, **options).logits
+            for m, p in ((model, pixels), (original, pixels), (original, -pixels))
+        )
+    assert relative(got, expected) < 1e-4
+    assert relative(got, other) > 1e-3

@@ -6,7 +6,7 @@ import torch
 from support.models import token_ids
 from support.quantised import MODELS
 from tesseral.llm.capture import block_arguments, hidden_states
-from tesseral.llm.layouts import blocks_of
+from tesseral.llm.layouts import blocks_of, final_norm_of
 
 TOKENS = token_ids(5, 9)
 
@@ -41,7 +41,7 @@ def test_blocks_called_with_the_arguments_found_give_the_models_output(name):
         for block, arguments in zip(blocks_of(model), found, strict=True):
             hidden = block(hidden, **arguments)
         expected = model.model(TOKENS, use_cache=False).last_hidden_state
-        assert torch.equal(model.model.norm(hidden), expected)
+        assert torch.equal(final_norm_of(model)(hidden), expected)
 
 
 def test_a_model_in_half_precision_is_captured_in_single():

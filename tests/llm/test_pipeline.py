@@ -33,6 +33,7 @@ from tesseral._errors import (
 )
 from tesseral.datasets import load_books_excerpt, load_embedded_lm
 from tesseral.llm import load, perplexity, pipeline, quantize
+from tesseral.llm.layouts import blocks_of
 from tesseral.llm.lazy_model import LazyModel
 from tesseral.llm.resume import Progress
 from tesseral.quantization import QuantizationConfig
@@ -72,7 +73,7 @@ def test_what_is_loaded_is_what_was_made(name, transform, tmp_path, monkeypatch)
     made = {}
 
     def keep(progress, block, state, facts):
-        made.update({f"model.layers.{block}.{name}": t.clone() for name, t in state.items()})
+        made.update({f"{block}.{name}": t.clone() for name, t in state.items()})
         save_block(progress, block, state, facts)
 
     save_block = Progress.save
@@ -80,8 +81,7 @@ def test_what_is_loaded_is_what_was_made(name, transform, tmp_path, monkeypatch)
     source = save(MODELS[name]("tesseral"), tmp_path / "model")
     out = quantize(source, settings(transform=transform), TEXT, tmp_path / "out")
     model, reader = load(out)
-    loaded = {name: t for name, t in model.state_dict().items() if "layers" in name}
-    assert same_tensors(loaded, made)
+    assert same_tensors(blocks_of(model).state_dict(), made)
     assert reader(TEXT).input_ids == load(source)[1](TEXT).input_ids
     assert perplexity(model, reader, TEXT[:64], 16) < 1e4
 

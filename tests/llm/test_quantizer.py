@@ -130,6 +130,7 @@ def test_an_architecture_without_layout_is_named(tmp_path):
 
 def test_a_model_without_blocks_is_named():
     with pytest.raises(
-        UnsupportedModelError, match=r"Linear has no decoder blocks under model\.lay"
+        UnsupportedModelError,
+        match=r"Linear has no decoder blocks under model\.layers or model\.language_model\.layers",
     ):
         blocks_of(torch.nn.Linear(2, 2))

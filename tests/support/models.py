@@ -8,7 +8,9 @@ from transformers import (
     BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3Config,
     Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     GptOssConfig,
     GptOssForCausalLM,
@@ -109,6 +111,39 @@ def tiny_gemma3(attention: str = "eager", seed: int = 0, **changes) -> PreTraine
     } | changes
     config = Gemma3TextConfig(**_SHAPE | changes, attn_implementation=attention)
     return _build(Gemma3ForCausalLM, config, seed)
+
+
+def tiny_gemma3_seeing(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:
+    """Return a Gemma 3 with an encoder of images, which are four tokens each."""
+    n_layers = changes.get("num_hidden_layers", _SHAPE["num_hidden_layers"])
+    text = {
+        "head_dim": 16,
+        "sliding_window": SLIDING_WINDOW,
+        "layer_types": (["sliding_attention", "full_attention"] * n_layers)[:n_layers],
+    }
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    config = Gemma3Config(
+        text_config=_SHAPE | text | changes,
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        # the last tokens of the vocabulary
+        boi_token_index=58,
+        eoi_token_index=59,
+        image_token_index=60,
+        attn_implementation=attention,
+    )
+    model = _build(Gemma3ForConditionalGeneration, config, seed)
+    # it starts at zero: images would not be seen
+    projection = model.model.multi_modal_projector.mm_input_projection_weight
+    projection.data = torch.linspace(-1, 1, projection.numel()).reshape(projection.shape)
+    return model
 
 
 def tiny_phi3(attention: str = "eager", seed: int = 0, **changes) -> PreTrainedModel:

@@ -8,6 +8,7 @@ import torch
 from support.models import (
     tiny_gemma2,
     tiny_gemma3,
+    tiny_gemma3_seeing,
     tiny_llama,
     tiny_mistral,
     tiny_mixtral,
@@ -47,6 +48,7 @@ MODELS = {
     "qwen3": tiny_qwen3,
     "gemma2": tiny_gemma2,
     "gemma3_text": tiny_gemma3,
+    "gemma3": tiny_gemma3_seeing,
     "phi3": tiny_phi3,
     "olmo2": tiny_olmo2,
     "mixtral": tiny_mixtral,

@@ -59,7 +59,8 @@ def budget(model: PreTrainedModel, config: QuantizationConfig, samples: int, len
         Shape of the calibration sequences.
     """
     sizes = [sum(p.numel() for p in block.parameters()) for block in blocks_of(model)]
-    hidden, inner = model.config.hidden_size, _inner(model.config)
+    text = model.config.get_text_config()
+    hidden, inner = text.hidden_size, _inner(text)
     weights, outside, inside = _LEARNING if config.learns else _FREEZING
     tokens = min(config.batch_size, samples) * length
     memory = max(sizes) * weights + tokens * (hidden * outside + inner * inside)

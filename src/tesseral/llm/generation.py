@@ -58,7 +58,7 @@ def generate(
     if not 0 <= seed <= LARGEST_SEED:
         raise ParameterError(f"generate: seed must be 0 to {LARGEST_SEED}, got {seed}.")
     prompt_tokens = tokenize(model, tokenizer, prompt)[None].to(model.device)
-    length, limit = prompt_tokens.shape[1], model.config.max_position_embeddings
+    length, limit = prompt_tokens.shape[1], model.config.get_text_config().max_position_embeddings
     if not 0 < length <= limit - max_new_tokens:
         raise DataError(
             f"generate: a prompt of {length} tokens and {max_new_tokens} new ones do not fit; "

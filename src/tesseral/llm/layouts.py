@@ -1,7 +1,7 @@
 """Which module plays which part, per architecture: a table of names, and how it is read."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from torch import nn
@@ -68,6 +68,7 @@ LAYOUTS: Mapping[str, tuple[BlockLayout, ...]] = {
     "qwen3": (_LLAMA,),
     "gemma2": (_GEMMA2,),
     "gemma3_text": (_GEMMA2,),
+    "gemma3": (_GEMMA2,),
     "phi3": (_PHI3,),
     "olmo2": (_OLMO2,),
     "mixtral": (_MIXTRAL,),
@@ -75,6 +76,9 @@ LAYOUTS: Mapping[str, tuple[BlockLayout, ...]] = {
     "qwen3_moe": (_MIXTRAL, _LLAMA),
 }
 """Layouts of decoder blocks by ``config.model_type``: a block has the first that fits it."""
+
+_BLOCKS = ("model.layers", "model.language_model.layers")
+"""Where the decoder blocks of a model may be: the second in models that see images, too."""
 
 
 def check_architecture(model_type: str) -> None:
@@ -187,22 +191,35 @@ def _shape(block: nn.Module, layout: BlockLayout) -> BlockShape:
     )
 
 
-def blocks_of(model: nn.Module) -> nn.ModuleList:
-    """Return the decoder blocks of a causal language model.
+def blocks_name(model: nn.Module) -> str:
+    """Return the name of the list of decoder blocks in a causal language model.
 
     Raises
     ------
     UnsupportedModelError
         If there is no list of blocks where one is expected.
     """
-    blocks = getattr(getattr(model, "model", None), "layers", None)
-    if not isinstance(blocks, nn.ModuleList):
-        raise UnsupportedModelError(
-            f"quantization: {type(model).__name__} has no decoder blocks under model.layers."
-        )
+    for name in _BLOCKS:
+        with suppress(AttributeError):
+            if isinstance(model.get_submodule(name), nn.ModuleList):
+                return name
+    raise UnsupportedModelError(
+        f"quantization: {type(model).__name__} has no decoder blocks under {' or '.join(_BLOCKS)}."
+    )
+
+
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    """Return the decoder blocks of a causal language model.
+
+    Raises
+    ------
+    UnsupportedModelError
+        As :func:`blocks_name`.
+    """
+    blocks: nn.ModuleList = model.get_submodule(blocks_name(model))  # type: ignore[assignment]
     return blocks
 
 
 def final_norm_of(model: nn.Module) -> nn.Module:
     """Return the norm between the last block and the output embedding."""
-    return model.get_submodule("model.norm")
+    return model.get_submodule(f"{blocks_name(model).rpartition('.')[0]}.norm")

@@ -19,7 +19,8 @@ from tesseral.llm.attention_interface import IMPLEMENTATION
 from tesseral.llm.layouts import blocks_of
 from tesseral.llm.loading import named_failures, read_config, refuse_partial, stored_dtype
 
-_BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+# a decoder's; the encoder of a model that sees images is not quantised
+_BLOCK = re.compile(r"(?:^|\.)(?<!encoder\.)layers\.(\d+)\.")
 
 
 class LazyModel:
@@ -54,7 +55,7 @@ class LazyModel:
                     config, dtype=dtype, attn_implementation=IMPLEMENTATION
                 )
             self.model.eval()
-            _compute_buffers(self.model)
+            _compute_buffers(self.model, self.model)
             if (path / GENERATION_CONFIG_NAME).exists():
                 self.model.generation_config = GenerationConfig.from_pretrained(
                     path, local_files_only=True
@@ -131,11 +132,16 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 @torch.no_grad()
-def _compute_buffers(model: PreTrainedModel) -> None:
-    """Give values to what transformers computes and does not store, such as frequencies."""
-    for module in model.modules():
-        names = [n for n in module._non_persistent_buffers_set if module._buffers[n] is not None]
-        for name in names:
-            module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
-        if names:
-            model._init_weights(module)
+def _compute_buffers(module: nn.Module, model: PreTrainedModel) -> None:
+    """Give values to what transformers computes and does not store, such as frequencies.
+
+    How to compute it is known to the innermost model that a module is part of.
+    """
+    model = module if isinstance(module, PreTrainedModel) else model
+    present = [n for n in module._non_persistent_buffers_set if module._buffers[n] is not None]
+    for name in present:
+        module._buffers[name] = torch.empty_like(module.get_buffer(name), device="cpu")
+    if present:
+        model._init_weights(module)
+    for child in module.children():
+        _compute_buffers(child, model)

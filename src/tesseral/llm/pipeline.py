@@ -12,7 +12,7 @@ from tesseral.llm.budget import Budget, budget, check
 from tesseral.llm.card import NAME as CARD
 from tesseral.llm.card import model_card
 from tesseral.llm.footprint import disk_bytes
-from tesseral.llm.layouts import blocks_of, check_architecture, final_norm_of
+from tesseral.llm.layouts import blocks_name, blocks_of, check_architecture, final_norm_of
 from tesseral.llm.lazy_model import LazyModel
 from tesseral.llm.loading import quiet, read_config, read_tokenizer, stored_dtype
 from tesseral.llm.quantizer import save
@@ -120,7 +120,8 @@ def quantize(
     )
     final_norm_of(lazy.model).to(dtype)
     with quiet(), disk_errors(out), atomic_directory(out, overwrite=overwrite) as temporary:
-        save(lazy.model, lazy.outside() | progress.blocks("model.layers"), config, temporary)
+        state = lazy.outside() | progress.blocks(blocks_name(lazy.model))
+        save(lazy.model, state, config, temporary)
         tokenizer.save_pretrained(temporary)
         facts = [progress.facts(index) for index in range(len(blocks_of(lazy.model)))]
         sizes = disk_bytes(source), disk_bytes(temporary)

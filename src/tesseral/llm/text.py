@@ -36,7 +36,7 @@ def clip_length(model: PreTrainedModel, sequence_length: int) -> int:
     """
     if sequence_length < 2:
         raise ParameterError(f"sequence_length must be at least 2, got {sequence_length}.")
-    limit: int = model.config.max_position_embeddings
+    limit: int = model.config.get_text_config().max_position_embeddings
     return min(sequence_length, limit)
 
 
