@@ -49,7 +49,7 @@ def test_every_thread_finds_several_strips():
     assert 2048 / cut.q_tile >= 8
 
 
-@pytest.mark.parametrize(("dtype", "rows"), [("float32", 8), ("bfloat16", 16)])
+@pytest.mark.parametrize(("dtype", "rows"), [("float32", 12), ("float16", 12), ("bfloat16", 16)])
 def test_few_rows_read_the_keys_in_place_and_once(dtype, rows):
     cut = plan(dtype=dtype, q_len=rows, kv_len=4096)
     assert cut.kernel == "streamed"
