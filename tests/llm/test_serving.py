@@ -123,6 +123,15 @@ def test_a_text_ends_before_a_stop_string(client, loaded, stream):
     assert parts[-1].finish_reason == "stop"
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_began_like_a_stop_string_is_text_at_the_end(client, loaded, stream):
+    whole = generate(*loaded, OPENING, max_new_tokens=10)
+    request = {"model": NAME, "prompt": OPENING, "max_tokens": 10, "temperature": 0}
+    answer = client.completions.create(**request, stop=whole[-3:] + "~", stream=stream)
+    parts = [part.choices[0] for part in (answer if stream else [answer])]
+    assert "".join(part.text for part in parts) == whole
+
+
 def test_tokens_are_drawn_where_a_temperature_is_given(client):
     texts = {
         client.completions.create(model=NAME, prompt=OPENING, max_tokens=12, temperature=1.5)
@@ -223,15 +232,15 @@ def test_a_client_that_goes_stops_its_request(port, engine):
     with socket.create_connection(("127.0.0.1", port)) as connection:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall((head + body).encode())
-        while not engine.n_active:
-            time.sleep(0.01)
-    while engine.n_active:
+        active = engine._cb.batch_processor.scheduler.active_requests
+        while not active:
+            time.sleep(0.001)
+        (request,) = active.values()
+    while active:
         assert time.monotonic() < started + 30
-        time.sleep(0.01)
-    state = engine._cb.batch_processor.scheduler
-    while state.active_requests:
-        assert time.monotonic() < started + 30
-        time.sleep(0.01)
+        time.sleep(0.001)
+    assert request.generated_len() < 200
+    assert engine.n_active == 0
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,23 @@ class Letters:
         return "".join(map(chr, tokens))
 
 
+class Words:
+    """A tokenizer that puts spaces between words, as many do."""
+
+    def decode(self, tokens, **_):
+        return " ".join(["one", "two", "three"][token] for token in tokens)
+
+
+def test_spaces_between_tokens_are_kept():
+    _, got = pieces_of(Words(), [0, 1, 2, 1])
+    assert got == ["one", " two", " three", " two", ""]
+
+
+def test_of_two_stop_strings_the_one_that_begins_first_counts():
+    pieces, got = pieces_of(Letters(), map(ord, "xabc"), ["b", "ab"])
+    assert ("".join(got), pieces.stopped) == ("x", True)
+
+
 @settings(deadline=None)
 @given(
     text=st.text("ab", max_size=12),
