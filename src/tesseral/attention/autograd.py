@@ -1,7 +1,7 @@
 """Attention recorded by torch's autograd, whichever backend runs it. Imports torch."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ class _Attention(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         call, *dense = inputs
         ctx.problem, ctx.sequences, ctx.refusal = call.problem, call.sequences, call.refusal
+        ctx.run = getattr(call.backend, "backward", backward)
         ctx.set_materialize_grads(False)
         if not ctx.refusal:
             ctx.save_for_backward(*dense, *output)
@@ -89,9 +90,11 @@ class _Attention(Function):
             if grad_output is None:
                 grad_output = torch.zeros_like(output)
             if ctx.sequences is None:
-                backward(ctx.problem, forward, grad_output, grad_lse, into)
+                ctx.run(ctx.problem, forward, grad_output, grad_lse, into)
             else:
-                _backward_each(ctx.problem, ctx.sequences, forward, grad_output, grad_lse, into)
+                _backward_each(
+                    ctx.run, ctx.problem, ctx.sequences, forward, grad_output, grad_lse, into
+                )
             gradients = [
                 _finished(into, name, like) for name, like in zip(NAMES, dense, strict=True)
             ]
@@ -140,6 +143,7 @@ def _allocate(problem: AttentionProblem, forward: Forward, wanted: Sequence[bool
 
 
 def _backward_each(
+    run_one: Callable[..., None],
     problem: AttentionProblem,
     sequences: Sequences,
     forward: Forward,
@@ -156,7 +160,7 @@ def _backward_each(
         def row(array: torch.Tensor | None, s: int = s) -> torch.Tensor | None:
             return array if array is None or array.ndim == 1 else array[s : s + 1]
 
-        backward(
+        run_one(
             dataclasses.replace(
                 problem, batch=1, q_len=queries.stop - queries.start, kv_len=keys.stop - keys.start
             ),

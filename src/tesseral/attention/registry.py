@@ -45,6 +45,7 @@ BACKENDS: Registry[AttentionProblem, AttentionBackend] = Registry(
     "attention",
     {
         "native": "tesseral.attention.backends.native:NativeBackend",
+        "triton": "tesseral.attention.backends.triton.backend:TritonBackend",
         "blockwise": "tesseral.attention.backends.blockwise:BlockwiseBackend",
         "reference": "tesseral.attention.backends.reference:ReferenceBackend",
     },

@@ -1,0 +1,70 @@
+"""What Triton can do on a device, asked without importing it."""
+
+import importlib.util
+from functools import cache
+
+from tesseral.runtime.registry import YES, Verdict
+
+OLDEST = (8, 0)
+"""The first compute capability with asynchronous copies, which the kernels are built on."""
+
+
+def interpreted() -> bool:
+    """Return whether kernels run in Triton's interpreter, in NumPy, on the CPU.
+
+    It multiplies bfloat16 wrongly, and knows neither assembly nor measured tiles.
+    """
+    if not _installed("triton"):
+        return False
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def ready(device: str) -> Verdict:
+    """Return whether kernels can run on a device, such as ``"cuda:0"``, and why not."""
+    if not (_installed("triton") and _installed("torch")):
+        return Verdict(False, "needs torch and Triton: pip install 'tesseral[triton]'")
+    if device == "cpu":
+        if interpreted():
+            return YES
+        return Verdict(False, "runs on CUDA devices, and on the CPU only with TRITON_INTERPRET=1")
+    if not device.startswith("cuda"):
+        return Verdict(False, f"runs on CUDA devices, not on {device}")
+    found = capability(device)
+    reason = ""
+    if found is None:
+        reason = "torch sees no CUDA device of NVIDIA"
+    elif found < OLDEST:
+        reason = "needs compute capability 8.0, {} has {}.{}".format(device, *found)
+    return Verdict(not reason, reason)
+
+
+@cache
+def capability(device: str) -> tuple[int, int] | None:
+    """Return the compute capability of a device, ``None`` where torch sees no NVIDIA device."""
+    import torch
+
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_capability(device)
+
+
+def architecture(device: str) -> tuple[int, int]:
+    """Return the compute capability to choose tiles for; the oldest for the interpreter."""
+    return (capability(device) if device.startswith("cuda") else None) or OLDEST
+
+
+@cache
+def multiprocessors(device: str) -> int:
+    """Return the number of multiprocessors of a device; 1 for the CPU."""
+    import torch
+
+    if not device.startswith("cuda"):
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@cache
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

@@ -1,0 +1,1 @@
+"""The kernels. Importing one needs Triton; everything else in this backend does not."""

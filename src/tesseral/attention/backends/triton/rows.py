@@ -1,0 +1,174 @@
+"""Launching the kernel of rows: codes and pools read in place, keys shared among programs."""
+
+from typing import Any
+
+import torch
+import triton
+
+from tesseral.attention.backends.triton.device import interpreted
+from tesseral.attention.backends.triton.kernels.rows import (
+    attention_rows_kernel,
+    merge_splits_kernel,
+)
+from tesseral.attention.backends.triton.tiles import (
+    PRECISION,
+    Results,
+    band_of,
+    dense_mask,
+    neighbours,
+    slopes_of,
+)
+from tesseral.attention.backends.triton.tuning import TileConfig, padded
+from tesseral.attention.problem import AttentionArrays, AttentionProblem
+from tesseral.core import PackedTensor
+
+
+def run_rows(
+    problem: AttentionProblem,
+    arrays: AttentionArrays,
+    results: Results,
+    config: TileConfig,
+    splits: int,
+    spans: torch.Tensor | None = None,
+    tables: torch.Tensor | None = None,
+) -> None:
+    """Write output and lse of a call with any keys: dense, codes, or in pools.
+
+    Parameters
+    ----------
+    problem : AttentionProblem
+        The call.
+    arrays : AttentionArrays
+        Of shapes as of :func:`tesseral.attention.attention`; packed sequences in one batch.
+        Pools are (n_blocks, kv_heads, block_size, head_dim or value_dim), as views.
+    results : Results
+        Where to write.
+    config : TileConfig
+        The tiles.
+    splits : int
+        Parts that the keys are cut in.
+    spans : int32 tensor of shape (4, n_sequences), optional
+        Start and length of each sequence's queries, and of its keys.
+    tables : int32 tensor of shape (n_sequences, max_blocks), optional
+        Blocks of each sequence.
+    """
+    mask, mask_strides = dense_mask(problem, arrays)
+    query = neighbours(arrays.query)
+    key, key_scale, key_offset, key_bits = _parts(arrays.key)
+    value, value_scale, value_offset, value_bits = _parts(arrays.value)
+    slopes, slope_batch = slopes_of(arrays)
+    sums = states = None
+    if splits > 1:
+        rows = results.lse.numel()
+        sums = query.new_empty((rows, splits, problem.value_dim), dtype=torch.float32)
+        states = query.new_empty((rows, splits, 2), dtype=torch.float32)
+    row_tiles = triton.cdiv(problem.q_len * problem.group, config.q_tile)
+    grid = (row_tiles * splits * problem.kv_heads * problem.batch,)
+    attention_rows_kernel[grid](
+        query,
+        key,
+        value,
+        key_scale,
+        key_offset,
+        value_scale,
+        value_offset,
+        results.output,
+        results.lse,
+        sums,
+        states,
+        mask,
+        arrays.sinks,
+        slopes,
+        spans,
+        tables,
+        *query.stride()[:3],
+        *key.stride()[:3],
+        *value.stride()[:3],
+        *_steps(key_scale),
+        *_steps(value_scale),
+        *results.output.stride()[:3],
+        *results.lse.stride()[:3],
+        *mask_strides,
+        slope_batch,
+        0 if tables is None else tables.stride(0),
+        0 if tables is None else key.shape[2],
+        problem.batch,
+        problem.kv_heads,
+        row_tiles,
+        splits,
+        problem.q_len,
+        problem.kv_len,
+        scale=problem.scale,
+        softcap=problem.softcap or 0.0,
+        GROUP=problem.group,
+        KEY_BITS=key_bits,
+        KEY_OFFSET=key_offset is not None,
+        VALUE_BITS=value_bits,
+        VALUE_OFFSET=value_offset is not None,
+        MASK=problem.mask,
+        SOFTCAP=problem.softcap is not None,
+        ALIBI=problem.alibi,
+        SINKS=problem.sinks,
+        PACKED=spans is not None,
+        PAGED=tables is not None,
+        SPLIT=splits > 1,
+        PRECISION=PRECISION,
+        ASSEMBLY=not interpreted(),
+        BLOCK_M=config.q_tile,
+        BLOCK_N=config.k_tile,
+        HEAD_DIM=problem.head_dim,
+        D_PAD=padded(problem.head_dim),
+        VALUE_DIM=problem.value_dim,
+        DV_PAD=padded(problem.value_dim),
+        STAGES=config.stages,
+        num_warps=config.warps,
+        num_stages=config.stages,
+        **band_of(problem),
+    )
+    if sums is not None:
+        _merge(problem, arrays, results, sums, states, splits)
+
+
+def _merge(
+    problem: AttentionProblem,
+    arrays: AttentionArrays,
+    results: Results,
+    sums: Any,
+    states: Any,
+    splits: int,
+) -> None:
+    merge_splits_kernel[(results.lse.numel(),)](
+        sums,
+        states,
+        results.output,
+        results.lse,
+        arrays.sinks,
+        *results.output.stride()[:3],
+        *results.lse.stride()[:3],
+        problem.q_heads,
+        results.lse.shape[2],
+        splits,
+        SINKS=problem.sinks,
+        BLOCK_S=min(32, triton.next_power_of_2(splits)),
+        VALUE_DIM=problem.value_dim,
+        DV_PAD=padded(problem.value_dim),
+        num_warps=4,
+    )
+
+
+def _parts(array: torch.Tensor | PackedTensor) -> tuple[Any, Any, Any, int]:
+    """Return numbers or codes, scales and offsets of equal strides, and the bits of a code."""
+    if not isinstance(array, PackedTensor):
+        return neighbours(array), None, None, 0
+    scale, offset = array.scale, array.offset
+    if scale.dtype == torch.float64:
+        scale = scale.float()
+    if offset is not None:
+        offset = offset.to(scale.dtype)
+        if offset.stride() != scale.stride():
+            scale, offset = scale.contiguous(), offset.contiguous()
+    return neighbours(array.data), scale, offset, array.bits
+
+
+def _steps(scale: torch.Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0) if scale is None else scale.stride()[:3]
