@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -51,6 +52,24 @@ def test_the_table_shows_both_models(run, quantised, original, text):
     assert f"{quantised} on {text}" in words
     for name in ("perplexity", "weights on disk", "in memory", "cache per token", "KL divergence"):
         assert f"│ {name} │" in words
+
+
+def test_the_card_takes_what_was_measured(run, quantised, original, text, tmp_path):
+    model = shutil.copytree(quantised, tmp_path / "model")
+    options = ("--max-sequences", 2, "--sequence-length", 20, "--against", original, "--json")
+    record = json.loads(run("eval", model, "--text", text, *options, "--card").stdout)
+    card = (model / "README.md").read_text()
+    assert f"The first 2 sequences of 20 tokens of `{text.name}`, through the packed" in card
+    both = f"{record['perplexity']:.3f} | {record['against']['perplexity']:.3f}"
+    assert f"| perplexity | {both} |" in card.splitlines()
+    assert "|  | this | original |" in card.splitlines()
+    assert str(tmp_path) not in card
+
+
+def test_a_model_without_a_card_of_ours_gets_none(refused, original, text):
+    line = refused("eval", original, "--text", text, "--max-sequences", 1, "--card")
+    assert "is no card that this package wrote" in line
+    assert not (original / "README.md").exists()
 
 
 def test_the_length_that_was_used_is_the_one_reported(run, original, text):

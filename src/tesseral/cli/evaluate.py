@@ -30,6 +30,9 @@ def evaluate(
             show_default="none",
         ),
     ] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="Also write the result into the model's card.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure a model on a text: perplexity, with its cache as in generation, and sizes.
@@ -39,10 +42,26 @@ def evaluate(
     words = text_to_use(text, "test")
     require_llm("eval")
     record = measure(model, against, words, sequence_length, max_sequences)
+    if card:
+        _write_card(record, text, max_sequences)
     if json:
         print_json(record)
     else:
         print_table(f"{model} on {text or 'the books in the package'}", *rows(record))
+
+
+def _write_card(record: dict[str, Any], text: Path | None, max_sequences: int | None) -> None:
+    from tesseral.llm.card import write_measured
+
+    source = "the books in the package" if text is None else f"`{text.name}`"
+    number = "All" if max_sequences is None else f"The first {max_sequences}"
+    words = (
+        f"{number} sequences of {record['sequence_length']} tokens of {source}, through the packed "
+        "weights and the packed cache."
+    )
+    columns, cells = rows(record)
+    columns = ["", "this", "original"][: len(columns)]
+    write_measured(model_directory(record["model"]), words, columns, cells)
 
 
 def measure(
