@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tesseral.cli.bench_cluster import cluster
+from tesseral.cli.bench_linear import linear
 from tesseral.cli.bench_llm import llm
 from tesseral.cli.bench_regress import regress
 from tesseral.cli.console import print_table, progress
@@ -74,6 +75,7 @@ def attention(
 BENCHES: dict[str, Callable[..., None]] = {
     "attention": attention,
     "cluster": cluster,
+    "linear": linear,
     "llm": llm,
     "regress": regress,
 }

@@ -1,0 +1,123 @@
+"""Ours and others, as calls to be timed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+
+import torch
+from torch import Tensor
+
+from tesseral._errors import TesseralError
+from tesseral.bench.linear.cases import INT8, Case
+from tesseral.core.kronecker import balanced_factors
+from tesseral.core.packing import pack
+from tesseral.quantization.kernels.portable import PortableLinear, PortableRows
+from tesseral.quantization.linear import QuantizedActivation, QuantizedInput, QuantizedLinear
+
+Call = Callable[[], object]
+_SMALLEST_INT8 = 17  # tokens that torch's product takes
+
+
+def sides(case: Case, copies: Mapping[str, int]) -> dict[str, Call]:
+    """Return every side of a case by name, ours checked against torch's operations.
+
+    Parameters
+    ----------
+    case : Case
+    copies : mapping of str to int
+        How many weights a side takes in turn, so that none is found in a cache.
+    """
+    generator = torch.Generator().manual_seed(0)
+    dtype = getattr(torch, case.dtype)
+    x = torch.randn(case.tokens, case.in_features, generator=generator).to(dtype)
+    source = quantized_input(case, generator)
+    layers = [quantized_layer(case, source, generator) for _ in range(copies["ours"])]
+    check(layers[0], x)
+    found = {"ours": taking_turns(layers, x)}
+    name = f"torch {case.dtype}"
+    shape = (case.out_features, case.in_features)
+    dense = [torch.randn(shape, generator=generator).to(dtype) for _ in range(copies[name])]
+    found[name] = taking_turns([torch.nn.functional.linear], x, dense)
+    if case.tokens >= _SMALLEST_INT8:
+        codes = torch.randint(-8, 8, x.shape, generator=generator, dtype=torch.int8)
+        weight = torch.randint(-8, 8, shape, generator=generator, dtype=torch.int8).T
+        found[INT8] = lambda: torch._int_mm(codes, weight)
+    return found
+
+
+def input_sides(case: Case) -> dict[str, Call]:
+    """Return the two ways to transform and quantise rows."""
+    generator = torch.Generator().manual_seed(0)
+    dtype = getattr(torch, case.dtype)
+    x = torch.randn(case.tokens, case.in_features, generator=generator).to(dtype)
+    source = quantized_input(case, generator)
+    left, right = source.transform.factors
+    unfused = PortableRows()
+    ours, theirs = source.compute(x), unfused.quantize(x, (left, right), source.clip, source.bits)
+    if not isinstance(ours, QuantizedActivation) or not torch.allclose(
+        ours.scale, theirs[1], rtol=1e-5
+    ):
+        raise TesseralError("bench linear: fused and unfused scales differ.")
+    return {
+        "ours": lambda: source.compute(x),
+        "unfused": lambda: unfused.quantize(x, (left, right), source.clip, source.bits),
+    }
+
+
+def quantized_input(case: Case, generator: torch.Generator) -> QuantizedInput:
+    """Return an input with random orthogonal factors."""
+    source = QuantizedInput(balanced_factors(case.in_features), bits=case.activation_bits)
+    for factor in source.transform.buffers():
+        factor.copy_(torch.linalg.qr(torch.randn(factor.shape, generator=generator))[0])
+    return source
+
+
+def quantized_layer(
+    case: Case, source: QuantizedInput, generator: torch.Generator
+) -> QuantizedLinear:
+    """Return a layer of its own over the input, with random codes and scales."""
+    layer = QuantizedLinear(
+        case.in_features,
+        case.out_features,
+        source,
+        bias=False,
+        bits=case.weight_bits,
+        group_size=case.group_size,
+    )
+    codes = torch.randint(
+        -8, 8, (case.out_features, case.in_features), generator=generator, dtype=torch.int8
+    )
+    layer.weight_codes.copy_(pack(codes, case.weight_bits))
+    layer.weight_scale.uniform_(0.005, 0.015, generator=generator)
+    source.readers = 1  # each is a layer of another model's
+    return layer
+
+
+def check(layer: QuantizedLinear, x: Tensor) -> None:
+    """Compare a few tokens with torch's operations on the same codes.
+
+    Raises
+    ------
+    TesseralError
+        If they differ by more than roundings explain.
+    """
+    prepared = layer._source[0].compute(x[:3])
+    if not isinstance(prepared, QuantizedActivation):
+        raise TesseralError("bench linear: the input was not quantised.")
+    (expected,) = PortableLinear().linears(
+        prepared.codes, prepared.scale, [layer.stored], torch.float32, {}
+    )
+    found = layer(x[:3]).float()
+    step = 2.0**-7 if x.dtype == torch.bfloat16 else 1e-5
+    if not torch.allclose(found, expected, rtol=step, atol=step * expected.abs().max().item()):
+        raise TesseralError("bench linear: the kernel and torch's operations differ.")
+
+
+def taking_turns(
+    functions: Sequence[Callable[..., Tensor]], x: Tensor, others: list[Tensor] | None = None
+) -> Call:
+    """Return a call that takes the next function, or the next weight, each time."""
+    turns = cycle(functions)
+    if others is None:
+        return lambda: next(turns)(x)
+    weights = cycle(others)
+    return lambda: next(turns)(x, next(weights))

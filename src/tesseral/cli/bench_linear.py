@@ -1,0 +1,70 @@
+"""``tesseral bench linear``: four-bit linear layers against torch's."""
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tesseral.cli.console import print_table, progress
+from tesseral.runtime.extras import require
+from tesseral.runtime.files import atomic_file, check_output
+
+
+def linear(
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all numbers here, as JSON.")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the ratios here, as a PNG image.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure less often.")] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Threads of all sides.", show_default="as kernels use"),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that exist.")
+    ] = False,
+) -> None:
+    """Measure our four-bit linear layers, transform and quantisation included, against torch's.
+
+    Example: tesseral bench linear --json linear.json --png linear.png
+    """
+    require("torch", extra="torch", purpose="tesseral bench linear")
+    if png is not None:
+        from tesseral.report.charts import require_matplotlib
+
+        require_matplotlib()
+    for file in (json, png):
+        if file is not None:
+            check_output(file, overwrite=overwrite)
+    from tesseral.bench.linear.run import run
+    from tesseral.bench.linear.tables import chart
+
+    with progress() as bars:
+        task = bars.add_task("linear", total=None)
+        record = run(
+            quick=quick, threads=threads, watch=lambda name: bars.update(task, description=name)
+        )
+    if json is not None:
+        with atomic_file(json, overwrite=overwrite) as temporary:
+            temporary.write_text(json_format.dumps(record, indent=2), encoding="utf-8")
+    if png is not None:
+        with atomic_file(png, overwrite=overwrite) as temporary:
+            temporary.write_bytes(chart(record))
+    show(record)
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print a record for people."""
+    from tesseral.bench.linear.tables import bar_rows, time_rows
+
+    ceilings = record["ceilings"]
+    best = max(rates.get("dot_int8", 0.0) for rates in ceilings["products"].values())
+    print_table(
+        f"Linear layers on {record['threads']} threads; ceilings {best / 1e9:.0f} GOP/s in int8, "
+        f"{ceilings['read'] / 1e9:.1f} GB/s of reading",
+        *time_rows(record),
+    )
+    print_table("What must hold", *bar_rows(record))
