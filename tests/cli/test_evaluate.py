@@ -66,6 +66,23 @@ def test_the_card_takes_what_was_measured(run, quantised, original, text, tmp_pa
     assert str(tmp_path) not in card
 
 
+def test_the_report_shows_how_flat_both_models_are(run, quantised, original, text, tmp_path):
+    file = tmp_path / "report.html"
+    options = ("--max-sequences", 1, "--against", original, "--report", file)
+    assert run("eval", quantised, "--text", text, *options).exit_code == 0
+    written = file.read_text()
+    assert written.count("<svg") == 2 * 4 + 2  # activations and weights of four inputs, errors
+    assert "<td>perplexity</td>" in written
+    for words in ("attention_input, activations", "mlp_hidden, weights", "Error of each block"):
+        assert words in written
+
+
+def test_a_report_without_an_original_is_refused(refused, quantised, text, tmp_path):
+    line = refused("eval", quantised, "--text", text, "--report", tmp_path / "report.html")
+    assert "--report compares with the original; give --against ORIGINAL" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_model_without_a_card_of_ours_gets_none(refused, original, text):
     line = refused("eval", original, "--text", text, "--max-sequences", 1, "--card")
     assert "is no card that this package wrote" in line

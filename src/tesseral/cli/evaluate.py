@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from tesseral._errors import ParameterError
 from tesseral.cli.console import print_json, print_table, progress
 from tesseral.cli.inputs import Model, model_directory, require_llm, text_to_use
 from tesseral.report.units import bytes_text
+from tesseral.runtime.files import atomic_file
 
 
 def evaluate(
@@ -33,21 +35,47 @@ def evaluate(
     card: Annotated[
         bool, typer.Option("--card", help="Also write the result into the model's card.")
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="HTML file to write, with pictures of how flat both models are; needs --against.",
+            show_default="none",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure a model on a text: perplexity, with its cache as in generation, and sizes.
 
     Example: tesseral eval lm-5m-w4a4 --against embedded --sequence-length 512
     """
+    if report is not None and against is None:
+        raise ParameterError("eval: --report compares with the original; give --against ORIGINAL.")
     words = text_to_use(text, "test")
     require_llm("eval")
     record = measure(model, against, words, sequence_length, max_sequences)
+    if report is not None and against is not None:
+        _write_report(report, model, against, words, rows(record))
     if card:
         _write_card(record, text, max_sequences)
     if json:
         print_json(record)
     else:
         print_table(f"{model} on {text or 'the books in the package'}", *rows(record))
+
+
+def _write_report(
+    file: Path, model: str, against: str, text: str, measured: tuple[list[str], list[list[str]]]
+) -> None:
+    from tesseral import llm
+    from tesseral.llm.block_error import block_errors
+    from tesseral.llm.flatness import flatness
+    from tesseral.report.evaluation import evaluation_page
+
+    (ours, tokenizer), (original, _) = (llm.load(model_directory(m)) for m in (model, against))
+    sites = [flatness(m, tokenizer, text) for m in (ours, original)]
+    errors = block_errors(ours, original, tokenizer, text)
+    with atomic_file(file, overwrite=True) as new:
+        new.write_text(evaluation_page(model, measured, *sites, errors), encoding="utf-8")
 
 
 def _write_card(record: dict[str, Any], text: Path | None, max_sequences: int | None) -> None:
