@@ -72,10 +72,15 @@ def _write_report(
     from tesseral.report.evaluation import evaluation_page
 
     (ours, tokenizer), (original, _) = (llm.load(model_directory(m)) for m in (model, against))
-    sites = [flatness(m, tokenizer, text) for m in (ours, original)]
-    errors = block_errors(ours, original, tokenizer, text)
+    page = evaluation_page(
+        model,
+        measured,
+        flatness(ours, tokenizer, text),
+        flatness(original, tokenizer, text),
+        block_errors(ours, original, tokenizer, text),
+    )
     with atomic_file(file, overwrite=True) as new:
-        new.write_text(evaluation_page(model, measured, *sites, errors), encoding="utf-8")
+        new.write_text(page, encoding="utf-8")
 
 
 def _write_card(record: dict[str, Any], text: Path | None, max_sequences: int | None) -> None:
