@@ -207,7 +207,7 @@ def test_the_rows_backends_agree(dtype):
     )
     x = rows(2, 5, 64).to(dtype)
     found = {
-        name: ROWS.choose(asked, name).quantize(x, tuple(source.transform.factors), source.clip, 4)
+        name: ROWS.choose(asked, name).quantize(x, source.transform.factors, source.clip, 4, {})
         for name in ROWS.names
     }
     (codes_a, scale_a), (codes_b, scale_b) = found.values()

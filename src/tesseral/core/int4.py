@@ -228,8 +228,14 @@ def takes_groups(in_features: int, groups: int) -> bool:
     )
 
 
+_NAMES: dict[Any, str] = {}
+
+
 def _dtype_name(array: Any) -> str:
-    return str(array.dtype).removeprefix("torch.")
+    name = _NAMES.get(array.dtype)
+    if name is None:
+        name = _NAMES[array.dtype] = str(array.dtype).removeprefix("torch.")
+    return name
 
 
 def _address(array: Any) -> int:
@@ -268,6 +274,5 @@ def _check_rows(codes: Any, length: int) -> int:
 
 
 def _check_cpu(name: str, array: Any) -> None:
-    device = str(getattr(array, "device", "cpu"))
-    if device != "cpu":
-        raise ParameterError(f"Int4Linears: {name} must be on the CPU, got device {device}.")
+    if not getattr(array, "is_cpu", True):
+        raise ParameterError(f"Int4Linears: {name} must be on the CPU, got device {array.device}.")

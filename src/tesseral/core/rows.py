@@ -1,5 +1,6 @@
 """Rows times a Kronecker product of matrices, then as signed codes, in one pass of a kernel."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from tesseral import _native
@@ -61,92 +62,129 @@ def quantize_rows(
     >>> codes * scale
     array([[-4. ,  3.5,  1. ,  2. ]], dtype=float32)
     """
-    if not 2 <= bits <= 8:
-        raise ParameterError(f"quantize_rows: bits={bits} do not fit int8 codes; 2 to 8 do.")
-    element = _dtype_name(rows)
-    if element not in _ELEMENTS:
-        raise DtypeError(f"quantize_rows: rows must be one of {_ELEMENTS}, got {element}.")
-    m, n = _matrix("rows", rows)
-    left, right = _sizes(factors, n)
-    _expect("codes", codes, "int8", (m, n))
-    _expect("scale", scale, "float32", (m, 1))
-    _expect("clip", clip, "float32", (2,))
-    _native.quantize_rows(
-        element,
-        _address(rows),
-        _distance(rows),
-        m,
-        left,
-        right,
-        0 if factors[0] is None else _address(factors[0]),
-        0 if factors[1] is None else _address(factors[1]),
-        _address(clip),
-        bits,
-        _address(codes),
-        _distance(codes),
-        _address(scale),
-        cpu_threads(threads),
-        cpu_target(target),
-    )
+    RowQuantizer(factors, clip, bits)(rows, codes, scale, threads=threads, target=target)
 
 
-def _sizes(factors: tuple[Any, Any], n: int) -> tuple[int, int]:
-    sizes = []
-    for factor in factors:
-        if factor is not None:
-            _expect("factor", factor, "float32", (len(factor),) * 2)
-        sizes.append(None if factor is None else len(factor))
-    left, right = sizes
-    if left is None:
-        left = 1 if right is None else n // max(right, 1)
-    right = n // max(left, 1) if right is None else right
-    if left < 1 or right < 1 or left * right != n:
-        raise ShapeError(f"quantize_rows: factors of sizes {tuple(sizes)} do not fit {n} columns.")
-    return left, right
+class RowQuantizer:
+    """What :func:`quantize_rows` does, with factors and clip that were looked at before.
+
+    Parameters
+    ----------
+    factors, clip, bits
+        As for :func:`quantize_rows`; the arrays are kept.
+
+    Raises
+    ------
+    DtypeError, ShapeError, ParameterError
+        If they do not fit.
+    """
+
+    def __init__(self, factors: Sequence[Any], clip: Any, bits: int) -> None:
+        if not 2 <= bits <= 8:
+            raise ParameterError(f"quantize_rows: bits={bits} do not fit int8 codes; 2 to 8 do.")
+        for factor in factors:
+            if factor is not None:
+                _expect("factor", factor, "float32", (len(factor),) * 2)
+        _expect("clip", clip, "float32", (2,))
+        self._arrays = (*factors, clip)
+        self._sizes = tuple(None if factor is None else len(factor) for factor in factors)
+        self._addresses = [0 if a is None else _address(a) for a in self._arrays]
+        self._bits = bits
+
+    def reads(self, factors: Sequence[Any], clip: Any) -> bool:
+        """Whether these arrays lie where those it was made with lay."""
+        return self._addresses == [0 if a is None else _address(a) for a in (*factors, clip)]
+
+    def __call__(
+        self,
+        rows: Any,
+        codes: Any,
+        scale: Any,
+        *,
+        threads: int | None = None,
+        target: str | None = None,
+    ) -> None:
+        """Fill ``codes`` and ``scale``; see :func:`quantize_rows`."""
+        element = _dtype_name(rows)
+        if element not in _ELEMENTS:
+            raise DtypeError(f"quantize_rows: rows must be one of {_ELEMENTS}, got {element}.")
+        if rows.ndim != 2:
+            raise ShapeError(
+                f"quantize_rows: rows must be a matrix, got shape {tuple(rows.shape)}."
+            )
+        m, n = rows.shape
+        left, right = self._split(n)
+        stride = _expect("rows", rows, element, (m, n))
+        codes_stride = _expect("codes", codes, "int8", (m, n))
+        if _expect("scale", scale, "float32", (m, 1)) != 1:
+            raise ShapeError("quantize_rows: scale must be contiguous in C order.")
+        left_factor, right_factor, clip = self._addresses
+        _native.quantize_rows(
+            element,
+            _address(rows),
+            stride,
+            m,
+            left,
+            right,
+            left_factor,
+            right_factor,
+            clip,
+            self._bits,
+            _address(codes),
+            codes_stride,
+            _address(scale),
+            cpu_threads(threads),
+            cpu_target(target),
+        )
+
+    def _split(self, n: int) -> tuple[int, int]:
+        left, right = self._sizes
+        if left is None:
+            left = 1 if right is None else n // max(right, 1)
+        if right is None:
+            right = n // max(left, 1)
+        if left < 1 or right < 1 or left * right != n:
+            raise ShapeError(
+                f"quantize_rows: factors of sizes {self._sizes} do not fit {n} columns."
+            )
+        return left, right
 
 
-def _expect(name: str, array: Any, dtype: str, shape: tuple[int, ...]) -> None:
+def _expect(name: str, array: Any, dtype: str, shape: tuple[int, ...]) -> int:
+    """Check an array whose last axis has neighbours; return the distance along its first."""
     if _dtype_name(array) != dtype:
         raise DtypeError(f"quantize_rows: {name} must be {dtype}, got {_dtype_name(array)}.")
     if tuple(array.shape) != shape:
         raise ShapeError(
             f"quantize_rows: {name} must have shape {shape}, got {tuple(array.shape)}."
         )
-    _matrix(name, array)
-    if name not in ("codes", "rows") and array.ndim > 1 and _distance(array) != shape[-1]:
-        raise ShapeError(f"quantize_rows: {name} must be contiguous in C order.")
-
-
-def _matrix(name: str, array: Any) -> tuple[int, int]:
-    """Check that elements of a row are neighbours; return the shape."""
-    device = str(getattr(array, "device", "cpu"))
-    if device != "cpu":
-        raise ParameterError(f"quantize_rows: {name} must be on the CPU, got device {device}.")
-    steps, shape = _steps(array), tuple(int(n) for n in array.shape)
-    if name == "rows" and len(shape) != 2:
-        raise ShapeError(f"quantize_rows: rows must be a matrix, got shape {shape}.")
-    apart = len(shape) > 1 and shape[0] > 1 and steps[0] < shape[-1]
-    if (shape[-1] > 1 and steps[-1] != 1) or apart:
-        raise ShapeError(
-            f"quantize_rows: elements of a row of {name} must be neighbours, got shape "
-            f"{shape} with steps {steps}."
-        )
-    return shape[0], shape[-1]
-
-
-def _steps(array: Any) -> tuple[int, ...]:
-    """Return the distance along each axis, in elements."""
     if hasattr(array, "data_ptr"):
-        return tuple(array.stride())
-    return tuple(stride // array.itemsize for stride in array.strides)
+        on_cpu, steps = array.is_cpu, array.stride()
+    else:
+        on_cpu, steps = True, [stride // array.itemsize for stride in array.strides]
+    if not on_cpu:
+        raise ParameterError(
+            f"quantize_rows: {name} must be on the CPU, got device {array.device}."
+        )
+    distance = int(steps[0]) if shape[0] > 1 or len(shape) == 1 else shape[-1]
+    if (shape[-1] > 1 and steps[-1] != 1) or (len(shape) > 1 and distance < shape[-1]):
+        raise ShapeError(
+            f"quantize_rows: elements of a row of {name} must be neighbours, got shape {shape} "
+            f"with steps {tuple(steps)}."
+        )
+    if name == "factor" and distance != shape[-1]:
+        raise ShapeError(f"quantize_rows: {name} must be contiguous in C order.")
+    return distance
 
 
-def _distance(array: Any) -> int:
-    return max(int(_steps(array)[0]), int(array.shape[-1]))
+_NAMES: dict[Any, str] = {}
 
 
 def _dtype_name(array: Any) -> str:
-    return str(array.dtype).removeprefix("torch.")
+    name = _NAMES.get(array.dtype)
+    if name is None:
+        name = _NAMES[array.dtype] = str(array.dtype).removeprefix("torch.")
+    return name
 
 
 def _address(array: Any) -> int:

@@ -59,6 +59,7 @@ class QuantizedInput(SharedInput):
         self.transform = FrozenKronecker(sizes, dtype)
         self.register_buffer("clip", torch.ones(2, dtype=dtype))
         self._layers: list[QuantizedLinear] = []
+        self._memo: dict[str, Any] = {}
 
     @property
     def layers(self) -> list["QuantizedLinear"]:
@@ -75,9 +76,10 @@ class QuantizedInput(SharedInput):
         if self.bits == OFF:
             dense: Tensor = self.transform(x)
             return dense
-        left, right = self.transform.factors
-        if self.transform.is_watched:  # someone wants to see the values
-            x, left, right = self.transform(x), None, None
+        transform, memo = self.transform, self._memo
+        factors = transform.factors
+        if transform.is_watched:  # someone wants to see the values
+            x, factors, memo = transform(x), [None, None], {}
         problem = RowsProblem(
             device=x.device.type,
             dtype=str(x.dtype).removeprefix("torch."),
@@ -85,7 +87,7 @@ class QuantizedInput(SharedInput):
             bits=self.bits,
         )
         return QuantizedActivation(
-            *ROWS.choose(problem).quantize(x, (left, right), self.clip, self.bits)
+            *ROWS.choose(problem).quantize(x, factors, self.clip, self.bits, memo)
         )
 
 

@@ -50,16 +50,16 @@ def input_sides(case: Case) -> dict[str, Call]:
     dtype = getattr(torch, case.dtype)
     x = torch.randn(case.tokens, case.in_features, generator=generator).to(dtype)
     source = quantized_input(case, generator)
-    left, right = source.transform.factors
+    factors = source.transform.factors
     unfused = PortableRows()
-    ours, theirs = source.compute(x), unfused.quantize(x, (left, right), source.clip, source.bits)
+    ours, theirs = source.compute(x), unfused.quantize(x, factors, source.clip, source.bits, {})
     if not isinstance(ours, QuantizedActivation) or not torch.allclose(
         ours.scale, theirs[1], rtol=1e-5
     ):
         raise TesseralError("bench linear: fused and unfused scales differ.")
     return {
         "ours": lambda: source.compute(x),
-        "unfused": lambda: unfused.quantize(x, (left, right), source.clip, source.bits),
+        "unfused": lambda: unfused.quantize(x, factors, source.clip, source.bits, {}),
     }
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tesseral.core.int4 import Int4Linears, linear_int4, takes_groups
 from tesseral.core.packed import PackedTensor
-from tesseral.core.rows import quantize_rows
+from tesseral.core.rows import RowQuantizer
 from tesseral.quantization.kernels.problem import LinearProblem, RowsProblem, StoredWeight
 from tesseral.quantization.kernels.scaled import scaled
 from tesseral.runtime.registry import YES, Verdict
@@ -82,7 +82,12 @@ class CpuRows:
         return YES
 
     def quantize(
-        self, x: Tensor, factors: tuple[Tensor | None, Tensor | None], clip: Tensor, bits: int
+        self,
+        x: Tensor,
+        factors: Sequence[Tensor | None],
+        clip: Tensor,
+        bits: int,
+        memo: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
         """Return codes and scales, in one pass over memory."""
         rows = x.detach().reshape(-1, x.shape[-1])
@@ -92,6 +97,9 @@ class CpuRows:
         # rows a multiple of 512 bytes apart fall into few sets of the caches
         codes = torch.empty(m, n + 64 if n % 512 == 0 else n, dtype=torch.int8)[:, :n]
         scale = torch.empty(m, 1)
-        quantize_rows(rows, factors, clip, bits, codes, scale, threads=threads_beside_torch())
+        kernel = memo.get("cpu")
+        if kernel is None or not kernel.reads(factors, clip):
+            kernel = memo["cpu"] = RowQuantizer(factors, clip, bits)
+        kernel(rows, codes, scale, threads=threads_beside_torch())
         lead = x.shape[:-1]
         return codes.view(*lead, n), scale.view(*lead, 1)

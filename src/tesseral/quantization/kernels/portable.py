@@ -56,9 +56,15 @@ class PortableRows:
         return YES
 
     def quantize(
-        self, x: Tensor, factors: tuple[Tensor | None, Tensor | None], clip: Tensor, bits: int
+        self,
+        x: Tensor,
+        factors: Sequence[Tensor | None],
+        clip: Tensor,
+        bits: int,
+        memo: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
         """Return codes and scales in the type of ``clip``."""
+        del memo
         values = x.to(clip.dtype)
         if any(factor is not None for factor in factors):
             values = kronecker_apply(values, factors)

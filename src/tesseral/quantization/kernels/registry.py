@@ -55,7 +55,12 @@ class RowsBackend(Backend[RowsProblem], Protocol):
     """A backend that transforms rows and turns them into codes."""
 
     def quantize(
-        self, x: Tensor, factors: tuple[Tensor | None, Tensor | None], clip: Tensor, bits: int
+        self,
+        x: Tensor,
+        factors: Sequence[Tensor | None],
+        clip: Tensor,
+        bits: int,
+        memo: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
         """Return int8 codes of the shape of ``x`` and scales of shape (..., 1).
 
@@ -68,6 +73,8 @@ class RowsBackend(Backend[RowsProblem], Protocol):
             Fractions of each row's minimum and maximum to keep.
         bits : int
             Width of the codes.
+        memo : dict
+            The caller's, for what a backend wants to find again at the next call.
         """
         ...
 

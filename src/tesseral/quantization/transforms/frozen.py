@@ -40,7 +40,7 @@ class FrozenKronecker(nn.Module):
     @property
     def factors(self) -> list[Tensor | None]:
         """The matrices; ``None`` for an identity."""
-        return [None if name is None else self.get_buffer(name) for name in self.names]
+        return [None if name is None else self._buffers[name] for name in self.names]
 
     @property
     def is_watched(self) -> bool:
