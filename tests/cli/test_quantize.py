@@ -15,6 +15,7 @@ from tesseral.llm import load
 from tesseral.llm.footprint import disk_bytes
 from tesseral.quantization import QuantizationConfig
 from tesseral.quantization.calibration.task import CalibrationStep
+from tesseral.quantization.config import FAST
 
 SETTINGS = (
     *("weight_bits", "activation_bits", "kv_bits", "transform", "epochs", "batch_size"),
@@ -91,6 +92,11 @@ def test_what_is_left_does_not_count_blocks_that_were_done_before(monkeypatch, c
 
 def step(block, loss, epoch, n_epochs):
     return CalibrationStep(block=block, n_blocks=4, epoch=epoch, n_epochs=n_epochs, loss=loss)
+
+
+def test_fast_changes_what_was_not_given():
+    got = command.configuration(None, {"samples": 3, "seed": None}, fast=True)
+    assert got == QuantizationConfig(**FAST | {"samples": 3})
 
 
 def test_experts_that_few_tokens_chose_are_named(run, text, tmp_path):

@@ -82,6 +82,35 @@ def test_each_epoch_of_each_block_is_reported_in_turn():
     assert {(s.n_blocks, s.n_epochs) for s in steps} == {(2, 3)}
 
 
+def test_a_block_stops_once_an_epoch_gains_too_little():
+    # no epoch halves the loss: the second is the last
+    _, steps, _ = quantised(settings(epochs=6, least_gain=0.5))
+    assert [(s.block, s.epoch, s.n_epochs) for s in steps] == [
+        (0, 1, 6), (0, 2, 2), (1, 1, 6), (1, 2, 2)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "learn", [["transforms"], ["scales"], ["clips"], ["transforms", "clips"]], ids=str
+)
+def test_only_what_is_asked_for_learns(learn, monkeypatch):
+    kept = []
+
+    class Watched(loop.SimulatedBlock):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            kept.append(self)
+
+    monkeypatch.setattr(loop, "SimulatedBlock", Watched)
+    quantised(settings(epochs=1, learn=learn))
+    kinds = {"left": "transforms", "right": "transforms", "logits": "clips"}
+    for parts in kept:
+        names = [name for name, _ in parts.named_parameters() if "factor" not in name]
+        found = {kinds.get(name.rpartition(".")[2], "scales") for name in names}
+        found |= {"transforms" for name, _ in parts.named_parameters() if "factor" in name}
+        assert found == set(learn)
+
+
 @pytest.mark.parametrize(
     "config",
     [settings(epochs=0), settings(transform="hadamard"), settings(transform="none")],

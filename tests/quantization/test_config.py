@@ -21,6 +21,9 @@ NAMED = QuantizationConfig(
     sequence_length=2,
     learning_rate=1e-4,
     clip_learning_rate=1,
+    group_size=16,
+    layers={"down_proj": {"weight_bits": 8}, "0": {"kv_bits": 8}},
+    learn=("clips",),
     seed=7,
 )
 
@@ -51,6 +54,41 @@ def test_only_learned_transforms_learn():
     assert not QuantizationConfig(transform="hadamard").learns
 
 
+def test_what_is_said_of_layers_and_blocks_is_resolved_block_by_block():
+    config = QuantizationConfig(
+        weight_bits=3,
+        key_bits=2,
+        layers={
+            "down_proj": {"weight_bits": 8, "activation_bits": 8},
+            "1": {"weight_bits": 5, "kv_bits": 7},
+            "1.q_proj": {"weight_bits": 6},
+            "10.down_proj": {"weight_bits": 2},
+        },
+    )
+    first, second, last = (config.in_block(index) for index in (0, 1, 10))
+    assert [first.layer_bits(f"mlp.{n}_proj") for n in ("up", "down")] == [(3, 4), (8, 8)]
+    assert first.cache_bits == (2, 4)
+    # a block has more to say than a name, and both together most
+    assert [second.layer_bits(f"x.{n}_proj")[0] for n in ("up", "down", "q")] == [5, 5, 6]
+    assert second.layer_bits("mlp.down_proj")[1] == 8
+    assert second.cache_bits == (7, 7)
+    assert last.layer_bits("mlp.experts.3.down_proj") == (2, 8)
+    assert first.site_bits(["mlp.up_proj", "mlp.down_proj"]) == 8
+
+
+def test_layers_that_a_block_lacks_are_refused():
+    config = QuantizationConfig(layers={"down": {"weight_bits": 8}})
+    config.check_layers(["mlp.down"])
+    with pytest.raises(ParameterError, match=r"layers names down, but a block .* has down_proj, q"):
+        config.check_layers(["mlp.down_proj", "attention.q"])
+
+
+def test_only_learned_transforms_have_learned_parts():
+    assert QuantizationConfig(learn=["clips"]).learned == ("clips",)
+    assert QuantizationConfig(transform="hadamard").learned == ()
+    assert not QuantizationConfig(learn=[]).learns
+
+
 def test_it_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
         QuantizationConfig().seed = 1
@@ -78,6 +116,21 @@ def test_only_overriding_widths_may_be_missing(name):
         ("transform", None, "transform must be one of .* got None"),
         ("rounding", "stochastic", "rounding must be one of 'nearest'"),
         ("objective", "max", "objective must be one of 'token', 'mean'"),
+        ("start", "identity", "start must be one of 'moments', 'hadamard'"),
+        ("learn", ["weights"], "learn must list some of 'transforms', 'scales', 'clips'"),
+        ("learn", "clips", "learn must list some of .*, got 'clips'"),
+        ("group_size", 0, "group_size must be an integer of at least 1"),
+        ("least_gain", -0.1, "least_gain must be zero or positive and finite"),
+        ("layers", ["down_proj"], "layers must map names to widths"),
+        ("layers", {"mlp.down_proj": {}}, "a key of layers is .* got 'mlp.down_proj'"),
+        ("layers", {"0.": {}}, "a key of layers .* got '0.'"),
+        (
+            "layers",
+            {"down_proj": {"kv_bits": 8}},
+            r"layers\['down_proj'\] may set weight_bits, act",
+        ),
+        ("layers", {"0": {"bits": 8}}, r"layers\['0'\] may set weight_bits, activation_bits, kv_b"),
+        ("layers", {"0": {"kv_bits": 9}}, r"layers\['0'\]\['kv_bits'\] must be 2 to 8, or 16"),
         ("parametrisation", "svd", "parametrisation must be one of 'cayley', 'free'"),
         ("version", 3, "version must be one of 2, got 3"),
         ("version", "1", "version must be one of 2, got '1'"),

@@ -5,6 +5,7 @@ import torch
 
 from support.models import token_ids
 from support.quantised import logits_of, tiny
+from tesseral._errors import ParameterError
 from tesseral.llm.blockwise import InMemory, quantize_blocks
 from tesseral.llm.capture import block_arguments, hidden_states
 from tesseral.llm.layouts import blocks_of, open_block
@@ -13,9 +14,14 @@ from tesseral.quantization.calibration.loop import observe
 from tesseral.quantization.calibration.moments import second_moments
 from tesseral.quantization.calibration.task import BlockTask
 from tesseral.quantization.config import QuantizationConfig
-from tesseral.quantization.numerics import row_range, symmetric_codes, symmetric_scale
+from tesseral.quantization.numerics import (
+    row_range,
+    symmetric_codes,
+    symmetric_scale,
+    weight_scale,
+)
 from tesseral.quantization.placement import INPUT_SITES
-from tesseral.quantization.rounding import compensated_codes
+from tesseral.quantization.rounding import compensated_codes, nearest_codes
 
 TOKENS = token_ids(8, 16)
 
@@ -131,3 +137,42 @@ def test_a_model_rounded_by_gptq_is_closer_to_the_original(transform):
         quantize_blocks(model, config, TOKENS, InMemory(), lambda _: None)
         errors.append(float((logits_of(model, TOKENS) - before).square().mean()))
     assert errors[1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize("groups", [1, 3, 12])
+def test_groups_are_rounded_as_weights_of_their_own(groups):
+    weight = torch.randn(5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    clip = torch.linspace(0.5, 1, 10, dtype=torch.float64).reshape(5, 2)
+    size = 12 // groups
+    scale = weight_scale(weight, clip, 4, size)
+    codes = nearest_codes(weight, scale, 4)
+    assert scale.shape == (5, groups)
+    for g, part in enumerate(weight.split(size, dim=1)):
+        own = symmetric_scale(*row_range(part, clip), 4)
+        assert torch.equal(scale[:, g : g + 1], own)
+        assert torch.equal(codes[:, g * size : (g + 1) * size], symmetric_codes(part, own, 4))
+    # with independent inputs there is nothing to make up for
+    assert torch.equal(compensated_codes(weight, scale, 4, torch.eye(12).double()), codes)
+
+
+def test_a_group_that_does_not_fit_is_refused():
+    with pytest.raises(ParameterError, match="group_size=5 does not divide the 12 channels"):
+        weight_scale(torch.ones(2, 12), torch.ones(2, 2), 4, 5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"group_size": 4}, {"layers": {"down_proj": {"weight_bits": 8, "activation_bits": 8}}}],
+    ids=["groups", "layers"],
+)
+def test_finer_scales_and_wider_layers_lose_less(changes):
+    errors = []
+    for extra in ({}, changes):
+        config = QuantizationConfig(
+            weight_bits=3, activation_bits=3, kv_bits=16, epochs=0, rounding="nearest", **extra
+        )
+        model = tiny("llama", initializer_range=0.1)
+        before = logits_of(model, TOKENS)
+        quantize_blocks(model, config, TOKENS, InMemory(), lambda _: None)
+        errors.append(float((logits_of(model, TOKENS) - before).square().mean()))
+    assert errors[1] < 0.95 * errors[0]

@@ -9,7 +9,7 @@ import typer
 
 from tesseral.cli.console import print_json, progress
 from tesseral.cli.inputs import Model, model_directory, read_text, require_llm, text_to_use
-from tesseral.quantization.config import TRANSFORMS, QuantizationConfig
+from tesseral.quantization.config import FAST, ROUNDINGS, TRANSFORMS, QuantizationConfig
 from tesseral.report.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
@@ -46,6 +46,18 @@ def quantize(
         int | None, _setting("activation_bits", "2 to 8, or 16 for off.")
     ] = None,
     kv_bits: Annotated[int | None, _setting("kv_bits", "2 to 8, or 16 for off.")] = None,
+    group_size: Annotated[
+        int | None, _setting("group_size", "Neighbours in a weight's row that share a scale.")
+    ] = None,
+    rounding: Annotated[str | None, _setting("rounding", f"One of {', '.join(ROUNDINGS)}.")] = None,
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast",
+            help=f"For a CPU: {', '.join(f'{name} {value}' for name, value in FAST.items())}, "
+            "where not given.",
+        ),
+    ] = False,
     epochs: Annotated[int | None, _setting("epochs", "Passes over the sequences.")] = None,
     samples: Annotated[int | None, _setting("samples", "Calibration sequences.")] = None,
     sequence_length: Annotated[
@@ -75,6 +87,8 @@ def quantize(
         "weight_bits": weight_bits,
         "activation_bits": activation_bits,
         "kv_bits": kv_bits,
+        "group_size": group_size,
+        "rounding": rounding,
         "epochs": epochs,
         "samples": samples,
         "sequence_length": sequence_length,
@@ -83,7 +97,7 @@ def quantize(
         "clip_learning_rate": clip_learning_rate,
         "seed": seed,
     }
-    settings = configuration(config, given)
+    settings = configuration(config, given, fast=fast)
     source, words = model_directory(model), text_to_use(text, "calibration")
     require_llm("quantize")
     from tesseral import llm
@@ -125,11 +139,13 @@ def quantize(
         typer.echo(_line(record))
 
 
-def configuration(file: Path | None, given: dict[str, Any]) -> QuantizationConfig:
+def configuration(
+    file: Path | None, given: dict[str, Any], *, fast: bool = False
+) -> QuantizationConfig:
     """Return the configuration in ``file``, or the default one, with what was given on top."""
     base = QuantizationConfig() if file is None else QuantizationConfig.from_json(read_text(file))
     changes = {name: value for name, value in given.items() if value is not None}
-    return QuantizationConfig.from_dict(base.to_dict() | changes)
+    return QuantizationConfig.from_dict(base.to_dict() | (FAST if fast else {}) | changes)
 
 
 def _announce(needed: "Budget") -> None:

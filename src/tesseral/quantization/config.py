@@ -17,6 +17,8 @@ STARTS = ("moments", "hadamard")
 LEARNABLE = ("transforms", "scales", "clips")
 OFF = 16
 LARGEST_SEED = 2**32 - 1
+FAST = {"epochs": 1, "samples": 64, "sequence_length": 1024}
+"""What to change for a result in minutes on a CPU: the start is near where learning ends."""
 _LAYER = re.compile(r"\d+|(\d+\.)?[A-Za-z_]\w*")
 _OF_A_LAYER = ("weight_bits", "activation_bits")
 

@@ -76,8 +76,13 @@ def balanced_grams(moments: Moments, sizes: list[int]) -> list[Tensor]:
         Of positive definite matrices.
     sizes : list of int
         Sizes of one or two factors.
+
+    Returns
+    -------
+    list of (n_j, n_j) float64 tensor
     """
-    grams = [torch.eye(n, dtype=moments.rows.dtype, device=moments.rows.device) for n in sizes]
+    dtype = moments.rows.dtype
+    grams = [torch.eye(n, dtype=torch.float64, device=moments.rows.device) for n in sizes]
     if len(sizes) == 1:
         return [geometric_mean(moments.rows, moments.gradients)]
     rows, gradients = (m.reshape(*sizes, *sizes) for m in (moments.rows, moments.gradients))
@@ -85,8 +90,8 @@ def balanced_grams(moments: Moments, sizes: list[int]) -> list[Tensor]:
         for j, subscripts in enumerate(("iajb,ab->ij", "iajb,ij->ab")):
             other = grams[1 - j]
             grams[j] = geometric_mean(
-                torch.einsum(subscripts, rows, other),
-                torch.einsum(subscripts, gradients, torch.linalg.inv(other)),
+                torch.einsum(subscripts, rows, other.to(dtype)),
+                torch.einsum(subscripts, gradients, torch.linalg.inv(other).to(dtype)),
             )
     return grams
 
@@ -102,8 +107,10 @@ def balanced_scale(moments: Moments, grams: list[Tensor], start: Tensor) -> Tens
     (n,) tensor
         Positive, of geometric mean one.
     """
-    rows = moments.rows * reduce(torch.kron, grams)
-    gradients = moments.gradients * reduce(torch.kron, [torch.linalg.inv(g) for g in grams])
+    dtype = moments.rows.dtype
+    inverses = [torch.linalg.inv(g).to(dtype) for g in grams]
+    rows = moments.rows * reduce(torch.kron, [g.to(dtype) for g in grams])
+    gradients = moments.gradients * reduce(torch.kron, inverses)
     logs = start.log().requires_grad_()
     optimizer = torch.optim.LBFGS([logs], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
@@ -129,7 +136,12 @@ def geometric_mean(rows: Tensor, gradients: Tensor) -> Tensor:
     ----------
     rows, gradients : (n, n) tensor
         ``S`` and ``M``, symmetric and positive definite.
+
+    Returns
+    -------
+    (n, n) float64 tensor
     """
+    rows, gradients = rows.double(), gradients.double()
     root, inverse = power(rows, 0.5), power(rows, -0.5)
     gram = inverse @ power(root @ gradients @ root, 0.5) @ inverse
     return gram / torch.exp(torch.linalg.slogdet(gram).logabsdet / len(gram))

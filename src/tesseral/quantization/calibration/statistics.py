@@ -22,7 +22,7 @@ class Moments:
 
     Attributes
     ----------
-    rows, gradients : (n, n) float64 tensor
+    rows, gradients : (n, n) tensor
         ``sum_t |g_t|^2 x_t^T x_t`` and ``sum_t |x_t|^2 g_t^T g_t``.
     """
 
@@ -116,4 +116,4 @@ def _differentiate(
 
 def _products(rows: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
     sizes, slopes = (x.square().sum(-1, keepdim=True) for x in (rows, gradients))
-    return ((rows * slopes).mT @ rows).double(), ((gradients * sizes).mT @ gradients).double()
+    return (rows * slopes).mT @ rows, (gradients * sizes).mT @ gradients
