@@ -137,6 +137,7 @@ class QuantizedLinear(nn.Module):
         self._source = (source,)
         source.add_layer(self)
         self._memo: dict[str, Any] = {}
+        self._problems: dict[str, LinearProblem] = {}
         self.register_buffer("weight", torch.empty(0, dtype=dtype))
         if bits == OFF:
             values = torch.zeros(out_features, in_features, dtype=dtype)
@@ -194,7 +195,7 @@ class QuantizedLinear(nn.Module):
         """Compute this layer and, with it, the siblings that will read the same input."""
         problem = self._problem()
         layers = self._source[0].layers
-        if not layers or layers[0] is not self or any(x._problem() != problem for x in layers):
+        if not layers or layers[0] is not self or any(x._problem() != problem for x in layers[1:]):
             layers = [self]
         outputs = BACKENDS.choose(problem).linears(
             activation.codes,
@@ -206,13 +207,17 @@ class QuantizedLinear(nn.Module):
         activation.products.update(zip(layers, outputs, strict=True))
 
     def _problem(self) -> LinearProblem:
-        return LinearProblem(
-            device=self.weight_codes.device.type,
-            weight_bits=storage_bits(self.bits),
-            activation_bits=self._source[0].bits,
-            in_features=self.in_features,
-            groups=self.weight_scale.shape[-1],
-        )
+        device = self.weight_codes.device.type
+        problem = self._problems.get(device)
+        if problem is None:
+            problem = self._problems[device] = LinearProblem(
+                device=device,
+                weight_bits=storage_bits(self.bits),
+                activation_bits=self._source[0].bits,
+                in_features=self.in_features,
+                groups=self.weight_scale.shape[-1],
+            )
+        return problem
 
     def extra_repr(self) -> str:
         """Sizes and width, for printing a model."""
