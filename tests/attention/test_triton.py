@@ -65,7 +65,10 @@ def _kernels():
         yield
 
 
-needs_kernels = pytest.mark.usefixtures("_kernels")
+def needs_kernels(test):
+    """Let a test run kernels; on a CUDA device it is one of those that need it."""
+    test = pytest.mark.usefixtures("_kernels")(test)
+    return test if DEVICE == "cpu" else pytest.mark.gpu(test)
 
 
 @contextlib.contextmanager

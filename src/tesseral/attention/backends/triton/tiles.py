@@ -111,7 +111,6 @@ def run_tiles(
         VALUE_DIM=problem.value_dim,
         DV_PAD=dv_pad,
         STAGES=config.stages,
-        SPECIALIZE=config.specialize and mask is None,
         num_warps=config.warps,
         num_stages=config.stages,
         **band_of(problem),

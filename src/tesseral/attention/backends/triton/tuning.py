@@ -32,8 +32,6 @@ class TileConfig:
         Warps of a program, and tiles of keys on their way at once.
     describe : bool
         Whether tiles are read by the copy engine, through descriptors (9.0 and later).
-    specialize : bool
-        Whether some warps only move data; only where nothing is masked (9.0).
     waves : int
         Programs for each multiprocessor that the keys of few rows are shared among.
     """
@@ -43,7 +41,6 @@ class TileConfig:
     warps: int
     stages: int
     describe: bool = False
-    specialize: bool = False
     waves: int = 2
 
 

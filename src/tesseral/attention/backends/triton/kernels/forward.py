@@ -95,7 +95,6 @@ def _visit_tiles(
     VALUE_DIM: tl.constexpr,
     DV_PAD: tl.constexpr,
     STAGES: tl.constexpr,
-    SPECIALIZE: tl.constexpr,
 ):
     """Return the state of a tile of queries after some more tiles of keys.
 
@@ -103,9 +102,7 @@ def _visit_tiles(
     stand there. In general the maximum is one of scores; with nothing added to scores it is
     one of scores times log2(e), so that one multiply-add prepares a weight.
     """
-    for i in tl.range(
-        first, end, 1 if LISTED else BLOCK_N, num_stages=STAGES, warp_specialize=SPECIALIZE
-    ):
+    for i in tl.range(first, end, 1 if LISTED else BLOCK_N, num_stages=STAGES):
         start = tl.load(numbers + i) * BLOCK_N if LISTED else i
         keys = start + tl.arange(0, BLOCK_N)
         k = read_tile(
@@ -211,7 +208,6 @@ def attention_forward_kernel(
     VALUE_DIM: tl.constexpr,
     DV_PAD: tl.constexpr,
     STAGES: tl.constexpr,
-    SPECIALIZE: tl.constexpr,
 ):
     """Write output and lse of one tile of queries of one head.
 
@@ -286,37 +282,33 @@ def attention_forward_kernel(
             key, value, mask_rows, mask_key, rows, places, source, kv_head, kv_start, key_row,
             value_row, q_len, kv_len, left, right, scale, softcap, slope, True, True, MASK, LEFT,
             RIGHT, GENERAL, SOFTCAP, ALIBI, PACKED, DESCRIBED, PRECISION, BLOCK_N, HEAD_DIM, D_PAD,
-            VALUE_DIM, DV_PAD, STAGES, False,
+            VALUE_DIM, DV_PAD, STAGES,
         )  # fmt: skip
     else:
         start, full_start, full_end, end = key_tiles(
             first_place, last_place, kv_len, left, right, LEFT, RIGHT, BLOCK_N
         )
-        if SPECIALIZE:  # the compiler takes one loop only, so all its tiles are masked or none
-            full_start = start
-            full_end = end
-        elif LEFT:
+        if LEFT:
             accumulator, total, maximum = _visit_tiles(
                 start, full_start, None, accumulator, total, maximum, q, key, value, mask_rows,
                 mask_key, rows, places, source, kv_head, kv_start, key_row, value_row, q_len,
                 kv_len, left, right, scale, softcap, slope, True, False, MASK, LEFT, RIGHT,
                 GENERAL, SOFTCAP, ALIBI, PACKED, DESCRIBED, PRECISION, BLOCK_N, HEAD_DIM, D_PAD,
-                VALUE_DIM, DV_PAD, STAGES, False,
+                VALUE_DIM, DV_PAD, STAGES,
             )  # fmt: skip
     accumulator, total, maximum = _visit_tiles(
         full_start, full_end, full_tiles, accumulator, total, maximum, q, key, value, mask_rows,
         mask_key, rows, places, source, kv_head, kv_start, key_row, value_row, q_len, kv_len, left,
-        right, scale, softcap, slope, SPECIALIZE and BANDED, LISTED, MASK, LEFT, RIGHT, GENERAL,
+        right, scale, softcap, slope, False, LISTED, MASK, LEFT, RIGHT, GENERAL,
         SOFTCAP, ALIBI, PACKED, DESCRIBED, PRECISION, BLOCK_N, HEAD_DIM, D_PAD, VALUE_DIM, DV_PAD,
-        STAGES, SPECIALIZE,
+        STAGES,
     )  # fmt: skip
-    if BANDED and not (SPECIALIZE or LISTED):
+    if BANDED and not LISTED:
         accumulator, total, maximum = _visit_tiles(
             full_end, end, None, accumulator, total, maximum, q, key, value, mask_rows, mask_key,
             rows, places, source, kv_head, kv_start, key_row, value_row, q_len, kv_len, left,
             right, scale, softcap, slope, True, False, MASK, LEFT, RIGHT, GENERAL, SOFTCAP, ALIBI,
             PACKED, DESCRIBED, PRECISION, BLOCK_N, HEAD_DIM, D_PAD, VALUE_DIM, DV_PAD, STAGES,
-            False,
         )  # fmt: skip
 
     if not GENERAL:
