@@ -64,8 +64,11 @@ inline Floats count_up() {
   return each([](int i) { return static_cast<float>(i); });
 }
 
+// At any address: pairs of bfloat16 come through here too.
 inline Floats load(const float* p) {
-  return each([&](int i) { return p[i]; });
+  Floats x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
 }
 inline void store(float* p, Floats x) {
   for (int i = 0; i < lanes; ++i) p[i] = x.lane[i];
