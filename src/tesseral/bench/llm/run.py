@@ -23,7 +23,9 @@ from tesseral.runtime.machine import machine_record
 Watch = Callable[[str], None]
 """Told what is done next."""
 
-CONFIG = QuantizationConfig(transform="hadamard", samples=1, sequence_length=16, batch_size=1)
+CONFIG = QuantizationConfig(
+    transform="hadamard", rounding="nearest", samples=1, sequence_length=16, batch_size=1
+)
 """Transforms that need no calibration: the speed is that of any others of their sizes."""
 
 
