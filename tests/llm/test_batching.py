@@ -194,9 +194,10 @@ def fail(*_, **__):
 def test_what_fails_in_a_pass_is_raised_and_the_thread_ends(monkeypatch):
     model = tiny_llama("tesseral")
     monkeypatch.setattr(model.model.layers[1].mlp, "forward", fail)
+    before = set(threading.enumerate())
     with pytest.raises(ZeroDivisionError, match="in the middle of a pass"):
         generate_batch(model, prompts_of((4,)), max_new_tokens=2)
-    assert threading.active_count() == 1
+    assert set(threading.enumerate()) <= before
 
 
 def test_an_exception_ends_the_thread_without_finishing_the_requests():
@@ -208,9 +209,10 @@ def test_an_exception_ends_the_thread_without_finishing_the_requests():
             manager.add_request([1, 2, 3], max_new_tokens=100)
             raise KeyboardInterrupt
 
+    before = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert threading.active_count() == 1
+    assert set(threading.enumerate()) <= before
     assert len(passes) < 100
 
 

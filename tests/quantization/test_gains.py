@@ -71,7 +71,13 @@ def after_every_norm(model):
 
 def quantised(**changes):
     config = QuantizationConfig(
-        weight_bits=3, activation_bits=3, kv_bits=3, epochs=1, batch_size=4, **changes
+        weight_bits=3,
+        activation_bits=3,
+        kv_bits=3,
+        epochs=1,
+        batch_size=4,
+        propagate=False,  # so that blocks learn the same with and without
+        **changes,
     )
     model = tiny("llama", initializer_range=0.1)
     quantize_blocks(model, config, TOKENS, InMemory(), lambda _: None)

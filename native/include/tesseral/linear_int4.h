@@ -17,8 +17,8 @@ constexpr std::int64_t linear_int4_panel = 64;
 
 // Whether a row of k weights may have a scale for every `group` of them. A
 // vector of packed bytes holds groups whole, or a group holds vectors whole, on
-// every target.
-constexpr bool linear_int4_takes_groups(std::int64_t k, std::int64_t group) {
+// every target. Static, so that each instruction set compiles its own.
+static constexpr bool linear_int4_takes_groups(std::int64_t k, std::int64_t group) {
   return group == k || (group > 0 && k % group == 0 &&
                         (group % 128 == 0 || group == 64 || group == 32 || group == 16));
 }
