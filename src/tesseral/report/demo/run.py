@@ -130,7 +130,9 @@ class _Job:
             done = step.block * per_block + (step.epoch if step.n_epochs else 1)
             advance(done, step.n_blocks * per_block)
 
-        config = replace(plan.config, transform=transform, seed=seed)
+        # the plainest way is plain in every part
+        rounding = "nearest" if transform == "none" else plan.config.rounding
+        config = replace(plan.config, transform=transform, rounding=rounding, seed=seed)
         path = llm.quantize(
             plan.model, config, plan.calibration, self.folder / place, report=report
         )
