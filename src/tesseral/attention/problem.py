@@ -8,7 +8,7 @@ from typing import Any, TypedDict, TypeVar, Unpack
 from tesseral._errors import DtypeError, ParameterError, ShapeError
 from tesseral.attention.mask import MaskKind, Window, check_dense_mask, check_window
 from tesseral.core import PackedTensor
-from tesseral.core._arrays import Array, Namespace, array_namespace
+from tesseral.core._arrays import Array, Namespace, array_namespace, dtype_name
 
 T = TypeVar("T")
 
@@ -358,8 +358,3 @@ def _format(array: Array | PackedTensor) -> str:
         return "dense"
     groups = array.scale.shape[-1]
     return f"packed{array.bits}" + (f"x{groups}" if groups > 1 else "")
-
-
-def dtype_name(array: Any) -> str:
-    """Return the name of an array's type without its framework, such as ``"float32"``."""
-    return str(array.dtype).rpartition(".")[2]

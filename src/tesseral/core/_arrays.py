@@ -4,6 +4,7 @@ NumPy, torch and CuPy arrays come in and the same kind goes out. The framework i
 from the arrays themselves, so none is ever imported here.
 """
 
+from functools import cache
 from typing import Any, TypeAlias
 
 import array_api_compat
@@ -47,6 +48,22 @@ def array_namespace(where: str, *arrays: Array | None) -> Namespace:
         raise DtypeError(
             f"{where}: all arrays must come from one framework, got {' and '.join(kinds)}."
         ) from None
+
+
+@cache
+def type_name(dtype: Any) -> str:
+    """Return the name of a type without its framework, such as ``"float32"``."""
+    return str(dtype).rpartition(".")[2]
+
+
+def dtype_name(array: Array) -> str:
+    """Return the name of an array's type; see :func:`type_name`."""
+    return type_name(array.dtype)
+
+
+def address(array: Array) -> int:
+    """Return where the first number of a NumPy array or torch tensor lies."""
+    return int(array.data_ptr() if hasattr(array, "data_ptr") else array.ctypes.data)
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:

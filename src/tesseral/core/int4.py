@@ -8,6 +8,7 @@ import numpy as np
 
 from tesseral import _native
 from tesseral._errors import DtypeError, ParameterError, ShapeError
+from tesseral.core._arrays import address, dtype_name
 from tesseral.core.packed import PackedTensor
 from tesseral.core.packing import packed_length
 from tesseral.runtime.cpu import cpu_target, cpu_threads
@@ -137,7 +138,7 @@ class Int4Linears:
             self._check_weight(weight, bias)
         self.out_features = [int(weight.data.shape[0]) for weight in weights]
         self._rows = [
-            (_address(data), _address(scale), 0 if bias is None else _address(bias))
+            (address(data), address(scale), 0 if bias is None else address(bias))
             for data, scale, bias in self._arrays
         ]
 
@@ -163,7 +164,7 @@ class Int4Linears:
     def reads(self, arrays: Sequence[tuple[Any, Any, Any]]) -> bool:
         """Whether these codes, scales and biases lie where those it was made with lay."""
         return self._rows == [
-            (_address(data), _address(scale), 0 if bias is None else _address(bias))
+            (address(data), address(scale), 0 if bias is None else address(bias))
             for data, scale, bias in arrays
         ]
 
@@ -197,16 +198,16 @@ class Int4Linears:
         m = int(codes.shape[0])
         stride = _check_rows(codes, self.in_features)
         _check_array("scale", scale, "float32", (m, 1))
-        kind = _dtype_name(outs[0])
+        kind = dtype_name(outs[0])
         if kind not in ("float32", "bfloat16"):
             raise DtypeError(f"Int4Linears: out must be float32 or bfloat16, got {kind}.")
         rows = []
         for row, n, out in zip(self._rows, self.out_features, outs, strict=True):
             _check_array("out", out, kind, (m, n))
-            rows.append((*row, _address(out), n))
+            rows.append((*row, address(out), n))
         _native.linear_int4_floats(
-            _address(codes),
-            _address(scale),
+            address(codes),
+            address(scale),
             m,
             self.in_features,
             stride,
@@ -228,20 +229,6 @@ def takes_groups(in_features: int, groups: int) -> bool:
     )
 
 
-_NAMES: dict[Any, str] = {}
-
-
-def _dtype_name(array: Any) -> str:
-    name = _NAMES.get(array.dtype)
-    if name is None:
-        name = _NAMES[array.dtype] = str(array.dtype).removeprefix("torch.")
-    return name
-
-
-def _address(array: Any) -> int:
-    return int(array.data_ptr() if hasattr(array, "data_ptr") else array.ctypes.data)
-
-
 def _is_contiguous(array: Any) -> bool:
     if hasattr(array, "is_contiguous"):
         return bool(array.is_contiguous())
@@ -250,8 +237,8 @@ def _is_contiguous(array: Any) -> bool:
 
 def _check_array(name: str, array: Any, dtype: str, shape: tuple[int, ...]) -> None:
     _check_cpu(name, array)
-    if _dtype_name(array) != dtype:
-        raise DtypeError(f"Int4Linears: {name} must be {dtype}, got {_dtype_name(array)}.")
+    if dtype_name(array) != dtype:
+        raise DtypeError(f"Int4Linears: {name} must be {dtype}, got {dtype_name(array)}.")
     if tuple(array.shape) != shape or not _is_contiguous(array):
         raise ShapeError(
             f"Int4Linears: {name} must be of shape {shape} in C order, got {tuple(array.shape)}."
@@ -261,8 +248,8 @@ def _check_array(name: str, array: Any, dtype: str, shape: tuple[int, ...]) -> N
 def _check_rows(codes: Any, length: int) -> int:
     """Return the bytes from one row to the next."""
     _check_cpu("codes", codes)
-    if _dtype_name(codes) != "int8":
-        raise DtypeError(f"Int4Linears: codes must be int8, got {_dtype_name(codes)}.")
+    if dtype_name(codes) != "int8":
+        raise DtypeError(f"Int4Linears: codes must be int8, got {dtype_name(codes)}.")
     strides = codes.stride() if hasattr(codes, "data_ptr") else codes.strides
     fits = codes.ndim == 2 and codes.shape[1] == length
     if not fits or (length > 1 and strides[1] != 1) or (len(codes) > 1 and strides[0] < length):

@@ -5,6 +5,7 @@ from typing import Any
 
 from tesseral import _native
 from tesseral._errors import DtypeError, ParameterError, ShapeError
+from tesseral.core._arrays import address, dtype_name
 from tesseral.runtime.cpu import cpu_target, cpu_threads
 
 _ELEMENTS = ("float32", "bfloat16", "float16")
@@ -88,12 +89,12 @@ class RowQuantizer:
         _expect("clip", clip, "float32", (2,))
         self._arrays = (*factors, clip)
         self._sizes = tuple(None if factor is None else len(factor) for factor in factors)
-        self._addresses = [0 if a is None else _address(a) for a in self._arrays]
+        self._addresses = [0 if a is None else address(a) for a in self._arrays]
         self._bits = bits
 
     def reads(self, factors: Sequence[Any], clip: Any) -> bool:
         """Whether these arrays lie where those it was made with lay."""
-        return self._addresses == [0 if a is None else _address(a) for a in (*factors, clip)]
+        return self._addresses == [0 if a is None else address(a) for a in (*factors, clip)]
 
     def __call__(
         self,
@@ -105,7 +106,7 @@ class RowQuantizer:
         target: str | None = None,
     ) -> None:
         """Fill ``codes`` and ``scale``; see :func:`quantize_rows`."""
-        element = _dtype_name(rows)
+        element = dtype_name(rows)
         if element not in _ELEMENTS:
             raise DtypeError(f"quantize_rows: rows must be one of {_ELEMENTS}, got {element}.")
         if rows.ndim != 2:
@@ -121,7 +122,7 @@ class RowQuantizer:
         left_factor, right_factor, clip = self._addresses
         _native.quantize_rows(
             element,
-            _address(rows),
+            address(rows),
             stride,
             m,
             left,
@@ -130,9 +131,9 @@ class RowQuantizer:
             right_factor,
             clip,
             self._bits,
-            _address(codes),
+            address(codes),
             codes_stride,
-            _address(scale),
+            address(scale),
             cpu_threads(threads),
             cpu_target(target),
         )
@@ -152,8 +153,8 @@ class RowQuantizer:
 
 def _expect(name: str, array: Any, dtype: str, shape: tuple[int, ...]) -> int:
     """Check an array whose last axis has neighbours; return the distance along its first."""
-    if _dtype_name(array) != dtype:
-        raise DtypeError(f"quantize_rows: {name} must be {dtype}, got {_dtype_name(array)}.")
+    if dtype_name(array) != dtype:
+        raise DtypeError(f"quantize_rows: {name} must be {dtype}, got {dtype_name(array)}.")
     if tuple(array.shape) != shape:
         raise ShapeError(
             f"quantize_rows: {name} must have shape {shape}, got {tuple(array.shape)}."
@@ -175,17 +176,3 @@ def _expect(name: str, array: Any, dtype: str, shape: tuple[int, ...]) -> int:
     if name == "factor" and distance != shape[-1]:
         raise ShapeError(f"quantize_rows: {name} must be contiguous in C order.")
     return distance
-
-
-_NAMES: dict[Any, str] = {}
-
-
-def _dtype_name(array: Any) -> str:
-    name = _NAMES.get(array.dtype)
-    if name is None:
-        name = _NAMES[array.dtype] = str(array.dtype).removeprefix("torch.")
-    return name
-
-
-def _address(array: Any) -> int:
-    return int(array.data_ptr() if hasattr(array, "data_ptr") else array.ctypes.data)

@@ -10,10 +10,10 @@ from array_api_compat import array_namespace, is_torch_array
 
 from tesseral import _native
 from tesseral.attention.native_plan import NativePlan, plan_native
-from tesseral.attention.problem import AttentionArrays, AttentionProblem, dtype_name
+from tesseral.attention.problem import AttentionArrays, AttentionProblem
 from tesseral.attention.sequences import Sequences
 from tesseral.core import PackedTensor
-from tesseral.core._arrays import Array
+from tesseral.core._arrays import Array, dtype_name, type_name
 from tesseral.runtime.cpu import cache_sizes, cpu_target, cpu_threads
 from tesseral.runtime.registry import YES, Verdict
 from tesseral.runtime.threads import threads_beside_torch
@@ -267,7 +267,7 @@ def _describe(
         name = problem.dtype if form == "dense" else form.replace("packed", "bits")
         described = _native.KeyValueRows(getattr(_native.Element, name), width, rows(lie, key_axes))
         if scale is not None:
-            described.scale_element = _elements()[_name_of(scale[1])]
+            described.scale_element = _elements()[type_name(scale[1])]
             described.scale, described.offset = rows(scale, key_axes), rows(offset, key_axes)
         return described
 
@@ -292,7 +292,9 @@ def _describe(
         native.slopes_sequence = problem.q_heads if len(slopes[0]) == 2 else 0
     if mask is not None:
         element = (
-            _native.Element.boolean if problem.mask == "boolean" else _elements()[_name_of(mask[1])]
+            _native.Element.boolean
+            if problem.mask == "boolean"
+            else _elements()[type_name(mask[1])]
         )
         column = mask[0][-1] * view.unit(mask[1])
         native.mask = _native.DenseMask(element, rows(mask, _HEADS_FIRST), column)
@@ -303,10 +305,6 @@ def _describe(
 
 
 atexit.register(_describe.cache_clear)  # what outlives the interpreter, nanobind reports as leaked
-
-
-def _name_of(dtype: Any) -> str:
-    return str(dtype).rpartition(".")[2]
 
 
 @cache
