@@ -32,10 +32,14 @@ class HigherOrderLloyd(TensorBlockClusterer):
 
     Attributes
     ----------
-    labels_, core_, degrees_, n_clusters_, symmetric_, start_labels_, n_iter_, history_, \
-converged_, reason_, log_likelihood_, bic_, bic_path_, noise_variance_
-        As for :class:`DegreeCorrectedTensorBlockModel`; all degrees are 1, and the history is
-        the mean squared distance of a node's row to its cluster's.
+    labels_, core_, n_clusters_, symmetric_, start_labels_, n_iter_, converged_, reason_
+        As for :class:`DegreeCorrectedTensorBlockModel`, and so are the likelihoods.
+    degrees_ : list of K arrays of shape (d_k,)
+        All 1.
+    history_ : tuple of float
+        Mean squared distance of a node's row to its cluster's, after each iteration.
+    log_likelihood_, bic_, bic_path_, noise_variance_
+        As for :class:`DegreeCorrectedTensorBlockModel`.
 
     References
     ----------
