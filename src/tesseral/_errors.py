@@ -53,6 +53,10 @@ class InformationError(TesseralError, ArithmeticError):
     """Data do not tell enough of parameters to say how uncertain they are."""
 
 
+class DistributedError(TesseralError, RuntimeError):
+    """A rank of a group of processes failed, was too slow, or does not fit the others."""
+
+
 class TesseralWarning(UserWarning):
     """Base of all warnings raised on purpose."""
 
