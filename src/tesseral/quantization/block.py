@@ -120,7 +120,7 @@ class SimulatedBlock(nn.Module):
         )
 
     def _clip(self, rows: int | None = None) -> Clip:
-        return Clip(rows, learned="clips" in self.config.learned)
+        return Clip(rows, learned="clips" in self.config.learned, dtype=self.dtype)
 
     def refresh(self) -> None:
         """Compute every transform at its present parameters."""

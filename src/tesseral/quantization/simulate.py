@@ -40,15 +40,20 @@ class Clip(nn.Module):
         Number of rows with a range of their own; one pair for all by default.
     learned : bool
         Whether the fractions are learned, as ``sigmoid`` of logits.
+    dtype : torch.dtype
+        Type of the fractions.
     """
 
     whole: Tensor
 
-    def __init__(self, rows: int | None = None, *, learned: bool) -> None:
+    def __init__(
+        self, rows: int | None = None, *, learned: bool, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         shape = (2,) if rows is None else (rows, 2)
-        self.logits = nn.Parameter(torch.full(shape, _OPEN)) if learned else None
-        self.register_buffer("whole", torch.ones(shape), persistent=False)
+        logits = nn.Parameter(torch.full(shape, _OPEN, dtype=dtype))
+        self.logits = logits if learned else None
+        self.register_buffer("whole", torch.ones(shape, dtype=dtype), persistent=False)
 
     def forward(self) -> Tensor:
         """Return the fractions of minimum and maximum to keep."""
