@@ -132,7 +132,14 @@ class SimulatedLinear(nn.Module):
         Width of the weight's codes; 16 for off.
     group_size : int, optional
         Neighbours in a row that share a scale; all by default.
+
+    Attributes
+    ----------
+    product : torch.dtype, optional
+        Type in which weight and input are multiplied; by default their own.
     """
+
+    product: torch.dtype | None = None
 
     def __init__(
         self,
@@ -173,7 +180,9 @@ class SimulatedLinear(nn.Module):
         weight, bias = self.fused(x.dtype)
         groups = in_groups(weight, self.group_size)
         values = fake_quantize_rows(groups, self.clip()[:, None], self.bits).flatten(-2)
-        return nn.functional.linear(self.source[0](x), values, bias)
+        kind = values.dtype if self.product is None else self.product
+        terms = (None if t is None else t.to(kind) for t in (self.source[0](x), values, bias))
+        return nn.functional.linear(*terms).to(values.dtype)
 
 
 class SimulatedCodec(nn.Module):
