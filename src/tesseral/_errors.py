@@ -65,6 +65,10 @@ class MemoryWarning(TesseralWarning):
     """A run may need more memory than there is."""
 
 
+class PrecisionWarning(TesseralWarning):
+    """A calculation was done again in a longer type."""
+
+
 class ConvergenceWarning(TesseralWarning):
     """An iteration stopped before its stopping rule was met."""
 
