@@ -9,5 +9,6 @@ void bind_attention(nanobind::module_& m);
 void bind_cpu(nanobind::module_& m);
 void bind_linear_int4(nanobind::module_& m);
 void bind_quantize_rows(nanobind::module_& m);
+void bind_quantized_linear(nanobind::module_& m);
 
 }  // namespace tesseral

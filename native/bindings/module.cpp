@@ -8,4 +8,5 @@ NB_MODULE(_native, m) {
   tesseral::bind_cpu(m);
   tesseral::bind_linear_int4(m);
   tesseral::bind_quantize_rows(m);
+  tesseral::bind_quantized_linear(m);
 }

@@ -102,3 +102,29 @@ def quantize_rows(
     threads: int,
     target: str,
 ) -> None: ...
+
+class QuantizedLinears:
+    def __init__(
+        self,
+        left: int,
+        right: int,
+        left_factor: int,
+        right_factor: int,
+        clip: int,
+        bits: int,
+        group: int,
+        weights: list[tuple[int, int, int, int]],
+        /,
+    ) -> None: ...
+    def run(
+        self,
+        element: str,
+        rows: int,
+        stride: int,
+        m: int,
+        outs: list[int],
+        bf16: bool,
+        threads: int,
+        target: str,
+        /,
+    ) -> None: ...

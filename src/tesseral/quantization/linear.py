@@ -1,7 +1,8 @@
 """Linear layers over packed weights and quantised inputs; they know no model."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 from tesseral.core.packed import PackedTensor
 from tesseral.core.packing import packed_length, storage_bits
 from tesseral.quantization.config import OFF
-from tesseral.quantization.kernels.problem import LinearProblem, RowsProblem, StoredWeight
-from tesseral.quantization.kernels.registry import BACKENDS, ROWS
+from tesseral.quantization.kernels.problem import LinearProblem, StoredWeight, rows_problem
+from tesseral.quantization.kernels.registry import BACKENDS, ROWS, RowsBackend
 from tesseral.quantization.shared_input import SharedInput
 from tesseral.quantization.transforms.frozen import FrozenKronecker
 
@@ -24,16 +25,20 @@ class QuantizedActivation:
     codes : int8 tensor of shape (..., in_features)
     scale : floating tensor of shape (..., 1)
     products : dict
-        Outputs of layers that were computed together with a sibling's, until they are fetched.
+        Outputs of layers that were computed together with a sibling's.
     """
 
     codes: Tensor
     scale: Tensor
-    products: dict["QuantizedLinear", Tensor] = field(default_factory=dict, compare=False)
+    products: "Products" = field(default_factory=dict, compare=False)
 
     def dequantize(self) -> Tensor:
         """Return the values in the type of the scale."""
         return self.codes.to(self.scale.dtype) * self.scale
+
+
+Products: TypeAlias = "dict[QuantizedLinear, Tensor]"
+"""Outputs of layers that were computed together, until they are fetched."""
 
 
 class QuantizedInput(SharedInput):
@@ -71,24 +76,31 @@ class QuantizedInput(SharedInput):
         self.add_reader()
         self._layers.append(layer)
 
-    def compute(self, x: Tensor) -> Tensor | QuantizedActivation:
+    def compute(self, x: Tensor) -> "Tensor | QuantizedActivation | Products":
+        """Return what all readers give, if one call of a kernel does; else what they read."""
+        if self.bits != OFF and self.layers and not self.transform.is_watched:
+            joined = _joined(self._rows_backend(x).name, self.layers)
+            if joined is not None:
+                factors, clip = self.transform.factors, self._buffers["clip"]
+                stored = [layer.stored for layer in self._layers]
+                outputs = joined(x, factors, clip, self.bits, stored, self._memo)
+                return dict(zip(self._layers, outputs, strict=True))
+        return self.quantize(x)
+
+    def quantize(self, x: Tensor) -> Tensor | QuantizedActivation:
         """Return codes with scales, or the dense transformed input when bits are off."""
         if self.bits == OFF:
             dense: Tensor = self.transform(x)
             return dense
-        transform, memo = self.transform, self._memo
-        factors = transform.factors
-        if transform.is_watched:  # someone wants to see the values
-            x, factors, memo = transform(x), [None, None], {}
-        problem = RowsProblem(
-            device=x.device.type,
-            dtype=str(x.dtype).removeprefix("torch."),
-            working_dtype=str(self.clip.dtype).removeprefix("torch."),
-            bits=self.bits,
-        )
-        return QuantizedActivation(
-            *ROWS.choose(problem).quantize(x, factors, self.clip, self.bits, memo)
-        )
+        factors, memo = self.transform.factors, self._memo
+        if self.transform.is_watched:  # someone wants to see the values
+            x, factors, memo = self.transform(x), [None, None], {}
+        codes, scale = self._rows_backend(x).quantize(x, factors, self.clip, self.bits, memo)
+        return QuantizedActivation(codes, scale)
+
+    def _rows_backend(self, x: Tensor) -> RowsBackend:
+        clip: Any = self._buffers["clip"]
+        return ROWS.choose(rows_problem(x.dtype, clip.dtype, x.device.type, self.bits))
 
 
 class QuantizedLinear(nn.Module):
@@ -134,7 +146,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.bits = in_features, out_features, bits
         # in a tuple: the module around owns the input, so it is not registered twice
-        self._source = (source,)
+        self._source, self._storage_bits = (source,), storage_bits(bits) if bits != OFF else OFF
         source.add_layer(self)
         self._memo: dict[str, Any] = {}
         self._problems: dict[str, LinearProblem] = {}
@@ -170,6 +182,11 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x' W'^T + bias`` in the type of ``x``, with x' and W' as quantised."""
         prepared = self._source[0](x)
+        if isinstance(prepared, dict):
+            if self not in prepared:
+                prepared.update(self._source[0].compute(x))
+            product: Tensor = prepared.pop(self)
+            return product
         if isinstance(prepared, QuantizedActivation) and self.bits != OFF:
             if self not in prepared.products:
                 self._multiply(prepared, x.dtype)
@@ -183,12 +200,14 @@ class QuantizedLinear(nn.Module):
     @property
     def stored(self) -> StoredWeight:
         """The packed weight and the bias."""
+        # asking a module for an attribute takes long
+        held: Any = self._buffers
         return StoredWeight(
-            codes=self.weight_codes,
-            scale=self.weight_scale,
-            bias=self.bias,
-            bits=storage_bits(self.bits),
-            length=self.in_features,
+            held["weight_codes"],
+            held["weight_scale"],
+            held["bias"],
+            self._storage_bits,
+            self.in_features,
         )
 
     def _multiply(self, activation: QuantizedActivation, dtype: torch.dtype) -> None:
@@ -207,7 +226,9 @@ class QuantizedLinear(nn.Module):
         activation.products.update(zip(layers, outputs, strict=True))
 
     def _problem(self) -> LinearProblem:
-        device = self.weight_codes.device.type
+        codes = self._buffers["weight_codes"]
+        assert codes is not None
+        device = codes.device.type
         problem = self._problems.get(device)
         if problem is None:
             problem = self._problems[device] = LinearProblem(
@@ -222,3 +243,16 @@ class QuantizedLinear(nn.Module):
     def extra_repr(self) -> str:
         """Sizes and width, for printing a model."""
         return f"{self.in_features}, {self.out_features}, bits={self.bits}"
+
+
+def _joined(rows: str, layers: Sequence[QuantizedLinear]) -> Callable[..., list[Tensor]] | None:
+    """Return what gives all layers from the rows themselves, if the backend of rows does."""
+    if not layers or any(layer.bits == OFF for layer in layers):
+        return None
+    problem = layers[0]._problem()
+    if any(layer._problem() != problem for layer in layers[1:]):
+        return None
+    linear = BACKENDS.choose(problem)
+    if linear.name != rows or any(layer.stored.scale.dtype != torch.float32 for layer in layers):
+        return None
+    return getattr(linear, "linears_of_rows", None)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tesseral.core.int4 import Int4Linears, linear_int4, takes_groups
 from tesseral.core.packed import PackedTensor
+from tesseral.core.quantized_linears import QuantizedLinears
 from tesseral.core.rows import RowQuantizer
 from tesseral.quantization.kernels.problem import LinearProblem, RowsProblem, StoredWeight
 from tesseral.quantization.kernels.scaled import scaled
@@ -54,7 +55,7 @@ class CpuLinear:
         if scale.dtype != torch.float32 or any(w.scale.dtype != torch.float32 for w in weights):
             return [scaled(self.linear, codes, scale, weight, dtype) for weight in weights]
         kernel = memo.get("cpu")
-        if kernel is None or not kernel.reads([(w.codes, w.scale, w.bias) for w in weights]):
+        if kernel is None or not kernel.reads(weights):
             kernel = memo["cpu"] = Int4Linears(
                 [w.packed for w in weights], [w.bias for w in weights]
             )
@@ -63,6 +64,27 @@ class CpuLinear:
         kept = dtype if dtype == torch.bfloat16 else torch.float32
         outs = [torch.empty(len(rows), n, dtype=kept) for n in kernel.out_features]
         kernel(rows, scale.reshape(-1, 1), outs, threads=threads_beside_torch())
+        return [out.view(*lead, out.shape[-1]).to(dtype) for out in outs]
+
+    def linears_of_rows(
+        self,
+        x: Tensor,
+        factors: Sequence[Tensor | None],
+        clip: Tensor,
+        bits: int,
+        weights: Sequence[StoredWeight],
+        memo: dict[str, Any],
+    ) -> list[Tensor]:
+        """Return the products of all weights with rows that the same call quantises."""
+        kernel = memo.get("joined")
+        if kernel is None or not kernel.reads(factors, clip, weights):
+            packed, biases = [w.packed for w in weights], [w.bias for w in weights]
+            kernel = memo["joined"] = QuantizedLinears(factors, clip, bits, packed, biases)
+        lead, dtype = x.shape[:-1], x.dtype
+        rows = _as_rows(x)
+        kept = dtype if dtype == torch.bfloat16 else torch.float32
+        outs = [torch.empty(len(rows), n, dtype=kept) for n in kernel.out_features]
+        kernel(rows, outs, threads=threads_beside_torch())
         return [out.view(*lead, out.shape[-1]).to(dtype) for out in outs]
 
 
@@ -90,9 +112,7 @@ class CpuRows:
         memo: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
         """Return codes and scales, in one pass over memory."""
-        rows = x.detach().reshape(-1, x.shape[-1])
-        if rows.stride(-1) != 1:
-            rows = rows.contiguous()
+        rows = _as_rows(x)
         m, n = rows.shape
         # rows a multiple of 512 bytes apart fall into few sets of the caches
         codes = torch.empty(m, n + 64 if n % 512 == 0 else n, dtype=torch.int8)[:, :n]
@@ -103,3 +123,9 @@ class CpuRows:
         kernel(rows, codes, scale, threads=threads_beside_torch())
         lead = x.shape[:-1]
         return codes.view(*lead, n), scale.view(*lead, 1)
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """View tokens as rows whose elements are neighbours, copying where they are not."""
+    rows = x.detach().reshape(-1, x.shape[-1])
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
