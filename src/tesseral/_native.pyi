@@ -6,6 +6,9 @@ from typing import Any
 ATTENTION_MAX_DIM: int
 ATTENTION_MAX_KEY_BLOCK: int
 COMPILER: str
+DENSE_ROWS_MOST: int
+DENSE_ROWS_MULTIPLE: int
+HEAD_ROWS_MULTIPLE: int
 LINEAR_INT4_MAX_K: int
 
 class Element(enum.Enum):
@@ -99,6 +102,59 @@ def quantize_rows(
     codes: int,
     codes_stride: int,
     scale: int,
+    threads: int,
+    target: str,
+) -> None: ...
+
+def norm_rows(
+    element: str,
+    rows: int,
+    stride: int,
+    m: int,
+    n: int,
+    weight: int,
+    epsilon: float,
+    out: int,
+    threads: int,
+    target: str,
+) -> None: ...
+def transform_heads(
+    element: str,
+    sizes: tuple[int, int, int],
+    dim: int,
+    rows: int,
+    steps: tuple[int, int, int],
+    factor: int,
+    out: int,
+    out_steps: tuple[int, int, int],
+    threads: int,
+    target: str,
+) -> None: ...
+def encode_heads(
+    element: str,
+    sizes: tuple[int, int, int],
+    dim: int,
+    rows: int,
+    steps: tuple[int, int, int],
+    factor: int,
+    clip: int,
+    bits: int,
+    codes: int,
+    code_steps: tuple[int, int, int],
+    scale: int,
+    offset: int,
+    scale_steps: tuple[int, int, int],
+    threads: int,
+    target: str,
+) -> None: ...
+def dense_rows(
+    element: str,
+    rows: int,
+    weight: int,
+    out: int,
+    m: int,
+    n: int,
+    k: int,
     threads: int,
     target: str,
 ) -> None: ...

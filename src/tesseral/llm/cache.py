@@ -123,19 +123,21 @@ class QuantizedKVLayer(CacheLayerMixin):  # type: ignore[misc]
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        encoded = self._codec.encode(key_states, value_states)
+        codec, (keys, values) = self._codec, self._sides
         keep = None if self._records or self._window is None else self._window - 1
         visible = self.get_mask_sizes(key_states.shape[-2])[0]
-        keys, values = (
-            _last(side.append(new, keep), visible)
-            for side, new in zip(self._sides, encoded, strict=True)
+        stored = (
+            keys.append_by(lambda at: codec.encode_key(key_states, at), key_states.shape, keep),
+            values.append_by(
+                lambda at: codec.encode_value(value_states, at), value_states.shape, keep
+            ),
         )
         self._length += key_states.shape[-2]
         if keep is None:
-            self.keys, self.values = keys, values
+            self.keys, self.values = stored
         else:
             self._refresh()
-        return keys, values
+        return _last(stored[0], visible), _last(stored[1], visible)
 
     def get_seq_length(self) -> int:
         """Return the number of tokens seen so far."""
