@@ -5,7 +5,7 @@ from typing import Any
 from tesseral import _native
 from tesseral._errors import DtypeError, ParameterError, ShapeError
 from tesseral.core._arrays import address, dtype_name
-from tesseral.core.rows import ROW_TYPES, check_rows
+from tesseral.core.rows import ROW_TYPES, check_dense, check_rows
 from tesseral.runtime.cpu import cpu_target, cpu_threads
 
 DENSE_MOST: int = _native.DENSE_ROWS_MOST
@@ -30,8 +30,9 @@ def norm_rows(
 
     Parameters
     ----------
-    rows, out : float32, bfloat16 or float16 arrays of shape (m, n)
-        Of one type; ``out`` is in C order.
+    rows : float32, bfloat16 or float16 array of shape (m, n)
+        Elements of a row are neighbours.
+    out : array of that type with m rows of n, in C order
     weight : array of that type and of shape (n,)
     epsilon : float
     threads, target : optional
@@ -50,8 +51,7 @@ def norm_rows(
     m, n = rows.shape
     stride = check_rows("rows", rows, element, (m, n))
     check_rows("weight", weight, element, (n,))
-    if check_rows("out", out, element, (m, n)) != n:
-        raise ShapeError("norm_rows: out must be contiguous in C order.")
+    check_dense("out", out, element, m, n)
     _native.norm_rows(
         element,
         address(rows),
@@ -93,13 +93,9 @@ def dense_rows(
             f"dense_rows: takes at most {DENSE_MOST} rows of a multiple of {DENSE_MULTIPLE} "
             f"elements, got shape {(m, k)}."
         )
-    for name, array, shape in (
-        ("rows", rows, (m, k)),
-        ("weight", weight, (n, k)),
-        ("out", out, (m, n)),
-    ):
-        if check_rows(name, array, element, shape) != shape[1]:
-            raise ShapeError(f"dense_rows: {name} must be contiguous in C order.")
+    for name, array, lengths in (("rows", rows, (m, k)), ("weight", weight, (n, k))):
+        check_dense(name, array, element, *lengths)
+    check_dense("out", out, element, m, n)
     _native.dense_rows(
         element,
         address(rows),

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from tesseral import _native
-from tesseral._errors import DtypeError, ShapeError
+from tesseral._errors import DtypeError
 from tesseral.core._arrays import address, dtype_name
 from tesseral.core.int4 import Int4Linears
 from tesseral.core.packed import PackedTensor
-from tesseral.core.rows import ROW_TYPES, RowQuantizer, check_rows
+from tesseral.core.rows import ROW_TYPES, RowQuantizer, check_dense, check_rows
 from tesseral.runtime.cpu import cpu_target, cpu_threads
 
 _OUT_TYPES = ("float32", "bfloat16")
@@ -52,10 +52,6 @@ class QuantizedLinears:
             [(*addresses, n) for addresses, n in layers],
         )
 
-    def reads(self, factors: Sequence[Any], clip: Any, arrays: Sequence[Sequence[Any]]) -> bool:
-        """Whether all of these lie where those it has lie; see its parts."""
-        return self._input.reads(factors, clip) and self._products.reads(arrays)
-
     def __call__(
         self,
         rows: Any,
@@ -70,8 +66,8 @@ class QuantizedLinears:
         ----------
         rows : float32, bfloat16 or float16 array of shape (m, in_features)
             On the CPU; elements of a row are neighbours.
-        outs : sequence of float32 or bfloat16 arrays of shape (m, out_features_i)
-            All of one type, in C order.
+        outs : sequence of float32 or bfloat16 arrays of shape (..., out_features_i)
+            All of one type, in C order, with m rows.
         threads, target : optional
             As for :func:`~tesseral.core.int4.linear_int4`.
 
@@ -89,8 +85,7 @@ class QuantizedLinears:
         m = len(rows)
         stride = check_rows("rows", rows, element, (m, self.in_features))
         for out, n in zip(outs, self.out_features, strict=True):
-            if check_rows("out", out, kind, (m, n)) != n:
-                raise ShapeError("QuantizedLinears: out must be contiguous in C order.")
+            check_dense("out", out, kind, m, n)
         self._kernel.run(
             element,
             address(rows),

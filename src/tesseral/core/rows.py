@@ -183,3 +183,21 @@ def check_rows(name: str, array: Any, dtype: str, shape: tuple[int, ...]) -> int
     if name == "factor" and distance != shape[-1]:
         raise ShapeError(f"quantize_rows: {name} must be contiguous in C order.")
     return distance
+
+
+def check_dense(name: str, array: Any, dtype: str, m: int, n: int) -> None:
+    """Check an array of ``m`` rows of ``n`` elements in C order, whatever the axes before."""
+    if dtype_name(array) != dtype:
+        raise DtypeError(f"quantize_rows: {name} must be {dtype}, got {dtype_name(array)}.")
+    if hasattr(array, "data_ptr"):
+        on_cpu, dense, size = array.is_cpu, array.is_contiguous(), array.numel()
+    else:
+        on_cpu, dense, size = True, array.flags.c_contiguous, array.size
+    if not on_cpu:
+        raise ParameterError(
+            f"quantize_rows: {name} must be on the CPU, got device {array.device}."
+        )
+    if not dense or array.shape[-1] != n or size != m * n:
+        raise ShapeError(
+            f"quantize_rows: {name} must be {m} rows of {n} in C order, got {tuple(array.shape)}."
+        )

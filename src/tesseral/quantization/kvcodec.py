@@ -52,6 +52,7 @@ class KVCodec(nn.Module):
     ) -> None:
         super().__init__()
         self.key_bits, self.value_bits = key_bits, value_bits
+        self._chosen: dict[str, Any] = {}
         self.key_transform = FrozenKronecker([head_dim], dtype)
         self.query_transform = FrozenKronecker([head_dim], dtype)
         self.register_buffer("key_clip", torch.ones(2, dtype=dtype))
@@ -94,15 +95,19 @@ class KVCodec(nn.Module):
         bits: int,
         places: Sequence[Tensor] | None,
     ) -> Tensor | PackedTensor:
-        backend = None if bits == OFF else self._backend(x.detach())
+        backend = None if bits == OFF else self._backend(x if not x.requires_grad else x.detach())
         return encode_heads(x, clip, bits, factor=factor, places=places, backend=backend)
 
     def _backend(self, x: Tensor) -> HeadsBackend:
         clip: Any = self._buffers["key_clip"]
         gradient = x.requires_grad and torch.is_grad_enabled()
-        return HEADS.choose(
-            heads_problem(x.dtype, clip.dtype, x.device.type, x.shape[-1], gradient)
-        )
+        # for one token, choosing takes as long as encoding
+        asked = x.dtype, clip.dtype, x.device.type, x.shape[-1], gradient, HEADS.asked
+        if self._chosen.get("asked") != asked:
+            self._chosen["backend"] = HEADS.choose(heads_problem(*asked[:-1]))
+            self._chosen["asked"] = asked
+        backend: HeadsBackend = self._chosen["backend"]
+        return backend
 
 
 def encode_heads(

@@ -73,19 +73,39 @@ class QuantizedInput(SharedInput):
 
     def add_layer(self, layer: "QuantizedLinear") -> None:
         """Count a layer that will call this module, and remember it."""
+        self._memo.clear()
         self.add_reader()
         self._layers.append(layer)
 
     def compute(self, x: Tensor) -> "Tensor | QuantizedActivation | Products":
         """Return what all readers give, if one call of a kernel does; else what they read."""
-        if self.bits != OFF and self.layers and not self.transform.is_watched:
-            joined = _joined(self._rows_backend(x).name, self.layers)
-            if joined is not None:
-                factors, clip = self.transform.factors, self._buffers["clip"]
-                stored = [layer.stored for layer in self._layers]
-                outputs = joined(x, factors, clip, self.bits, stored, self._memo)
-                return dict(zip(self._layers, outputs, strict=True))
-        return self.quantize(x)
+        joined = self._joined(x)
+        if joined is None or self.transform.is_watched:
+            return self.quantize(x)
+        buffers, parts = self._buffers, self.transform
+        outputs = joined(
+            x, parts.factors, buffers["clip"], self.bits, self._stored(), self._memo
+        )
+        return dict(zip(self._layers, outputs, strict=True))
+
+    def _joined(self, x: Tensor) -> Callable[..., list[Tensor]] | None:
+        """Return what gives all layers from the rows themselves, if a backend does."""
+        if self.bits == OFF or len(self._layers) != self.readers or not self._layers:
+            return None
+        if any(layer.bits == OFF for layer in self._layers):
+            return None
+        # for one token, choosing takes as long as computing
+        scale = self._layers[0].stored.scale
+        asked = x.dtype, x.device.type, scale.dtype, ROWS.asked, BACKENDS.asked
+        known = self._memo.get("choice")
+        if known is None or known[0] != asked:
+            known = asked, _joined(self._rows_backend(x).name, self._layers)
+            self._memo["choice"] = known
+        chosen: Callable[..., list[Tensor]] | None = known[1]
+        return chosen
+
+    def _stored(self) -> list[StoredWeight]:
+        return [layer.stored for layer in self._layers]
 
     def quantize(self, x: Tensor) -> Tensor | QuantizedActivation:
         """Return codes with scales, or the dense transformed input when bits are off."""
@@ -200,7 +220,7 @@ class QuantizedLinear(nn.Module):
     @property
     def stored(self) -> StoredWeight:
         """The packed weight and the bias."""
-        # asking a module for an attribute takes long
+        # asking a module for a buffer takes long
         held: Any = self._buffers
         return StoredWeight(
             held["weight_codes"],
@@ -247,8 +267,6 @@ class QuantizedLinear(nn.Module):
 
 def _joined(rows: str, layers: Sequence[QuantizedLinear]) -> Callable[..., list[Tensor]] | None:
     """Return what gives all layers from the rows themselves, if the backend of rows does."""
-    if not layers or any(layer.bits == OFF for layer in layers):
-        return None
     problem = layers[0]._problem()
     if any(layer._problem() != problem for layer in layers[1:]):
         return None

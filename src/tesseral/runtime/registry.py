@@ -65,6 +65,11 @@ class Registry(Generic[P, B]):
         """The backend names, best first."""
         return tuple(self._table)
 
+    @property
+    def asked(self) -> str | None:
+        """The name in the environment variable, if there is one."""
+        return os.environ.get(self.env) or None
+
     def get(self, name: str) -> B:
         """Return the backend called ``name``.
 
@@ -102,7 +107,7 @@ class Registry(Generic[P, B]):
         """
         asked = name
         if name is None:
-            asked = os.environ.get(self.env) or None
+            asked = self.asked
         said = f" (from {self.env})" if name is None else ""
         refusals = []
         for candidate in self.names if asked is None else (asked,):

@@ -16,6 +16,7 @@ from tesseral.runtime.registry import YES, Verdict
 from tesseral.runtime.threads import threads_beside_torch
 
 _ROWS = ("float32", "bfloat16", "float16")
+_NONE: tuple[list[int], Any] = ([], None)
 
 
 class CpuLinear:
@@ -76,16 +77,21 @@ class CpuLinear:
         memo: dict[str, Any],
     ) -> list[Tensor]:
         """Return the products of all weights with rows that the same call quantises."""
-        kernel = memo.get("joined")
-        if kernel is None or not kernel.reads(factors, clip, weights):
+        held, kernel = memo.get("joined", _NONE)
+        addresses = _addresses(factors, clip, weights)
+        if addresses != held:
             packed, biases = [w.packed for w in weights], [w.bias for w in weights]
-            kernel = memo["joined"] = QuantizedLinears(factors, clip, bits, packed, biases)
-        lead, dtype = x.shape[:-1], x.dtype
-        rows = _as_rows(x)
-        kept = dtype if dtype == torch.bfloat16 else torch.float32
-        outs = [torch.empty(len(rows), n, dtype=kept) for n in kernel.out_features]
+            kernel = QuantizedLinears(factors, clip, bits, packed, biases)
+            memo["joined"] = addresses, kernel
+        dtype, lead = x.dtype, x.shape[:-1]
+        rows = x if x.ndim == 2 and x.is_contiguous() else _as_rows(x)
+        if dtype is torch.float16:
+            outs = [torch.empty(*lead, n) for n in kernel.out_features]
+            kernel(rows, outs, threads=threads_beside_torch())
+            return [out.to(dtype) for out in outs]
+        outs = [torch.empty(*lead, n, dtype=dtype) for n in kernel.out_features]
         kernel(rows, outs, threads=threads_beside_torch())
-        return [out.view(*lead, out.shape[-1]).to(dtype) for out in outs]
+        return outs
 
 
 class CpuRows:
@@ -129,3 +135,14 @@ def _as_rows(x: Tensor) -> Tensor:
     """View tokens as rows whose elements are neighbours, copying where they are not."""
     rows = x.detach().reshape(-1, x.shape[-1])
     return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+def _addresses(
+    factors: Sequence[Tensor | None], clip: Tensor, weights: Sequence[StoredWeight]
+) -> list[int]:
+    """Return where everything lies that a kernel holds on to."""
+    found = [0 if factor is None else factor.data_ptr() for factor in factors]
+    found.append(clip.data_ptr())
+    for codes, scale, bias, *_ in weights:
+        found += codes.data_ptr(), scale.data_ptr(), 0 if bias is None else bias.data_ptr()
+    return found
