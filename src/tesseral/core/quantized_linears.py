@@ -82,7 +82,7 @@ class QuantizedLinears:
                 f"QuantizedLinears: rows must be one of {ROW_TYPES} and outs one of {_OUT_TYPES}, "
                 f"got {element} and {kind}."
             )
-        m = len(rows)
+        m = rows.shape[0]
         stride = check_rows("rows", rows, element, (m, self.in_features))
         for out, n in zip(outs, self.out_features, strict=True):
             check_dense("out", out, kind, m, n)

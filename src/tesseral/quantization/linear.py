@@ -79,33 +79,32 @@ class QuantizedInput(SharedInput):
 
     def compute(self, x: Tensor) -> "Tensor | QuantizedActivation | Products":
         """Return what all readers give, if one call of a kernel does; else what they read."""
-        joined = self._joined(x)
-        if joined is None or self.transform.is_watched:
+        stored = self._stored()
+        joined = None if stored is None else self._joined(x, stored[0])
+        transform: Any = self._modules["transform"]
+        if joined is None or transform.is_watched:
             return self.quantize(x)
-        buffers, parts = self._buffers, self.transform
-        outputs = joined(
-            x, parts.factors, buffers["clip"], self.bits, self._stored(), self._memo
-        )
+        clip = self._buffers["clip"]
+        outputs = joined(x, transform.factors, clip, self.bits, stored, self._memo)
         return dict(zip(self._layers, outputs, strict=True))
 
-    def _joined(self, x: Tensor) -> Callable[..., list[Tensor]] | None:
+    def _stored(self) -> list[StoredWeight] | None:
+        """Return the weights of all layers, if each is packed and no other reads the input."""
+        layers = self._layers
+        if self.bits == OFF or not layers or len(layers) != self.readers:
+            return None
+        return None if any(layer.bits == OFF for layer in layers) else [x.stored for x in layers]
+
+    def _joined(self, x: Tensor, first: StoredWeight) -> Callable[..., list[Tensor]] | None:
         """Return what gives all layers from the rows themselves, if a backend does."""
-        if self.bits == OFF or len(self._layers) != self.readers or not self._layers:
-            return None
-        if any(layer.bits == OFF for layer in self._layers):
-            return None
         # for one token, choosing takes as long as computing
-        scale = self._layers[0].stored.scale
-        asked = x.dtype, x.device.type, scale.dtype, ROWS.asked, BACKENDS.asked
+        asked = x.dtype, x.is_cpu, first.scale.dtype, ROWS.asked, BACKENDS.asked
         known = self._memo.get("choice")
         if known is None or known[0] != asked:
             known = asked, _joined(self._rows_backend(x).name, self._layers)
             self._memo["choice"] = known
         chosen: Callable[..., list[Tensor]] | None = known[1]
         return chosen
-
-    def _stored(self) -> list[StoredWeight]:
-        return [layer.stored for layer in self._layers]
 
     def quantize(self, x: Tensor) -> Tensor | QuantizedActivation:
         """Return codes with scales, or the dense transformed input when bits are off."""

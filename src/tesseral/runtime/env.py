@@ -1,6 +1,9 @@
 """Every environment variable the package reads: name, meaning, default."""
 
+import os
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +52,21 @@ VARIABLES = (
         "the first that supports the call",
     ),
 )
+
+
+def read(name: str) -> str | None:
+    """Return what an environment variable holds, or ``None`` if that is nothing.
+
+    Where a variable is not set, ``os.environ`` takes a microsecond to say so, and a token passes
+    hundreds of kernels.
+    """
+    held: dict[Any, Any] | None = getattr(os.environ, "_data", None)
+    if held is None:
+        return os.environ.get(name) or None
+    value = held.get(_key(name))
+    return os.environ.decodevalue(value) if value else None
+
+
+@cache
+def _key(name: str) -> Any:
+    return os.environ.encodekey(name)

@@ -6,12 +6,12 @@ argument or by environment variable, runs or raises; only the default goes down 
 """
 
 import importlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from tesseral._errors import BackendError
+from tesseral.runtime import env
 
 P = TypeVar("P")
 P_contra = TypeVar("P_contra", contravariant=True)
@@ -68,7 +68,7 @@ class Registry(Generic[P, B]):
     @property
     def asked(self) -> str | None:
         """The name in the environment variable, if there is one."""
-        return os.environ.get(self.env) or None
+        return env.read(self.env)
 
     def get(self, name: str) -> B:
         """Return the backend called ``name``.
