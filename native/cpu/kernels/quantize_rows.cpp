@@ -1,7 +1,7 @@
 // Transform and quantise rows in one pass; a row stays in the L1 cache from its load to its codes.
 #include "tesseral/quantize_rows.h"
 
-#include "kernels/small_products.h"
+#include "kernels/quantize_pairs.h"
 
 namespace tesseral::TESSERAL_TARGET {
 namespace {
@@ -25,13 +25,6 @@ void widen(const QuantizeRows& call, int64_t row, int64_t rows, int64_t columns,
     }
   }
 }
-
-// What the range of a row is, and whether all of it is finite.
-struct Range {
-  float low;
-  float high;
-  float poison;  // 0, or NaN
-};
 
 // x ends in whole vectors: copies of x[0] follow its n elements.
 Range range_of(const float* x, int64_t n) {
@@ -71,13 +64,17 @@ inline Floats quotient(Floats x, Floats scale, Floats inverse) {
 #endif
 }
 
+// Of values that are exact only to a bfloat16, a product with the inverse is as good a quotient.
+template <bool Exact>
 void write_codes(const float* x, int64_t n, float scale, int bits, int8_t* codes) {
   const Floats step = broadcast(scale);
   const Floats inverse = broadcast(1.0f / scale);
   const Floats least = broadcast(-static_cast<float>(1 << (bits - 1)));
   const Floats largest = broadcast(static_cast<float>((1 << (bits - 1)) - 1));
   for (int64_t i = 0; i < n; i += lanes) {
-    const Floats code = lesser(larger(quotient(load(x + i), step, inverse), least), largest);
+    const Floats v = load(x + i);
+    const Floats steps = Exact ? quotient(v, step, inverse) : multiply(v, inverse);
+    const Floats code = lesser(larger(steps, least), largest);
     store_rounded(codes + i, code, static_cast<int>(smaller(lanes, n - i)));
   }
 }
@@ -141,10 +138,19 @@ Status run(const QuantizeRows& call, int64_t begin, int64_t end, float* scratch)
     return Status::invalid;
   }
   for (int64_t row = begin; row < end; ++row) {
+    int8_t* codes = call.codes + row * call.codes_stride;
+    if (call.left_pairs != nullptr) {
+      float* output = scratch + padded(n / 2);
+      const float scale =
+          scale_of(transform_pairs(call, row, scratch, output), call.clip, call.bits);
+      write_codes<false>(output, n, scale, call.bits, codes);
+      call.scale[row] = scale;
+      continue;
+    }
     float* x = transform(call, row, scratch);
     for (int64_t i = n; i < padded(n); ++i) x[i] = x[0];
     const float scale = scale_of(range_of(x, n), call.clip, call.bits);
-    write_codes(x, n, scale, call.bits, call.codes + row * call.codes_stride);
+    write_codes<true>(x, n, scale, call.bits, codes);
     call.scale[row] = scale;
   }
   return Status::ok;
@@ -153,6 +159,6 @@ Status run(const QuantizeRows& call, int64_t begin, int64_t end, float* scratch)
 }  // namespace
 
 extern const QuantizeRowsKernels quantize_rows;
-const QuantizeRowsKernels quantize_rows = {padded, scratch, run};
+const QuantizeRowsKernels quantize_rows = {padded, takes_pairs, prepare_pairs, scratch, run};
 
 }  // namespace tesseral::TESSERAL_TARGET

@@ -32,17 +32,21 @@ def transform_heads(
     DtypeError, ShapeError, ParameterError, BackendError
         If arrays, threads or target do not fit.
     """
-    element = _check_heads(x)
-    _check("out", out, element, tuple(x.shape))
+    element, steps, out_steps = dtype_name(x), _strides(x), _strides(out)
+    sizes = x.shape
+    fits = out.shape == sizes and dtype_name(out) == element and out_steps[-1] == 1
+    if not fits or not _is_heads(x, element, steps):
+        _check_heads(x)
+        _check("out", out, element, tuple(sizes))
     _native.transform_heads(
         element,
-        tuple(x.shape[:3]),
-        x.shape[3],
+        tuple(sizes[:3]),
+        sizes[3],
         address(x),
-        _steps(x),
-        _factor(factor, x.shape[3]),
+        steps[:3],
+        _factor(factor, sizes[3]),
         address(out),
-        _steps(out),
+        out_steps[:3],
         cpu_threads(threads),
         cpu_target(target),
     )
@@ -85,32 +89,52 @@ def encode_heads(
     DtypeError, ShapeError, ParameterError, BackendError
         If arrays, width, threads or target do not fit.
     """
-    if not 2 <= bits <= 8:
-        raise ParameterError(f"encode_heads: bits={bits} must be 2 to 8.")
-    element, dim = _check_heads(x), x.shape[3]
-    lead = tuple(x.shape[:3])
-    _check("data", data, "uint8", (*lead, packed_length(dim, storage_bits(bits))))
+    element, steps, code_steps, scale_steps = dtype_name(x), *map(_strides, (x, data, scale))
+    *lead, dim = x.shape
+    if not _is_heads(x, element, steps) or not _is_place(data, code_steps, lead, dim, bits):
+        _check_heads(x)
+        _check_bits(bits)
+        _check("data", data, "uint8", (*lead, packed_length(dim, storage_bits(bits))))
     for name, array in (("scale", scale), ("offset", offset)):
-        _check(name, array, "float16", (*lead, 1))
-    if _steps(scale) != _steps(offset):
+        if array.shape != (*lead, 1) or dtype_name(array) != "float16":
+            _check(name, array, "float16", (*lead, 1))
+    if scale_steps != _strides(offset):
         raise ShapeError("encode_heads: scale and offset must have the same steps.")
     _native.encode_heads(
         element,
-        lead,
+        tuple(lead),
         dim,
         address(x),
-        _steps(x),
+        steps[:3],
         0 if factor is None else _factor(factor, dim),
         _clip(clip),
         bits,
         address(data),
-        _steps(data),
+        code_steps[:3],
         address(scale),
         address(offset),
-        _steps(scale),
+        scale_steps[:3],
         cpu_threads(threads),
         cpu_target(target),
     )
+
+
+def _is_heads(x: Any, element: str, steps: tuple[int, ...]) -> bool:
+    """Say quickly whether the kernel takes these heads."""
+    fits = len(steps) == 4 and steps[3] == 1 and x.shape[3] % HEAD_MULTIPLE == 0
+    return fits and element in ROW_TYPES and getattr(x, "is_cpu", True)
+
+
+def _is_place(data: Any, steps: tuple[int, ...], lead: list[int], dim: int, bits: int) -> bool:
+    """Say quickly whether codes of so many bits fit there."""
+    width = dim * storage_bits(bits) // 8 if 2 <= bits <= 8 else 0
+    fits = data.shape == (*lead, width) and steps[-1] == 1 and dtype_name(data) == "uint8"
+    return fits and getattr(data, "is_cpu", True)
+
+
+def _check_bits(bits: int) -> None:
+    if not 2 <= bits <= 8:
+        raise ParameterError(f"encode_heads: bits={bits} must be 2 to 8.")
 
 
 def _check_heads(x: Any) -> str:
@@ -146,18 +170,16 @@ def _strides(array: Any) -> tuple[int, ...]:
     return tuple(step // array.itemsize for step in array.strides)
 
 
-def _steps(array: Any) -> tuple[int, int, int]:
-    batch, head, token, _ = _strides(array)
-    return batch, head, token
-
-
 def _factor(factor: Any, dim: int) -> int:
-    _check("factor", factor, "float32", (dim, dim))
-    if _strides(factor)[0] != dim:
+    if dtype_name(factor) != "float32" or _strides(factor) != (dim, 1):
+        _check("factor", factor, "float32", (dim, dim))
         raise ShapeError("heads: factor must be contiguous in C order.")
+    if factor.shape != (dim, dim):
+        _check("factor", factor, "float32", (dim, dim))
     return address(factor)
 
 
 def _clip(clip: Any) -> int:
-    _check("clip", clip, "float32", (2,))
+    if dtype_name(clip) != "float32" or clip.shape != (2,):
+        _check("clip", clip, "float32", (2,))
     return address(clip)

@@ -93,7 +93,7 @@ class TokenStore:
                 return self._turn_over(arrays_of(write(None)), keep)
             end -= self._start
             self._move(end + end // 4 if self._end else end)
-        write([array[:, :, self._end : end] for array in self._arrays])
+        write([array.narrow(2, self._end, shape[2]) for array in self._arrays])
         self._end = end
         states = self.states
         if keep is not None:
@@ -130,7 +130,7 @@ class TokenStore:
         return int(self._arrays[0].shape[2])
 
     def _held(self) -> list[torch.Tensor]:
-        return [array[:, :, self._start : self._end] for array in self._arrays]
+        return [array.narrow(2, self._start, self.length) for array in self._arrays]
 
     def _states(self, arrays: list[torch.Tensor]) -> States:
         if not isinstance(self._nothing, PackedTensor):
