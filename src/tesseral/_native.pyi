@@ -105,7 +105,6 @@ def quantize_rows(
     threads: int,
     target: str,
 ) -> None: ...
-
 def norm_rows(
     element: str,
     rows: int,

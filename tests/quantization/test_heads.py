@@ -54,7 +54,9 @@ def test_transformed_heads_are_products_rounded_once(target, dtype):
     out = torch.full(x.shape, torch.nan, dtype=dtype)
     transform_heads(x, factor, out, threads=2, target=target)
     exact = x.double() @ factor.double()
-    bound = torch.finfo(dtype).eps * exact.abs() + 64 * 2.0**-22 * x.abs().max() * factor.abs().max()
+    bound = (
+        torch.finfo(dtype).eps * exact.abs() + 64 * 2.0**-22 * x.abs().max() * factor.abs().max()
+    )
     assert ((out.double() - exact).abs() <= bound).all()
     codes = new_places(x, 4)
     encode_heads(x, factor, torch.ones(2), 4, *codes, target=target)
@@ -117,4 +119,11 @@ def test_arrays_that_do_not_fit_are_named():
     with pytest.raises(ShapeError, match="C order"):
         transform_heads(x, torch.eye(32)[:16, :16], x.clone())
     with pytest.raises(ShapeError, match="same steps"):
-        encode_heads(x, None, clip, 4, *places[:2], places.offset.expand(1, 2, 3, 1).mT.mT[:, :1].expand(1, 2, 3, 1))
+        encode_heads(
+            x,
+            None,
+            clip,
+            4,
+            *places[:2],
+            places.offset.expand(1, 2, 3, 1).mT.mT[:, :1].expand(1, 2, 3, 1),
+        )

@@ -41,8 +41,14 @@ class QuantizedLinears:
         weights: Sequence[PackedTensor],
         biases: Sequence[Any],
     ) -> None:
-        self._input, self._products = RowQuantizer(factors, clip, bits), Int4Linears(weights, biases)
-        self.in_features, self.out_features = self._products.in_features, self._products.out_features
+        self._input, self._products = (
+            RowQuantizer(factors, clip, bits),
+            Int4Linears(weights, biases),
+        )
+        self.in_features, self.out_features = (
+            self._products.in_features,
+            self._products.out_features,
+        )
         layers = zip(self._products.addresses, self.out_features, strict=True)
         self._kernel = _native.QuantizedLinears(
             *self._input.split(self.in_features),

@@ -139,6 +139,43 @@ class QuantizedKVLayer(CacheLayerMixin):  # type: ignore[misc]
             self._refresh()
         return _last(stored[0], visible), _last(stored[1], visible)
 
+    @torch.no_grad()
+    def update_by(
+        self,
+        write: Callable[[list[torch.Tensor], list[torch.Tensor]], Any],
+        shape: tuple[int, int, int, int],
+        like: torch.Tensor,
+    ) -> tuple[States, States]:
+        """Append tokens that ``write`` encodes; for layers without a sliding window.
+
+        Parameters
+        ----------
+        write : callable
+            Fills the arrays where keys and values of the new tokens go.
+        shape : (batch, kv_heads, new, head_dim)
+            What is appended.
+        like : tensor
+            Of the type and on the device of the states that are encoded.
+
+        Returns
+        -------
+        keys, values
+            As of :meth:`update`.
+        """
+        if not self.is_initialized:
+            nothing = like.new_empty((*shape[:2], 0, shape[3]))
+            self.lazy_initialization(nothing, nothing)
+        keys, values = self._sides
+        stored: list[States] = []
+
+        def write_both(key_places: Any) -> Any:
+            stored.append(values.append_by(lambda places: write(key_places, places), shape))
+
+        self.keys = keys.append_by(write_both, shape)
+        self.values = stored[0]
+        self._length += shape[2]
+        return self.keys, self.values
+
     def get_seq_length(self) -> int:
         """Return the number of tokens seen so far."""
         return self._length

@@ -15,7 +15,7 @@ _ROOM = 64
 """Lengths that an array can hold are multiples of this."""
 
 
-Write: TypeAlias = Callable[[list[torch.Tensor] | None], States]
+Write: TypeAlias = Callable[[list[torch.Tensor] | None], Any]
 """Writes an encoding to arrays, or makes new ones."""
 
 

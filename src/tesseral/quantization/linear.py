@@ -66,6 +66,9 @@ class QuantizedInput(SharedInput):
         self._layers: list[QuantizedLinear] = []
         self._memo: dict[str, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_memo": {}}  # kernels hold addresses
+
     @property
     def layers(self) -> list["QuantizedLinear"]:
         """The layers that read the same tensor, where these are all that were built."""
@@ -180,6 +183,9 @@ class QuantizedLinear(nn.Module):
             groups = 1 if group_size is None else in_features // group_size
             self.register_buffer("weight_scale", torch.ones(out_features, groups, dtype=dtype))
         self.register_buffer("bias", torch.zeros(out_features, dtype=dtype) if bias else None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_memo": {}}  # kernels hold addresses
 
     @property
     def packed(self) -> PackedTensor:

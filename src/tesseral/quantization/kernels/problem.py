@@ -60,8 +60,12 @@ class RowsProblem:
 @cache
 def rows_problem(x: torch.dtype, clip: torch.dtype, device: str, bits: int) -> RowsProblem:
     """Return the problem of rows of this type, a clip of that one, and so many bits."""
-    return RowsProblem(device=device, dtype=str(x).removeprefix("torch."),
-        working_dtype=str(clip).removeprefix("torch."), bits=bits)
+    return RowsProblem(
+        device=device,
+        dtype=str(x).removeprefix("torch."),
+        working_dtype=str(clip).removeprefix("torch."),
+        bits=bits,
+    )
 
 
 class StoredWeight(NamedTuple):
