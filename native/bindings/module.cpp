@@ -10,4 +10,5 @@ NB_MODULE(_native, m) {
   tesseral::bind_model_rows(m);
   tesseral::bind_quantize_rows(m);
   tesseral::bind_quantized_linear(m);
+  tesseral::bind_decoder_block(m);
 }

@@ -19,6 +19,7 @@ namespace tesseral {
   extern const NormRowsKernels norm_rows;         \
   extern const HeadRowsKernels head_rows;         \
   extern const DenseRowsKernels dense_rows;       \
+  extern const PointwiseKernels pointwise;        \
   }
 #if defined(TESSERAL_X86)
 TESSERAL_DECLARE(avx512_bf16)
@@ -118,7 +119,8 @@ const std::vector<Target>& targets() {
        avx512_bf16::quantize_rows,
        avx512_bf16::norm_rows,
        avx512_bf16::head_rows,
-       avx512_bf16::dense_rows},
+       avx512_bf16::dense_rows,
+       avx512_bf16::pointwise},
       {"avx512",
        {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
        avx512::attention,
@@ -127,7 +129,8 @@ const std::vector<Target>& targets() {
        avx512::quantize_rows,
        avx512::norm_rows,
        avx512::head_rows,
-       avx512::dense_rows},
+       avx512::dense_rows,
+       avx512::pointwise},
       {"avx2",
        {"avx2", "fma", "f16c"},
        avx2::attention,
@@ -136,7 +139,8 @@ const std::vector<Target>& targets() {
        avx2::quantize_rows,
        avx2::norm_rows,
        avx2::head_rows,
-       avx2::dense_rows},
+       avx2::dense_rows,
+       avx2::pointwise},
 #endif
       {"scalar",
        {},
@@ -146,7 +150,8 @@ const std::vector<Target>& targets() {
        scalar::quantize_rows,
        scalar::norm_rows,
        scalar::head_rows,
-       scalar::dense_rows},
+       scalar::dense_rows,
+       scalar::pointwise},
   };
   return all;
 }

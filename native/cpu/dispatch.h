@@ -11,6 +11,7 @@
 #include "tesseral/head_rows.h"
 #include "tesseral/linear_int4.h"
 #include "tesseral/norm_rows.h"
+#include "tesseral/pointwise.h"
 #include "tesseral/quantize_rows.h"
 
 namespace tesseral {
@@ -46,6 +47,7 @@ struct Target {
   NormRowsKernels norm_rows;
   HeadRowsKernels head_rows;
   DenseRowsKernels dense_rows;
+  PointwiseKernels pointwise;
 };
 
 CpuWords read_cpu();

@@ -1,7 +1,7 @@
 """Native kernels of tesseral; callers use the checked wrappers of core, runtime and attention."""
 
 import enum
-from typing import Any
+from typing import Any, TypeAlias
 
 ATTENTION_MAX_DIM: int
 ATTENTION_MAX_KEY_BLOCK: int
@@ -182,4 +182,41 @@ class QuantizedLinears:
         threads: int,
         target: str,
         /,
+    ) -> None: ...
+
+_Three: TypeAlias = tuple[int, int, int]
+_Places: TypeAlias = tuple[int, int, int, _Three, _Three]
+
+class DecoderBlock:
+    def __init__(
+        self,
+        element: str,
+        head_dim: int,
+        attention_norm: tuple[int, float],
+        mlp_norm: tuple[int, float],
+        attention_input: QuantizedLinears,
+        attention_output: QuantizedLinears,
+        mlp_input: QuantizedLinears,
+        mlp_hidden: QuantizedLinears,
+        query_factor: int,
+        key: tuple[int, int, int],
+        value: tuple[int, int, int],
+        /,
+    ) -> None: ...
+    def before(
+        self,
+        m: int,
+        hidden: int,
+        cosine: int,
+        sine: int,
+        rotary_step: int,
+        query: int,
+        key: _Places,
+        value: _Places,
+        threads: int,
+        target: str,
+        /,
+    ) -> None: ...
+    def after(
+        self, m: int, attended: int, hidden: int, out: int, threads: int, target: str, /
     ) -> None: ...

@@ -72,11 +72,30 @@ void encode(const HeadRows& call, int64_t index, const float* y, int8_t* bytes) 
   call.offset[at] = offset;
 }
 
+// Turns a head by its token's angles.
+void rotate(const HeadRows& call, int64_t index, float* x) {
+  const int64_t half = call.dim / 2;
+  const int64_t at = place(call, call.rotary_steps, index);
+  const auto turned = [&](Floats same, Floats other, int64_t c) {
+    const Floats cosine = load_lanes(call.element, call.cosine, at + c);
+    const Floats sine = load_lanes(call.element, call.sine, at + c);
+    return rounded(call.element, add(rounded(call.element, multiply(same, cosine)),
+                                     rounded(call.element, multiply(other, sine))));
+  };
+  for (int64_t c = 0; c < half; c += lanes) {
+    const Floats first = load(x + c);
+    const Floats second = load(x + half + c);
+    store(x + c, turned(first, subtract(zero(), second), c));
+    store(x + half + c, turned(second, first, half + c));
+  }
+}
+
 int64_t scratch(const HeadRows& call) { return (2 * block + 1) * call.dim; }
 
 Status run(const HeadRows& call, int64_t begin, int64_t end, float* scratch) {
   if (call.dim < 1 || call.dim % head_rows_multiple != 0 || begin < 0 ||
       end > call.batch * call.heads * call.tokens ||
+      (call.cosine != nullptr && call.dim % (2 * head_rows_multiple) != 0) ||
       (call.out == nullptr && (call.bits < 2 || call.bits > 8))) {
     return Status::invalid;
   }
@@ -91,6 +110,7 @@ Status run(const HeadRows& call, int64_t begin, int64_t end, float* scratch) {
       for (int64_t c = 0; c < dim; c += lanes) {
         store(input + i * dim + c, load_lanes(call.element, call.rows, at + c));
       }
+      if (call.cosine != nullptr) rotate(call, first + i, input + i * dim);
     }
     if (call.factor != nullptr) {
       multiply(input, count, dim, 1, dim, call.factor, dim, {output, dim, dim});

@@ -30,6 +30,12 @@ struct HeadRows {
   std::int64_t dim = 0;
   const void* rows = nullptr;
   HeadSteps row_steps;
+  // Rotary embedding before all else, or null: dim is then a multiple of twice as many, and
+  //   x = round(round(x * cosine) + round(turned(x) * sine)), turned(x) = (-second half, first
+  //   half)
+  const void* cosine = nullptr;  // of the type of the rows
+  const void* sine = nullptr;
+  HeadSteps rotary_steps;         // of both
   const float* factor = nullptr;  // [dim, dim], or null for the identity
   // Where y goes if it is not coded.
   void* out = nullptr;

@@ -50,7 +50,7 @@ class QuantizedLinears:
             self._products.out_features,
         )
         layers = zip(self._products.addresses, self.out_features, strict=True)
-        self._kernel = _native.QuantizedLinears(
+        self.kernel = _native.QuantizedLinears(
             *self._input.split(self.in_features),
             *self._input.addresses,
             bits,
@@ -92,7 +92,7 @@ class QuantizedLinears:
         stride = check_rows("rows", rows, element, (m, self.in_features))
         for out, n in zip(outs, self.out_features, strict=True):
             check_dense("out", out, kind, m, n)
-        self._kernel.run(
+        self.kernel.run(
             element,
             address(rows),
             stride,

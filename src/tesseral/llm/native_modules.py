@@ -1,4 +1,4 @@
-"""Norms and the output layer of a quantised model through kernels, where these serve."""
+"""Blocks, norms and the output layer of a quantised model through kernels, where these serve."""
 
 from functools import cache
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tesseral.core.few_rows import DENSE_MOST, DENSE_MULTIPLE, dense_rows, norm_rows
+from tesseral.llm.native_block import BLOCKS, NativeBlock
 from tesseral.runtime.threads import threads_beside_torch
 
 _NORMS = frozenset(
@@ -17,7 +18,7 @@ _NORMS = frozenset(
 
 
 def use_native_modules(model: Any) -> None:
-    """Let a model's norms and its output layer run through our kernels.
+    """Let a model's blocks, norms and output layer run through our kernels.
 
     A module keeps its weights and the name of its class. Whatever its kernel does not take,
     another device or a gradient, say, is done as before.
@@ -25,6 +26,8 @@ def use_native_modules(model: Any) -> None:
     for module in model.modules():
         if type(module).__name__ in _NORMS:
             _join(module, _Norm)
+        elif type(module).__name__ in BLOCKS:
+            _join(module, NativeBlock)
     output = model.get_output_embeddings()
     if type(output) is nn.Linear and output.bias is None:
         _join(output, _Output)
