@@ -66,6 +66,15 @@ FAMILIES = (
             | {"working_dtype": "float32", "bits": 4},
         },
     ),
+    Family(
+        name="heads",
+        registry="tesseral.quantization.kernels.heads:HEADS",
+        problem="tesseral.quantization.kernels.heads:HeadsProblem",
+        samples={
+            "bfloat16 heads of 128": {"device": "cpu", "dtype": "bfloat16"}
+            | {"working_dtype": "float32", "head_dim": 128},
+        },
+    ),
 )
 
 
