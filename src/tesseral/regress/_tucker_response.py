@@ -565,8 +565,7 @@ class TensorResponseRegressor(TensorEstimator):
             offset = self._setup.offset
         if offset is None:
             return theta
-        xp = array_namespace("predict", theta)
-        return theta + xp.asarray(offset, dtype=theta.dtype)
+        return theta + like(offset, theta)
 
     def _rows(self, covariates: Any) -> list[NDArray[np.float64] | None]:
         """Return the covariates of every mode to predict for; None for an identity."""
