@@ -5,13 +5,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tesseral.cluster._angles import Assignment, iterate, refill, shared
+from tesseral.cluster._angles import Assignment, grouped, iterate, refill
 from tesseral.cluster._base import TensorBlockClusterer
 from tesseral.cluster._blocks import BlockFit, ModeProfile, fit_means
 from tesseral.cluster._problem import COMMON
 from tesseral.cluster._select import Task
 from tesseral.cluster._source import Floats, Grouping
-from tesseral.cluster._sphere import weighted_means
+from tesseral.cluster._sphere import plain_means
 from tesseral.core.constraints import integer
 from tesseral.core.labels import Labels
 from tesseral.core.random import Seed
@@ -81,12 +81,9 @@ class HigherOrderLloyd(TensorBlockClusterer):
         self, task: Task, counts: tuple[int, ...], rng: np.random.Generator
     ) -> list[Grouping]:
         rows = task.source.spectral_rows(counts, task.problem.degree_of, task.problem.read)
-        found = {}
-        for mode in task.problem.read:
-            even = np.ones(task.problem.shape[mode])
-            labels = weighted_means(rows[mode], even, counts[mode], self.n_init, rng)
-            found[mode] = Grouping(labels=labels, size=counts[mode])
-        return shared(task.problem.ties, found)
+        return grouped(
+            task.problem.ties, counts, lambda k: plain_means(rows[k], counts[k], self.n_init, rng)
+        )
 
     def _improve(self, task: Task, start: list[Grouping]) -> Assignment:
         return iterate(task.source, task.problem.ties, start, self.max_iter, by_distance)
@@ -95,7 +92,7 @@ class HigherOrderLloyd(TensorBlockClusterer):
         return fit_means(task.source, assignment.groupings)
 
     def _nearest(self, nodes: Floats, clusters: Floats) -> Labels:
-        return np.asarray(squared_distances(nodes, clusters).argmin(axis=1), dtype=np.intp)
+        return nearest_in_distance(nodes, clusters)
 
 
 def by_distance(profile: ModeProfile, grouping: Grouping) -> tuple[Grouping, float, int]:
@@ -105,6 +102,11 @@ def by_distance(profile: ModeProfile, grouping: Grouping) -> tuple[Grouping, flo
     own = distances[np.arange(len(labels)), labels]
     refilled = refill(labels, -own, grouping.size)
     return Grouping(labels=labels, size=grouping.size), float(own.mean()), refilled
+
+
+def nearest_in_distance(nodes: Floats, clusters: Floats) -> Labels:
+    """Return, for each row, the cluster whose row is nearest."""
+    return np.asarray(squared_distances(nodes, clusters).argmin(axis=1), dtype=np.intp)
 
 
 def squared_distances(nodes: Floats, clusters: Floats) -> Floats:
