@@ -46,6 +46,9 @@ BACKENDS: Registry[AttentionProblem, AttentionBackend] = Registry(
     {
         "native": "tesseral.attention.backends.native:NativeBackend",
         "triton": "tesseral.attention.backends.triton.backend:TritonBackend",
+        "turing": "tesseral.attention.backends.cuda.backend:TuringBackend",
+        "volta": "tesseral.attention.backends.cuda.backend:VoltaBackend",
+        "volta_half": "tesseral.attention.backends.cuda.backend:VoltaHalfBackend",
         "blockwise": "tesseral.attention.backends.blockwise:BlockwiseBackend",
         "reference": "tesseral.attention.backends.reference:ReferenceBackend",
     },

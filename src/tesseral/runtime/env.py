@@ -37,6 +37,11 @@ VARIABLES = (
         "the first that supports the call",
     ),
     Variable(
+        "TESSERAL_CACHE",
+        "folder that compiled CUDA kernels are kept in",
+        "~/.cache/tesseral",
+    ),
+    Variable(
         "TESSERAL_LINEAR_BACKEND",
         "backend of the 4-bit linear layers to use or fail",
         "the first that supports the call",
