@@ -5,12 +5,11 @@ from typing import Any
 import torch
 import triton
 
-from tesseral.attention.backends.triton.device import interpreted
-from tesseral.attention.backends.triton.kernels.rows import (
-    attention_rows_kernel,
-    merge_splits_kernel,
-)
+from tesseral.attention.backends.triton.device import architecture, interpreted
+from tesseral.attention.backends.triton.kernels.merge import merge_splits_kernel
+from tesseral.attention.backends.triton.kernels.rows import attention_rows_kernel
 from tesseral.attention.backends.triton.tiles import (
+    LOG2E,
     PRECISION,
     Results,
     band_of,
@@ -18,7 +17,7 @@ from tesseral.attention.backends.triton.tiles import (
     neighbours,
     slopes_of,
 )
-from tesseral.attention.backends.triton.tuning import TileConfig, padded
+from tesseral.attention.backends.triton.tuning import TileConfig, is_general, padded
 from tesseral.attention.problem import AttentionArrays, AttentionProblem
 from tesseral.core import PackedTensor
 
@@ -64,6 +63,7 @@ def run_rows(
         states = query.new_empty((rows, splits, 2), dtype=torch.float32)
     row_tiles = triton.cdiv(problem.q_len * problem.group, config.q_tile)
     grid = (row_tiles * splits * problem.kv_heads * problem.batch,)
+    general = is_general(problem)
     attention_rows_kernel[grid](
         query,
         key,
@@ -98,7 +98,7 @@ def run_rows(
         splits,
         problem.q_len,
         problem.kv_len,
-        scale=problem.scale,
+        scale=problem.scale if general else problem.scale * LOG2E,
         softcap=problem.softcap or 0.0,
         GROUP=problem.group,
         KEY_BITS=key_bits,
@@ -106,6 +106,7 @@ def run_rows(
         VALUE_BITS=value_bits,
         VALUE_OFFSET=value_offset is not None,
         MASK=problem.mask,
+        GENERAL=general,
         SOFTCAP=problem.softcap is not None,
         ALIBI=problem.alibi,
         SINKS=problem.sinks,
@@ -117,9 +118,9 @@ def run_rows(
         BLOCK_M=config.q_tile,
         BLOCK_N=config.k_tile,
         HEAD_DIM=problem.head_dim,
-        D_PAD=padded(problem.head_dim),
+        D_PAD=_padded_codes(problem.head_dim, key_bits),
         VALUE_DIM=problem.value_dim,
-        DV_PAD=padded(problem.value_dim),
+        DV_PAD=_padded_codes(problem.value_dim, value_bits),
         STAGES=config.stages,
         num_warps=config.warps,
         num_stages=config.stages,
@@ -137,6 +138,7 @@ def _merge(
     states: Any,
     splits: int,
 ) -> None:
+    early = not interpreted() and architecture(problem.device) >= (9, 0)
     merge_splits_kernel[(results.lse.numel(),)](
         sums,
         states,
@@ -149,10 +151,12 @@ def _merge(
         results.lse.shape[2],
         splits,
         SINKS=problem.sinks,
+        EARLY=early,
         BLOCK_S=min(32, triton.next_power_of_2(splits)),
         VALUE_DIM=problem.value_dim,
         DV_PAD=padded(problem.value_dim),
         num_warps=4,
+        launch_pdl=early,
     )
 
 
@@ -167,7 +171,26 @@ def _parts(array: torch.Tensor | PackedTensor) -> tuple[Any, Any, Any, int]:
         offset = offset.to(scale.dtype)
         if offset.stride() != scale.stride():
             scale, offset = scale.contiguous(), offset.contiguous()
-    return neighbours(array.data), scale, offset, array.bits
+    return _words(array.data), scale, offset, array.bits
+
+
+def _words(data: torch.Tensor) -> torch.Tensor:
+    """Return bytes of codes as words of 16 bits; a copy where they do not lie so."""
+    fits = (
+        data.stride(-1) == 1
+        and data.data_ptr() % 2 == 0
+        and not any(step % 2 for step in (data.shape[-1], *data.stride()[:-1]))
+    )
+    if not fits:
+        room = data.new_zeros((*data.shape[:-1], data.shape[-1] + data.shape[-1] % 2))
+        room[..., : data.shape[-1]] = data
+        data = room
+    return data.view(torch.int16)
+
+
+def _padded_codes(width: int, bits: int) -> int:
+    """Return the columns of a tile; 16 words of codes at least, which a product needs."""
+    return max(padded(width), 256 // bits if bits else 0)
 
 
 def _steps(scale: torch.Tensor | None) -> tuple[int, ...]:

@@ -1,60 +1,58 @@
-"""Codes of 4 and 8 bits as numbers, each exact in float16."""
+"""Codes of 4 and 8 bits as float16: subnormal numbers, which take no conversion.
+
+The bits of a code ``c`` below 1024, read as float16, are the number ``c / 2^24``; those of a code
+four places up are ``c / 2^20``. Tensor cores multiply them exactly, so that masking a word of codes
+is all that is done to it; the powers of two go into scales.
+"""
 
 import triton
 import triton.language as tl
 
+UNIT = tl.constexpr(2.0**24)
+"""What a product with such numbers is short by."""
+
 
 @triton.jit
-def widen_bytes(codes, SIGNED: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Return bytes as float16: 1024 + c has the bits 0x6400 + c, so that no conversion is needed.
+def widen(words, BITS: tl.constexpr, SIGNED: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Return the codes in words of 16 bits, least significant first, each in units of 2^-24.
 
-    Without ``ASSEMBLY``, as in the interpreter, they are converted.
+    Of 4 bits, the second and the fourth are 16 times as large; of 8 bits there are two, given
+    twice. ``SIGNED`` codes come out larger by half their range. ``ASSEMBLY`` takes two words at
+    once.
     """
+    SHIFT: tl.constexpr = (0x88 if BITS == 4 else 0x80) * 0x0101 - 2**16
+    if SIGNED:
+        words = words ^ SHIFT
     if ASSEMBLY:
-        if SIGNED:
-            codes = codes ^ 0x80
-        numbers = tl.inline_asm_elementwise(
-            """{
-            prmt.b32 $0, $2, 0x64646464, 0x4140;
-            prmt.b32 $1, $2, 0x64646464, 0x4342;
-            }""",
-            "=r,=r,r", [codes], dtype=tl.float16, is_pure=True, pack=4,
-        )  # fmt: skip
-        numbers = numbers - (1152.0 if SIGNED else 1024.0)
-    elif SIGNED:
-        numbers = codes.to(tl.int8, bitcast=True).to(tl.float16)
+        if BITS == 4:
+            first, second, third, fourth = tl.inline_asm_elementwise(
+                """{
+                .reg .b32 upper;
+                shr.b32 upper, $4, 8;
+                and.b32 $0, $4, 0x000f000f;
+                and.b32 $1, $4, 0x00f000f0;
+                and.b32 $2, upper, 0x000f000f;
+                and.b32 $3, upper, 0x00f000f0;
+                }""",
+                "=r,=r,=r,=r,r", [words], dtype=(tl.float16,) * 4, is_pure=True, pack=2,
+            )  # fmt: skip
+        else:
+            first, second = tl.inline_asm_elementwise(
+                """{
+                and.b32 $0, $2, 0x00ff00ff;
+                prmt.b32 $1, $2, 0, 0x4341;
+                }""",
+                "=r,=r,r", [words], dtype=(tl.float16,) * 2, is_pure=True, pack=2,
+            )  # fmt: skip
+            third, fourth = first, second
     else:
-        numbers = codes.to(tl.float16)
-    return numbers
+        first = _place(words, 0, 0xF if BITS == 4 else 0xFF)
+        second = _place(words, 0, 0xF0) if BITS == 4 else _place(words, 8, 0xFF)
+        third = _place(words, 8, 0xF)
+        fourth = _place(words, 8, 0xF0)
+    return first, second, third, fourth
 
 
 @triton.jit
-def widen_nibbles(codes, SIGNED: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Return the low and the high halves of bytes as float16: codes at even and odd places."""
-    if ASSEMBLY:
-        if SIGNED:
-            codes = codes ^ 0x88
-        low, high = tl.inline_asm_elementwise(
-            """{
-            .reg .b32 low, high;
-            and.b32 low, $4, 0x0f0f0f0f;
-            shr.b32 high, $4, 4;
-            and.b32 high, high, 0x0f0f0f0f;
-            prmt.b32 $0, low, 0x64646464, 0x4140;
-            prmt.b32 $1, low, 0x64646464, 0x4342;
-            prmt.b32 $2, high, 0x64646464, 0x4140;
-            prmt.b32 $3, high, 0x64646464, 0x4342;
-            }""",
-            "=r,=r,=r,=r,r", [codes], dtype=(tl.float16, tl.float16), is_pure=True, pack=4,
-        )  # fmt: skip
-        low = low - (1032.0 if SIGNED else 1024.0)
-        high = high - (1032.0 if SIGNED else 1024.0)
-    else:
-        low = (codes & 15).to(tl.int16)
-        high = (codes >> 4).to(tl.int16)
-        if SIGNED:
-            low = (low ^ 8) - 8
-            high = (high ^ 8) - 8
-        low = low.to(tl.float16)
-        high = high.to(tl.float16)
-    return low, high
+def _place(words, PLACES: tl.constexpr, MASK: tl.constexpr):
+    return ((words >> PLACES) & MASK).to(tl.int16).to(tl.float16, bitcast=True)
