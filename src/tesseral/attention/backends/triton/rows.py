@@ -51,7 +51,7 @@ def run_rows(
     tables : int32 tensor of shape (n_sequences, max_blocks), optional
         Blocks of each sequence.
     """
-    mask, mask_strides = dense_mask(problem, arrays)
+    mask, mask_steps = dense_mask(problem, arrays)
     query = neighbours(arrays.query)
     key, key_scale, key_offset, key_bits = _parts(arrays.key)
     value, value_scale, value_offset, value_bits = _parts(arrays.value)
@@ -81,14 +81,14 @@ def run_rows(
         slopes,
         spans,
         tables,
-        *query.stride()[:3],
-        *key.stride()[:3],
-        *value.stride()[:3],
-        *_steps(key_scale),
-        *_steps(value_scale),
-        *results.output.stride()[:3],
-        *results.lse.stride()[:3],
-        *mask_strides,
+        query.stride()[:3],
+        key.stride()[:3],
+        value.stride()[:3],
+        _steps(key_scale),
+        _steps(value_scale),
+        results.output.stride()[:3],
+        results.lse.stride()[:3],
+        mask_steps,
         slope_batch,
         0 if tables is None else tables.stride(0),
         0 if tables is None else key.shape[2],
@@ -145,8 +145,8 @@ def _merge(
         results.output,
         results.lse,
         arrays.sinks,
-        *results.output.stride()[:3],
-        *results.lse.stride()[:3],
+        results.output.stride()[:3],
+        results.lse.stride()[:3],
         problem.q_heads,
         results.lse.shape[2],
         splits,

@@ -58,7 +58,7 @@ def run_tiles(
     spans : int32 tensor of shape (4, n_sequences), optional
         Start and length of each sequence's queries, and of its keys.
     """
-    mask, strides = dense_mask(problem, arrays)
+    mask, steps = dense_mask(problem, arrays)
     general = is_general(problem)
     q_tiles = triton.cdiv(problem.q_len, config.q_tile)
     lists = _mask_lists(problem, mask, config) if mask is not None else None
@@ -82,10 +82,10 @@ def run_tiles(
         arrays.sinks,
         slopes,
         spans,
-        *(step for tensor in tensors for step in tensor.stride()[:3]),
-        *results.output.stride()[:3],
-        *results.lse.stride()[:3],
-        *strides,
+        *(tensor.stride()[:3] for tensor in tensors),
+        results.output.stride()[:3],
+        results.lse.stride()[:3],
+        steps,
         lists.batch_step if lists else 0,
         lists.head_step if lists else 0,
         slope_batch,
@@ -143,7 +143,7 @@ def _mask_lists(problem: AttentionProblem, mask: torch.Tensor, config: TileConfi
         partial,
         full,
         counts,
-        *mask.stride(),
+        mask.stride(),
         heads,
         problem.q_len,
         problem.kv_len,

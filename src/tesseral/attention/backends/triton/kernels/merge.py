@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
+from tesseral.attention.backends.triton.kernels.places import at_head
 from tesseral.attention.backends.triton.kernels.scores import LOG2E, finished, finite, with_sink
 
 
@@ -14,12 +15,8 @@ def merge_splits_kernel(
     output,
     lse,
     sinks,
-    output_batch,
-    output_head,
-    output_row,
-    lse_batch,
-    lse_head,
-    lse_row,
+    output_steps,
+    lse_steps,
     q_heads,
     q_len,
     splits,
@@ -64,13 +61,7 @@ def merge_splits_kernel(
         maximum, total, decay = with_sink(maximum, total, sink)
         accumulator = accumulator * decay
     divisor, log_total = finished(maximum, total)
-    at = (
-        output
-        + batch.to(tl.int64) * output_batch
-        + head.to(tl.int64) * output_head
-        + row.to(tl.int64) * output_row
-        + columns
-    )
+    at = at_head(output, batch, head, output_steps) + row.to(tl.int64) * output_steps[2] + columns
     tl.store(at, (accumulator * divisor).to(output.dtype.element_ty), mask=columns < VALUE_DIM)
-    at = lse + batch.to(tl.int64) * lse_batch + head.to(tl.int64) * lse_head
-    tl.store(at + row.to(tl.int64) * lse_row + tl.zeros([1], tl.int32), log_total)
+    at = at_head(lse, batch, head, lse_steps) + row.to(tl.int64) * lse_steps[2]
+    tl.store(at + tl.zeros([1], tl.int32), log_total)

@@ -24,9 +24,9 @@ def sequence(spans, number, sequences, q_len, kv_len, PACKED: tl.constexpr):
 
 
 @triton.jit
-def at_head(array, batch, head, batch_step, head_step):
+def at_head(array, batch, head, steps):
     """Return where a head of a batch entry starts; ``head`` may be a column of heads."""
-    return array + batch.to(tl.int64) * batch_step + head.to(tl.int64) * head_step
+    return array + batch.to(tl.int64) * steps[0] + head.to(tl.int64) * steps[1]
 
 
 @triton.jit
@@ -36,14 +36,14 @@ def at_rows(array, rows, row_step, columns):
 
 
 @triton.jit
-def key_steps(token, lanes, block, slot, block_step, row_step, PAGED: tl.constexpr):
-    """Return the steps from row 0 of a head to some keys.
+def to_keys(token, lanes, block, slot, steps, PAGED: tl.constexpr):
+    """Return how far some keys are from row 0 of their head.
 
     With ``PAGED`` each is in a block and a slot of its own; else they follow ``token``, and
     what ``lanes`` adds does not change from tile to tile.
     """
     if PAGED:
-        steps = block * block_step + slot * row_step
+        distance = block * steps[0] + slot * steps[2]
     else:
-        steps = token.to(tl.int64) * row_step + lanes.to(tl.int64) * row_step
-    return steps
+        distance = token.to(tl.int64) * steps[2] + lanes.to(tl.int64) * steps[2]
+    return distance

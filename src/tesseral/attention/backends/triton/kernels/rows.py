@@ -5,7 +5,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from tesseral.attention.backends.triton.kernels.codes import UNIT, widen
-from tesseral.attention.backends.triton.kernels.places import at_head, at_rows, key_steps, sequence
+from tesseral.attention.backends.triton.kernels.places import at_head, at_rows, sequence, to_keys
 from tesseral.attention.backends.triton.kernels.scores import (
     LN2,
     LOG2E,
@@ -151,31 +151,14 @@ def attention_rows_kernel(
     slopes,
     spans,
     tables,
-    query_batch,
-    query_head,
-    query_row,
-    key_batch,
-    key_head,
-    key_row,
-    value_batch,
-    value_head,
-    value_row,
-    key_scale_batch,
-    key_scale_head,
-    key_scale_row,
-    value_scale_batch,
-    value_scale_head,
-    value_scale_row,
-    output_batch,
-    output_head,
-    output_row,
-    lse_batch,
-    lse_head,
-    lse_row,
-    mask_batch,
-    mask_head,
-    mask_row,
-    mask_key,
+    query_steps,
+    key_steps,
+    value_steps,
+    key_scale_steps,
+    value_scale_steps,
+    output_steps,
+    lse_steps,
+    mask_steps,
     slope_batch,
     table_row,
     block_size,
@@ -248,8 +231,8 @@ def attention_rows_kernel(
     VALUE_WORDS: tl.constexpr = DV_PAD // VALUE_PLACES
     KEY_WIDTH: tl.constexpr = (HEAD_DIM + KEY_PLACES - 1) // KEY_PLACES
     VALUE_WIDTH: tl.constexpr = (VALUE_DIM + VALUE_PLACES - 1) // VALUE_PLACES
-    at = at_head(query, entry, heads[:, None], query_batch, query_head)
-    at += (q_start + queries).to(tl.int64)[:, None] * query_row
+    at = at_head(query, entry, heads[:, None], query_steps)
+    at += (q_start + queries).to(tl.int64)[:, None] * query_steps[2]
     q = _read_queries(at, inside_rows, KEY_PLACES, HEAD_DIM, KEY_WORDS)
     factor = scale
     query_sum = scale
@@ -263,15 +246,15 @@ def attention_rows_kernel(
         slope = tl.load(slopes + batch * slope_batch + heads).to(tl.float32)[:, None]
     mask_rows = mask
     if MASK != "none":
-        mask_rows = at_head(mask, batch, heads[:, None], mask_batch, mask_head)
-        mask_rows += queries.to(tl.int64)[:, None] * mask_row
+        mask_rows = at_head(mask, batch, heads[:, None], mask_steps)
+        mask_rows += queries.to(tl.int64)[:, None] * mask_steps[2]
     key_columns = tl.arange(0, KEY_WORDS)
     block_entry = entry * 0 if PAGED else entry
     value_columns = tl.arange(0, VALUE_WORDS)
-    key_base = at_head(key, block_entry, kv_head, key_batch, key_head)
-    value_base = at_head(value, block_entry, kv_head, value_batch, value_head)
-    key_scale_base = at_head(0, block_entry, kv_head, key_scale_batch, key_scale_head)
-    value_scale_base = at_head(0, block_entry, kv_head, value_scale_batch, value_scale_head)
+    key_base = at_head(key, block_entry, kv_head, key_steps)
+    value_base = at_head(value, block_entry, kv_head, value_steps)
+    key_scale_base = at_head(0, block_entry, kv_head, key_scale_steps)
+    value_scale_base = at_head(0, block_entry, kv_head, value_scale_steps)
     table = tables
     if PAGED:
         table = tables + batch.to(tl.int64) * table_row
@@ -298,17 +281,16 @@ def attention_rows_kernel(
         if PAGED:
             block = tl.load(table + keys // block_size, mask=inside, other=0).to(tl.int64)
             slot = (keys % block_size).to(tl.int64)
-        steps = key_steps(token, lanes, block, slot, key_batch, key_row, PAGED)
+        near = to_keys(token, lanes, block, slot, key_steps, PAGED)
         words = tl.load(
-            key_base + steps[None, :] + key_columns[:, None],
+            key_base + near[None, :] + key_columns[:, None],
             mask=inside[None, :] & (key_columns < KEY_WIDTH)[:, None],
             other=0,
         )
         scores = _scores(q, words, KEY_BITS, KEY_OFFSET == 0, ASSEMBLY, PRECISION)
         if KEY_BITS != 0:
-            steps = key_steps(token, lanes, block, slot, key_scale_batch, key_scale_row, PAGED)
-            steps += key_scale_base
-            scales, shifts = _scales(key_scale, key_offset, steps, inside, KEY_BITS, KEY_OFFSET)
+            near = key_scale_base + to_keys(token, lanes, block, slot, key_scale_steps, PAGED)
+            scales, shifts = _scales(key_scale, key_offset, near, inside, KEY_BITS, KEY_OFFSET)
             scores = scores * scales[None, :] * factor + query_sum * shifts[None, :]
         else:
             scores = scores * factor
@@ -316,7 +298,9 @@ def attention_rows_kernel(
         seen = inside[None, :] & sees(places, keys, left, right, LEFT, RIGHT)
         if MASK != "none":
             read = inside_rows[:, None] & inside[None, :]
-            added = tl.load(mask_rows + keys.to(tl.int64)[None, :] * mask_key, mask=read, other=0)
+            added = tl.load(
+                mask_rows + keys.to(tl.int64)[None, :] * mask_steps[3], mask=read, other=0
+            )
             if MASK == "additive":
                 scores = scores + added.to(tl.float32)
             else:
@@ -324,10 +308,9 @@ def attention_rows_kernel(
         scores = tl.where(seen, scores, float("-inf"))
         scaled = scores
         if VALUE_BITS != 0:
-            steps = key_steps(token, lanes, block, slot, value_scale_batch, value_scale_row, PAGED)
-            steps += value_scale_base
+            near = value_scale_base + to_keys(token, lanes, block, slot, value_scale_steps, PAGED)
             scales, shifts = _scales(
-                value_scale, value_offset, steps, inside, VALUE_BITS, VALUE_OFFSET
+                value_scale, value_offset, near, inside, VALUE_BITS, VALUE_OFFSET
             )
             sizes = _nearly_log2(tl.maximum(tl.abs(scales), SMALLEST))
             scaled = scores + (sizes * LN2 if GENERAL else sizes)[None, :]
@@ -340,9 +323,9 @@ def attention_rows_kernel(
             weights = tl.math.exp2(scores - unit[:, None])
             decay = tl.math.exp2(maximum - unit)[:, None]
         totals = totals * decay + weights
-        steps = key_steps(token, lanes, block, slot, value_batch, value_row, PAGED)
+        near = to_keys(token, lanes, block, slot, value_steps, PAGED)
         words = tl.load(
-            value_base + steps[:, None] + value_columns[None, :],
+            value_base + near[:, None] + value_columns[None, :],
             mask=inside[:, None] & (value_columns < VALUE_WIDTH)[None, :],
             other=0,
         )
@@ -384,9 +367,9 @@ def attention_rows_kernel(
             accumulator = accumulator * decay[:, None]
         divisor, log_total = finished(maximum, total)
         accumulator = accumulator * divisor[:, None]
-        at = at_head(output, entry, heads[:, None], output_batch, output_head)
-        at += (q_start + queries).to(tl.int64)[:, None] * output_row + columns[None, :]
+        at = at_head(output, entry, heads[:, None], output_steps)
+        at += (q_start + queries).to(tl.int64)[:, None] * output_steps[2] + columns[None, :]
         tl.store(at, accumulator.to(output.dtype.element_ty), mask=inside)
-        at = at_head(lse, entry, heads, lse_batch, lse_head)
-        at += (q_start + queries).to(tl.int64) * lse_row
+        at = at_head(lse, entry, heads, lse_steps)
+        at += (q_start + queries).to(tl.int64) * lse_steps[2]
         tl.store(at, log_total, mask=inside_rows)
