@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import triton
 
-from tesseral.attention.backends.triton.device import architecture, interpreted
+from tesseral.attention.backends.triton.device import interpreted
 from tesseral.attention.backends.triton.kernels.merge import merge_splits_kernel
 from tesseral.attention.backends.triton.kernels.rows import attention_rows_kernel
 from tesseral.attention.backends.triton.tiles import (
@@ -20,6 +20,9 @@ from tesseral.attention.backends.triton.tiles import (
 from tesseral.attention.backends.triton.tuning import TileConfig, is_general, padded
 from tesseral.attention.problem import AttentionArrays, AttentionProblem
 from tesseral.core import PackedTensor
+
+MERGED_COLUMNS = 32
+"""Columns of the output that a program merges: few, so that many programs share the reading."""
 
 
 def run_rows(
@@ -138,8 +141,8 @@ def _merge(
     states: Any,
     splits: int,
 ) -> None:
-    early = not interpreted() and architecture(problem.device) >= (9, 0)
-    merge_splits_kernel[(results.lse.numel(),)](
+    chunks = triton.cdiv(problem.value_dim, MERGED_COLUMNS)
+    merge_splits_kernel[(results.lse.numel() * chunks,)](
         sums,
         states,
         results.output,
@@ -151,12 +154,10 @@ def _merge(
         results.lse.shape[2],
         splits,
         SINKS=problem.sinks,
-        EARLY=early,
-        BLOCK_S=min(32, triton.next_power_of_2(splits)),
+        BLOCK_S=triton.next_power_of_2(splits),
+        BLOCK_D=MERGED_COLUMNS,
         VALUE_DIM=problem.value_dim,
-        DV_PAD=padded(problem.value_dim),
         num_warps=4,
-        launch_pdl=early,
     )
 
 

@@ -72,6 +72,7 @@ def _weights_and_slope(
     ALIBI: tl.constexpr,
 ):
     """Return softmax weights (keys, queries), and the derivative of scores by products."""
+    ahead = keys[:, None] - places[None, :]
     scores = products * scale
     derivative = scale
     if SOFTCAP:
@@ -79,8 +80,8 @@ def _weights_and_slope(
         scores = softcap * bounded
         derivative = scale * (1 - bounded * bounded)
     if ALIBI:
-        scores = scores - slope * tl.abs(places[None, :] - keys[:, None]).to(tl.float32)
-    seen = tl.trans(sees(places, keys, left, right, LEFT, RIGHT))
+        scores = scores - slope * tl.abs(ahead).to(tl.float32)
+    seen = sees(ahead, left, right, LEFT, RIGHT)
     inside = (keys < kv_len)[:, None] & (rows < q_len)[None, :]
     seen = seen & inside
     if MASK != "none":

@@ -11,6 +11,9 @@ import triton.language as tl
 UNIT = tl.constexpr(2.0**24)
 """What a product with such numbers is short by."""
 
+SMALLEST = tl.constexpr(2.0**-100)
+"""Scales of values below it count as it where weights are compared; a smaller one may be zero."""
+
 
 @triton.jit
 def widen(words, BITS: tl.constexpr, SIGNED: tl.constexpr, ASSEMBLY: tl.constexpr):
@@ -56,3 +59,138 @@ def widen(words, BITS: tl.constexpr, SIGNED: tl.constexpr, ASSEMBLY: tl.constexp
 @triton.jit
 def _place(words, PLACES: tl.constexpr, MASK: tl.constexpr):
     return ((words >> PLACES) & MASK).to(tl.int16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def read_queries(at, inside_rows, PLACES: tl.constexpr, WIDTH: tl.constexpr, WORDS: tl.constexpr):
+    """Return the columns of queries that meet each of the ``PLACES`` codes of a word."""
+    columns = PLACES * tl.arange(0, WORDS)
+    rows = inside_rows[:, None]
+    first = tl.load(at + columns[None, :], mask=rows & (columns < WIDTH)[None, :], other=0.0)
+    second, third, fourth = first, first, first
+    if PLACES > 1:
+        columns += 1
+        second = tl.load(at + columns[None, :], mask=rows & (columns < WIDTH)[None, :], other=0.0)
+    if PLACES > 2:
+        columns += 1
+        third = tl.load(at + columns[None, :], mask=rows & (columns < WIDTH)[None, :], other=0.0)
+        columns += 1
+        fourth = tl.load(at + columns[None, :], mask=rows & (columns < WIDTH)[None, :], other=0.0)
+    return first, second, third, fourth
+
+
+@triton.jit
+def queries_for_codes(q, BITS: tl.constexpr):
+    """Return queries that meet codes as they are, the factor of their products, and their sums.
+
+    A power of two brings any row of a 16-bit type into the range of float16.
+    """
+    first, second = q[0].to(tl.float32), q[1].to(tl.float32)
+    third, fourth = q[2].to(tl.float32), q[3].to(tl.float32)
+    total = tl.sum(first, 1) + tl.sum(second, 1)
+    largest = tl.maximum(tl.max(tl.abs(first), 1), tl.max(tl.abs(second), 1))
+    if BITS == 4:
+        total += tl.sum(third, 1) + tl.sum(fourth, 1)
+        largest = tl.maximum(largest, tl.max(tl.abs(third), 1))
+        largest = tl.maximum(largest, tl.max(tl.abs(fourth), 1))
+        second = second / 16
+        fourth = fourth / 16
+    step = tl.math.exp2(tl.ceil(tl.math.log2(tl.maximum(largest, 1e-30))))[:, None]
+    dtype: tl.constexpr = tl.float32 if q[0].dtype == tl.float32 else tl.float16
+    scaled = (
+        (first / step).to(dtype),
+        (second / step).to(dtype),
+        (third / step).to(dtype),
+        (fourth / step).to(dtype),
+    )
+    return scaled, step * UNIT, total[:, None]
+
+
+@triton.jit
+def scores_of(q, words, BITS: tl.constexpr, SIGNED: tl.constexpr, ASSEMBLY: tl.constexpr,
+            PRECISION: tl.constexpr):  # fmt: skip
+    """Return products of queries and keys, whose words are (words, keys)."""
+    if BITS == 0:
+        scores = tl.dot(q[0], words, input_precision=PRECISION)
+    else:
+        codes = widen(words, BITS, SIGNED, ASSEMBLY)
+        scores = tl.dot(q[0], codes[0].to(q[0].dtype), input_precision=PRECISION)
+        scores = tl.dot(q[1], codes[1].to(q[0].dtype), scores, input_precision=PRECISION)
+        if BITS == 4:
+            scores = tl.dot(q[2], codes[2].to(q[0].dtype), scores, input_precision=PRECISION)
+            scores = tl.dot(q[3], codes[3].to(q[0].dtype), scores, input_precision=PRECISION)
+    return scores
+
+
+@triton.jit
+def read_scales(scale, offset, at, inside, OFFSET: tl.constexpr):
+    """Return scales and offsets of codes as they lie; 16-bit ones side by side in one word."""
+    scales = tl.load(scale + at, mask=inside, other=0.0)
+    PAIRED: tl.constexpr = OFFSET and scale.dtype.element_ty.primitive_bitwidth == 16
+    if PAIRED:
+        shifts = tl.load(offset + at, mask=inside, other=0.0)
+        low = scales.to(tl.uint16, bitcast=True).to(tl.uint32)
+        words = low | (shifts.to(tl.uint16, bitcast=True).to(tl.uint32) << 16)
+        shifts = words
+        scales = words
+    elif OFFSET:
+        shifts = tl.load(offset + at, mask=inside, other=0.0)
+    else:
+        shifts = scales
+    return scales, shifts
+
+
+@triton.jit
+def scales_of(read, DTYPE: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr):
+    """Return scales, and the values that codes of zero bits stand for, in float32."""
+    scales, shifts = read
+    PAIRED: tl.constexpr = OFFSET and DTYPE.primitive_bitwidth == 16
+    if PAIRED:
+        shifts = (scales >> 16).to(tl.uint16).to(DTYPE, bitcast=True).to(tl.float32)
+        scales = scales.to(tl.uint16).to(DTYPE, bitcast=True).to(tl.float32)
+    elif OFFSET:
+        scales = scales.to(tl.float32)
+        shifts = shifts.to(tl.float32)
+    else:
+        scales = scales.to(tl.float32)
+        shifts = scales * (-8.0 if BITS == 4 else -128.0)
+    return scales, shifts
+
+
+@triton.jit
+def nearly_log2(x):
+    """Return the binary logarithm of positive normal numbers, or up to 0.09 less."""
+    return x.to(tl.int32, bitcast=True).to(tl.float32) * 2.0**-23 - 127.0
+
+
+@triton.jit
+def add_values(sums, weights, words, decay, BITS: tl.constexpr, SIGNED: tl.constexpr,
+                ASSEMBLY: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Return sums after some more values, whose words are (keys, words)."""
+    first, second, third, fourth = sums
+    if BITS == 0:
+        first = tl.dot(weights, words, first * decay, input_precision=PRECISION)
+    else:
+        codes = widen(words, BITS, SIGNED, ASSEMBLY)
+        dtype: tl.constexpr = weights.dtype
+        first = tl.dot(weights, codes[0].to(dtype), first * decay, input_precision=PRECISION)
+        second = tl.dot(weights, codes[1].to(dtype), second * decay, input_precision=PRECISION)
+        if BITS == 4:
+            third = tl.dot(weights, codes[2].to(dtype), third * decay, input_precision=PRECISION)
+            fourth = tl.dot(weights, codes[3].to(dtype), fourth * decay, input_precision=PRECISION)
+    return first, second, third, fourth
+
+
+@triton.jit
+def in_order(sums, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return sums with columns as they follow one another, in full size."""
+    first, second, third, fourth = sums
+    if BITS == 4:
+        even = tl.join(first, third)
+        odd = tl.join(second, fourth) / 16
+        ordered = tl.reshape(tl.join(even, odd), (ROWS, COLUMNS)) * UNIT
+    elif BITS == 8:
+        ordered = tl.reshape(tl.join(first, second), (ROWS, COLUMNS)) * UNIT
+    else:
+        ordered = first
+    return ordered

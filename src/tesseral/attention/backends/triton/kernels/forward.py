@@ -100,10 +100,11 @@ def _visit_tiles(
             HEAD_DIM, D_PAD,
         )  # fmt: skip
         scores = tl.dot(query, k.T, input_precision=PRECISION)
+        ahead = keys[None, :] - places[:, None]
         if GENERAL:
-            scores = biased(scores, places, keys, scale, softcap, slope, SOFTCAP, ALIBI)
+            scores = biased(scores * scale, ahead, softcap, slope, SOFTCAP, ALIBI)
         if MASKED:
-            seen = (keys < kv_len)[None, :] & sees(places, keys, left, right, LEFT, RIGHT)
+            seen = (keys < kv_len)[None, :] & sees(ahead, left, right, LEFT, RIGHT)
             if MASK != "none":
                 inside = (rows < q_len)[:, None] & (keys < kv_len)[None, :]
                 part = tl.load(mask + keys.to(tl.int64)[None, :] * mask_key, mask=inside, other=0)

@@ -52,7 +52,7 @@ def mask_lists_kernel(
         keys = at + tl.arange(0, BLOCK_N)
         inside = inside_rows & (keys < kv_len)[None, :]
         part = tl.load(row + keys.to(tl.int64)[None, :] * mask_steps[3], mask=inside, other=0)
-        seen = inside & sees(places, keys, left, right, LEFT, RIGHT)
+        seen = inside & sees(keys[None, :] - places[:, None], left, right, LEFT, RIGHT)
         if ADDITIVE:
             seen = seen & (part != float("-inf"))
             plain = seen & (part == 0)

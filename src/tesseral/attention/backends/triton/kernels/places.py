@@ -36,6 +36,16 @@ def at_rows(array, rows, row_step, columns):
 
 
 @triton.jit
+def find_keys(keys, inside, table, block_size, PAGED: tl.constexpr):
+    """Return block and slot of keys in pools; of others, numbers that nobody reads."""
+    block, slot = keys, keys
+    if PAGED:
+        block = tl.load(table + keys // block_size, mask=inside, other=0).to(tl.int64)
+        slot = (keys % block_size).to(tl.int64)
+    return block, slot
+
+
+@triton.jit
 def to_keys(token, lanes, block, slot, steps, PAGED: tl.constexpr):
     """Return how far some keys are from row 0 of their head.
 

@@ -2,10 +2,25 @@
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents
 
-from tesseral.attention.backends.triton.kernels.codes import UNIT, widen
-from tesseral.attention.backends.triton.kernels.places import at_head, at_rows, sequence, to_keys
+from tesseral.attention.backends.triton.kernels.codes import (
+    SMALLEST,
+    add_values,
+    in_order,
+    nearly_log2,
+    queries_for_codes,
+    read_queries,
+    read_scales,
+    scales_of,
+    scores_of,
+)
+from tesseral.attention.backends.triton.kernels.places import (
+    at_head,
+    at_rows,
+    find_keys,
+    sequence,
+    to_keys,
+)
 from tesseral.attention.backends.triton.kernels.scores import (
     LN2,
     LOG2E,
@@ -18,119 +33,28 @@ from tesseral.attention.backends.triton.kernels.scores import (
     with_sink,
 )
 
-SMALLEST = tl.constexpr(2.0**-100)
-"""Scales of values below it count as it where weights are compared; a smaller one may be zero."""
-
 
 @triton.jit
-def _read_queries(at, inside_rows, PLACES: tl.constexpr, WIDTH: tl.constexpr, WORDS: tl.constexpr):
-    """Return the columns of queries that meet each of the ``PLACES`` codes of a word."""
-    columns = PLACES * tl.arange(0, WORDS)
-    rows = inside_rows[:, None]
-    first = tl.load(at + columns[None, :], mask=rows & (columns < WIDTH)[None, :], other=0.0)
-    second, third, fourth = first, first, first
-    if PLACES > 1:
-        columns += 1
-        second = tl.load(at + columns[None, :], mask=rows & (columns < WIDTH)[None, :], other=0.0)
-    if PLACES > 2:
-        columns += 1
-        third = tl.load(at + columns[None, :], mask=rows & (columns < WIDTH)[None, :], other=0.0)
-        columns += 1
-        fourth = tl.load(at + columns[None, :], mask=rows & (columns < WIDTH)[None, :], other=0.0)
-    return first, second, third, fourth
-
-
-@triton.jit
-def _for_codes(q, BITS: tl.constexpr):
-    """Return queries that meet codes as they are, the factor of their products, and their sums.
-
-    A power of two brings any row of a 16-bit type into the range of float16.
-    """
-    first, second = q[0].to(tl.float32), q[1].to(tl.float32)
-    third, fourth = q[2].to(tl.float32), q[3].to(tl.float32)
-    total = tl.sum(first, 1) + tl.sum(second, 1)
-    largest = tl.maximum(tl.max(tl.abs(first), 1), tl.max(tl.abs(second), 1))
-    if BITS == 4:
-        total += tl.sum(third, 1) + tl.sum(fourth, 1)
-        largest = tl.maximum(largest, tl.max(tl.abs(third), 1))
-        largest = tl.maximum(largest, tl.max(tl.abs(fourth), 1))
-        second = second / 16
-        fourth = fourth / 16
-    step = tl.math.exp2(tl.ceil(tl.math.log2(tl.maximum(largest, 1e-30))))[:, None]
-    dtype: tl.constexpr = tl.float32 if q[0].dtype == tl.float32 else tl.float16
-    scaled = (
-        (first / step).to(dtype),
-        (second / step).to(dtype),
-        (third / step).to(dtype),
-        (fourth / step).to(dtype),
-    )
-    return scaled, step * UNIT, total[:, None]
-
-
-@triton.jit
-def _scores(q, words, BITS: tl.constexpr, SIGNED: tl.constexpr, ASSEMBLY: tl.constexpr,
-            PRECISION: tl.constexpr):  # fmt: skip
-    """Return products of queries and keys, whose words are (words, keys)."""
-    if BITS == 0:
-        scores = tl.dot(q[0], words, input_precision=PRECISION)
-    else:
-        codes = widen(words, BITS, SIGNED, ASSEMBLY)
-        scores = tl.dot(q[0], codes[0].to(q[0].dtype), input_precision=PRECISION)
-        scores = tl.dot(q[1], codes[1].to(q[0].dtype), scores, input_precision=PRECISION)
-        if BITS == 4:
-            scores = tl.dot(q[2], codes[2].to(q[0].dtype), scores, input_precision=PRECISION)
-            scores = tl.dot(q[3], codes[3].to(q[0].dtype), scores, input_precision=PRECISION)
-    return scores
-
-
-@triton.jit
-def _scales(scale, offset, at, inside, BITS: tl.constexpr, OFFSET: tl.constexpr):
-    """Return scales, and the values that codes of zero bits stand for."""
-    scales = tl.load(scale + at, mask=inside, other=0.0).to(tl.float32)
-    if OFFSET:
-        shifts = tl.load(offset + at, mask=inside, other=0.0).to(tl.float32)
-    else:
-        shifts = scales * (-8.0 if BITS == 4 else -128.0)
-    return scales, shifts
-
-
-@triton.jit
-def _nearly_log2(x):
-    """Return the binary logarithm of positive normal numbers, or up to 0.09 less."""
-    return x.to(tl.int32, bitcast=True).to(tl.float32) * 2.0**-23 - 127.0
-
-
-@triton.jit
-def _add_values(sums, weights, words, decay, BITS: tl.constexpr, SIGNED: tl.constexpr,
-                ASSEMBLY: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Return sums after some more values, whose words are (keys, words)."""
-    first, second, third, fourth = sums
-    if BITS == 0:
-        first = tl.dot(weights, words, first * decay, input_precision=PRECISION)
-    else:
-        codes = widen(words, BITS, SIGNED, ASSEMBLY)
-        dtype: tl.constexpr = weights.dtype
-        first = tl.dot(weights, codes[0].to(dtype), first * decay, input_precision=PRECISION)
-        second = tl.dot(weights, codes[1].to(dtype), second * decay, input_precision=PRECISION)
-        if BITS == 4:
-            third = tl.dot(weights, codes[2].to(dtype), third * decay, input_precision=PRECISION)
-            fourth = tl.dot(weights, codes[3].to(dtype), fourth * decay, input_precision=PRECISION)
-    return first, second, third, fourth
-
-
-@triton.jit
-def _in_order(sums, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return sums with columns as they follow one another, in full size."""
-    first, second, third, fourth = sums
-    if BITS == 4:
-        even = tl.join(first, third)
-        odd = tl.join(second, fourth) / 16
-        ordered = tl.reshape(tl.join(even, odd), (ROWS, COLUMNS)) * UNIT
-    elif BITS == 8:
-        ordered = tl.reshape(tl.join(first, second), (ROWS, COLUMNS)) * UNIT
-    else:
-        ordered = first
-    return ordered
+def _read_ahead(
+    scale,
+    offset,
+    base,
+    steps,
+    first,
+    end,
+    kv_start,
+    table,
+    block_size,
+    OFFSET: tl.constexpr,
+    PAGED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Return what the codes of a tile of keys stand for, as it lies in memory."""
+    lanes = tl.arange(0, BLOCK_N)
+    inside = first + lanes < end
+    block, slot = find_keys(first + lanes, inside, table, block_size, PAGED)
+    at = base + to_keys(kv_start + first, lanes, block, slot, steps, PAGED)
+    return read_scales(scale, offset, at, inside, OFFSET)
 
 
 @triton.jit
@@ -212,8 +136,6 @@ def attention_rows_kernel(
     split = tl.program_id(0) // row_tiles % splits
     kv_head = tl.program_id(0) // row_tiles // splits % kv_heads
     batch = tl.program_id(0) // row_tiles // splits // kv_heads
-    if SPLIT and ASSEMBLY:
-        gdc_launch_dependents()
     entry, q_start, q_len, kv_start, kv_len = sequence(spans, batch, batches, q_len, kv_len, PACKED)
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     if row_tile * BLOCK_M >= q_len * GROUP:
@@ -233,11 +155,11 @@ def attention_rows_kernel(
     VALUE_WIDTH: tl.constexpr = (VALUE_DIM + VALUE_PLACES - 1) // VALUE_PLACES
     at = at_head(query, entry, heads[:, None], query_steps)
     at += (q_start + queries).to(tl.int64)[:, None] * query_steps[2]
-    q = _read_queries(at, inside_rows, KEY_PLACES, HEAD_DIM, KEY_WORDS)
+    q = read_queries(at, inside_rows, KEY_PLACES, HEAD_DIM, KEY_WORDS)
     factor = scale
     query_sum = scale
     if KEY_BITS != 0:
-        q, factor, query_sum = _for_codes(q, KEY_BITS)
+        q, factor, query_sum = queries_for_codes(q, KEY_BITS)
         factor = factor * scale
         query_sum = query_sum * scale
 
@@ -272,30 +194,51 @@ def attention_rows_kernel(
         part = tl.cdiv(tl.cdiv(tl.maximum(end - start, 0), BLOCK_N), splits) * BLOCK_N
         start = start + split * part
         end = tl.minimum(end, start + part)
+    lanes = tl.arange(0, BLOCK_N)
+    # what codes stand for is too narrow to be copied meanwhile: it is read a tile ahead
+    ahead_of_keys = (lanes, lanes)
+    ahead_of_values = ahead_of_keys
+    if KEY_BITS != 0:
+        ahead_of_keys = _read_ahead(
+            key_scale, key_offset, key_scale_base, key_scale_steps, start, end, kv_start, table,
+            block_size, KEY_OFFSET, PAGED, BLOCK_N,
+        )  # fmt: skip
+    if VALUE_BITS != 0:
+        ahead_of_values = _read_ahead(
+            value_scale, value_offset, value_scale_base, value_scale_steps, start, end, kv_start,
+            table, block_size, VALUE_OFFSET, PAGED, BLOCK_N,
+        )  # fmt: skip
     for first in tl.range(start, end, BLOCK_N, num_stages=STAGES):
-        lanes = tl.arange(0, BLOCK_N)
         keys = first + lanes
         inside = keys < end
+        of_keys, of_values = ahead_of_keys, ahead_of_values
+        if KEY_BITS != 0:
+            ahead_of_keys = _read_ahead(
+                key_scale, key_offset, key_scale_base, key_scale_steps, first + BLOCK_N, end,
+                kv_start, table, block_size, KEY_OFFSET, PAGED, BLOCK_N,
+            )  # fmt: skip
+        if VALUE_BITS != 0:
+            ahead_of_values = _read_ahead(
+                value_scale, value_offset, value_scale_base, value_scale_steps, first + BLOCK_N,
+                end, kv_start, table, block_size, VALUE_OFFSET, PAGED, BLOCK_N,
+            )  # fmt: skip
         token = kv_start + first
-        block, slot = lanes, lanes
-        if PAGED:
-            block = tl.load(table + keys // block_size, mask=inside, other=0).to(tl.int64)
-            slot = (keys % block_size).to(tl.int64)
+        block, slot = find_keys(keys, inside, table, block_size, PAGED)
         near = to_keys(token, lanes, block, slot, key_steps, PAGED)
         words = tl.load(
             key_base + near[None, :] + key_columns[:, None],
             mask=inside[None, :] & (key_columns < KEY_WIDTH)[:, None],
             other=0,
         )
-        scores = _scores(q, words, KEY_BITS, KEY_OFFSET == 0, ASSEMBLY, PRECISION)
+        scores = scores_of(q, words, KEY_BITS, KEY_OFFSET == 0, ASSEMBLY, PRECISION)
         if KEY_BITS != 0:
-            near = key_scale_base + to_keys(token, lanes, block, slot, key_scale_steps, PAGED)
-            scales, shifts = _scales(key_scale, key_offset, near, inside, KEY_BITS, KEY_OFFSET)
+            scales, shifts = scales_of(of_keys, key_scale.dtype.element_ty, KEY_BITS, KEY_OFFSET)
             scores = scores * scales[None, :] * factor + query_sum * shifts[None, :]
         else:
             scores = scores * factor
-        scores = biased(scores, places, keys, 1.0, softcap, slope, SOFTCAP, ALIBI)
-        seen = inside[None, :] & sees(places, keys, left, right, LEFT, RIGHT)
+        ahead = keys[None, :] - places[:, None]
+        scores = biased(scores, ahead, softcap, slope, SOFTCAP, ALIBI)
+        seen = inside[None, :] & sees(ahead, left, right, LEFT, RIGHT)
         if MASK != "none":
             read = inside_rows[:, None] & inside[None, :]
             added = tl.load(
@@ -308,11 +251,10 @@ def attention_rows_kernel(
         scores = tl.where(seen, scores, float("-inf"))
         scaled = scores
         if VALUE_BITS != 0:
-            near = value_scale_base + to_keys(token, lanes, block, slot, value_scale_steps, PAGED)
-            scales, shifts = _scales(
-                value_scale, value_offset, near, inside, VALUE_BITS, VALUE_OFFSET
+            scales, shifts = scales_of(
+                of_values, value_scale.dtype.element_ty, VALUE_BITS, VALUE_OFFSET
             )
-            sizes = _nearly_log2(tl.maximum(tl.abs(scales), SMALLEST))
+            sizes = nearly_log2(tl.maximum(tl.abs(scales), SMALLEST))
             scaled = scores + (sizes * LN2 if GENERAL else sizes)[None, :]
         top = tl.maximum(maximum, tl.max(scaled, 1))
         unit = finite(top)
@@ -341,13 +283,13 @@ def attention_rows_kernel(
                 offsets = offsets * decay + weights.to(tl.float32) * half
         else:
             weights = weights.to(words.dtype)
-        sums_of = _add_values(
+        sums_of = add_values(
             sums_of, weights, words, decay, VALUE_BITS, VALUE_OFFSET == 0, ASSEMBLY, PRECISION
         )
         maximum = top
 
     total = tl.sum(totals, 1)
-    accumulator = _in_order(sums_of, VALUE_BITS, BLOCK_M, DV_PAD)
+    accumulator = in_order(sums_of, VALUE_BITS, BLOCK_M, DV_PAD)
     if VALUE_BITS != 0:
         accumulator += tl.sum(offsets, 1)[:, None]
     if not GENERAL:
