@@ -7,11 +7,12 @@ NATIVE := $(wildcard native/*/*.cpp native/*/*.h native/*/*/*.cpp native/*/*/*.h
 # importing the module rebuilds it only where cmake is found outside $(VENV) too; elsewhere make does
 REBUILD := $(if $(shell command -v cmake),true,false)
 
-.PHONY: help venv demo test lint format clean
+.PHONY: help venv venv-ascend demo test test-ascend lint format clean
 
 help:
 	@echo "make demo    quantise the embedded language model and write demo/report.html"
 	@echo "make test    run the tests"
+	@echo "make test-ascend  lower the Ascend kernels with triton-ascend; no NPU is needed"
 	@echo "make lint    format check, lint, types, import contracts"
 	@echo "make format  format Python and C++ in place"
 	@echo "make venv    only prepare the environment in $(VENV)"
@@ -34,6 +35,18 @@ demo: venv
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
+# another package named triton, so an environment of its own; it has wheels up to Python 3.11
+venv-ascend: $(VENV)-ascend/.ready
+
+$(VENV)-ascend/.ready:
+	@$(PYTHON) -m venv $(VENV)-ascend
+	@$(VENV)-ascend/bin/python -m pip --disable-pip-version-check install --quiet \
+		triton-ascend==3.2.0 pybind11==3.1.0
+	@touch $@
+
+test-ascend: venv venv-ascend
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/attention/test_ascend_lowering.py
+
 lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -47,4 +60,4 @@ format: venv
 	$(BIN)/clang-format -i $(shell git ls-files 'native/*.cpp' 'native/*.h')
 
 clean:
-	rm -rf $(VENV) build dist demo
+	rm -rf $(VENV) $(VENV)-ascend build dist demo

@@ -46,6 +46,7 @@ BACKENDS: Registry[AttentionProblem, AttentionBackend] = Registry(
     {
         "native": "tesseral.attention.backends.native:NativeBackend",
         "triton": "tesseral.attention.backends.triton.backend:TritonBackend",
+        "ascend": "tesseral.attention.backends.ascend.backend:AscendBackend",
         "blockwise": "tesseral.attention.backends.blockwise:BlockwiseBackend",
         "reference": "tesseral.attention.backends.reference:ReferenceBackend",
     },
