@@ -7,13 +7,14 @@ NATIVE := $(wildcard native/*/*.cpp native/*/*.h native/*/*/*.cpp native/*/*/*.h
 # importing the module rebuilds it only where cmake is found outside $(VENV) too; elsewhere make does
 REBUILD := $(if $(shell command -v cmake),true,false)
 
-.PHONY: help venv demo test docs wheel lint format clean
+.PHONY: help venv venv-ascend demo test test-ascend docs wheel lint format clean
 
 help:
 	@echo "make demo    quantise the embedded language model and write demo/report.html"
 	@echo "make test    run the tests"
 	@echo "make docs    build the pages of docs/ into build/docs; warnings are errors"
 	@echo "make wheel   build a wheel and a source archive into dist/, and try the wheel"
+	@echo "make test-ascend  lower the Ascend kernels with triton-ascend; no NPU is needed"
 	@echo "make lint    format check, lint, types, import contracts"
 	@echo "make format  format Python and C++ in place"
 	@echo "make venv    only prepare the environment in $(VENV)"
@@ -50,6 +51,18 @@ wheel: venv
 		--constraint constraints.txt dist/*.whl pytest
 	build/light/bin/python -m pytest -q -p no:cacheprovider tests/contracts/test_base_install.py
 
+# another package named triton, so an environment of its own; it has wheels up to Python 3.11
+venv-ascend: $(VENV)-ascend/.ready
+
+$(VENV)-ascend/.ready:
+	@$(PYTHON) -m venv $(VENV)-ascend
+	@$(VENV)-ascend/bin/python -m pip --disable-pip-version-check install --quiet \
+		triton-ascend==3.2.0 pybind11==3.1.0
+	@touch $@
+
+test-ascend: venv venv-ascend
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/attention/test_ascend_lowering.py
+
 lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -63,4 +76,4 @@ format: venv
 	$(BIN)/clang-format -i $(shell git ls-files 'native/*.cpp' 'native/*.h')
 
 clean:
-	rm -rf $(VENV) build dist demo
+	rm -rf $(VENV) $(VENV)-ascend build dist demo

@@ -1,0 +1,1 @@
+"""Attention on Ascend NPUs, in Triton as triton-ascend takes it."""
