@@ -55,6 +55,7 @@ FAMILIES = (
         samples={
             "4-bit weights and activations": _LINEAR,
             "8-bit weights and activations": _LINEAR | {"weight_bits": 8, "activation_bits": 8},
+            "4-bit weights and activations on CUDA": _LINEAR | {"device": "cuda"},
         },
     ),
     Family(
@@ -64,6 +65,17 @@ FAMILIES = (
         samples={
             "bfloat16 rows to 4-bit codes": {"device": "cpu", "dtype": "bfloat16"}
             | {"working_dtype": "float32", "bits": 4},
+            "bfloat16 rows to 4-bit codes on CUDA": {"device": "cuda", "dtype": "bfloat16"}
+            | {"working_dtype": "float32", "bits": 4},
+        },
+    ),
+    Family(
+        name="heads",
+        registry="tesseral.quantization.kernels.heads:HEADS",
+        problem="tesseral.quantization.kernels.heads:HeadsProblem",
+        samples={
+            "bfloat16 keys to 4-bit codes on CUDA": {"device": "cuda", "dtype": "bfloat16"}
+            | {"working_dtype": "float32", "head_dim": 128, "bits": 4},
         },
     ),
 )

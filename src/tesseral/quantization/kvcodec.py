@@ -4,9 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from tesseral.core.packed import PackedTensor
-from tesseral.core.packing import storage_bits
 from tesseral.quantization.config import OFF
-from tesseral.quantization.numerics import asymmetric_codes, asymmetric_scale, row_range
+from tesseral.quantization.kernels.heads import HEADS, HeadsProblem, packed_heads
 from tesseral.quantization.transforms.frozen import FrozenKronecker
 
 _FEW = 2**14
@@ -60,6 +59,11 @@ class KVCodec(nn.Module):
         self, key: Tensor, value: Tensor
     ) -> tuple[Tensor | PackedTensor, Tensor | PackedTensor]:
         """Return keys and values of shape (batch, kv_heads, length, head_dim) as stored."""
+        if not key.is_cpu:
+            return (
+                _on_device(key, self.key_transform, self.key_clip, self.key_bits),
+                _on_device(value, None, self.value_clip, self.value_bits),
+            )
         key = self.key_transform(key).to(key.dtype)
         alike = self.key_bits == self.value_bits != OFF and key.shape == value.shape
         if alike and key.numel() <= _FEW:
@@ -76,7 +80,21 @@ def encode_heads(x: Tensor, clip: Tensor, bits: int) -> Tensor | PackedTensor:
     """Pack rows to asymmetric codes, or return them as they are when ``bits`` are off."""
     if bits == OFF:
         return x
-    x = x.to(clip.dtype)
-    scale, offset = asymmetric_scale(*row_range(x, clip), bits)
-    codes = asymmetric_codes(x, scale, offset, bits).to(torch.uint8)
-    return PackedTensor.from_codes(codes, scale.half(), offset.half(), bits=storage_bits(bits))
+    return packed_heads(x, clip, bits)
+
+
+def _on_device(
+    x: Tensor, transform: FrozenKronecker | None, clip: Tensor, bits: int
+) -> Tensor | PackedTensor:
+    """Transform and pack rows by the kernels for their device."""
+    if bits == OFF:
+        return x if transform is None else transform(x).to(x.dtype)
+    problem = HeadsProblem(
+        device=x.device.type,
+        dtype=str(x.dtype).removeprefix("torch."),
+        working_dtype=str(clip.dtype).removeprefix("torch."),
+        head_dim=x.shape[-1],
+        bits=bits,
+    )
+    factors = [None] if transform is None else transform.factors
+    return HEADS.choose(problem).encode(x, factors, clip, bits)

@@ -43,4 +43,9 @@ VARIABLES = (
         "backend that transforms and quantises the inputs of linear layers, to use or fail",
         "the first that supports the call",
     ),
+    Variable(
+        "TESSERAL_HEADS_BACKEND",
+        "backend that encodes keys and values on accelerators, to use or fail",
+        "the first that supports the call",
+    ),
 )
