@@ -1,5 +1,6 @@
 """One decoder block in few launches: ten kernels, whatever the number of tokens."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class FusedSite:
         self._factors = prepare(layers[0].in_features, source.transform.factors, working)
         self._weights = side_by_side([layer.stored for layer in layers])
         self.sizes = [layer.out_features for layer in layers]
-        self._norm = None
+        self._norm: Norm | None = None
         if norm is not None:
             self._norm = Norm(weight=norm.weight, epsilon=norm.variance_epsilon)
 
@@ -57,9 +58,13 @@ class FusedBlock:
         A quantised block of a model that :func:`~tesseral.llm.fused.support.supports`.
     dtype : torch.dtype
         Type of hidden states.
+    site : callable
+        Makes what :class:`FusedSite` is, of the same arguments.
     """
 
-    def __init__(self, block: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(
+        self, block: nn.Module, dtype: torch.dtype, site: Callable[..., FusedSite] = FusedSite
+    ) -> None:
         modules: list[list[Any]] = [[block.get_submodule(n) for n in names] for names in LINEARS]
         attention_module: Any = block.self_attn
         codec = attention_module.kv_codec
@@ -70,10 +75,10 @@ class FusedBlock:
             prepare_matrix(codec.key_transform.factors[0], dtype),
         )
         self._clips = codec.key_clip, codec.value_clip
-        self._states = FusedSite(modules[0], dtype, block.input_layernorm)
-        self._output = FusedSite(modules[1], dtype)
-        self._gated = FusedSite(modules[2], dtype, block.post_attention_layernorm)
-        self._down = FusedSite(modules[3], dtype)
+        self._states = site(modules[0], dtype, block.input_layernorm)
+        self._output = site(modules[1], dtype)
+        self._gated = site(modules[2], dtype, block.post_attention_layernorm)
+        self._down = site(modules[3], dtype)
 
     @property
     def kv_heads(self) -> int:

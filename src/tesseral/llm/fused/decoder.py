@@ -1,5 +1,6 @@
 """A quantised model on a CUDA device: prompts in one pass, tokens by replaying a graph."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch.nn.functional import linear, rms_norm
 from transformers import PreTrainedModel
 
 from tesseral._errors import BackendError, ShapeError
-from tesseral.llm.fused.block import FusedBlock
+from tesseral.llm.fused.block import FusedBlock, FusedSite
 from tesseral.llm.fused.cache import FixedCache
 from tesseral.llm.fused.support import supports
 from tesseral.llm.layouts import blocks_of, final_norm_of
@@ -24,6 +25,8 @@ class FusedDecoder:
     ----------
     model : transformers.PreTrainedModel
         Of a kind that :func:`~tesseral.llm.fused.support.supports`, on its device.
+    site : callable
+        Makes what :class:`~tesseral.llm.fused.block.FusedSite` is, of the same arguments.
 
     Raises
     ------
@@ -31,12 +34,12 @@ class FusedDecoder:
         If it is of another kind; the message says why.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, site: Callable[..., FusedSite] = FusedSite) -> None:
         verdict = supports(model)
         if not verdict.ok:
             raise BackendError(f"FusedDecoder: cannot run {type(model).__name__}: {verdict.reason}")
         self.device, self.dtype = model.device, model.dtype
-        self.blocks = [FusedBlock(block, model.dtype) for block in blocks_of(model)]
+        self.blocks = [FusedBlock(block, model.dtype, site) for block in blocks_of(model)]
         self._embed: Any = model.get_input_embeddings()
         self._head: Any = model.get_output_embeddings()
         self._norm: Any = final_norm_of(model)
