@@ -4,11 +4,11 @@ Where Triton is not installed, only what it is asked beforehand is tested.
 """
 
 import contextlib
-import importlib.util
 
 import pytest
 import torch
 
+from support.kernels import DEVICE, kernels, needs_kernels
 from tesseral._errors import BackendError
 from tesseral.core.packed import PackedTensor
 from tesseral.core.packing import pack, packed_length, unpack
@@ -20,8 +20,6 @@ from tesseral.quantization.kernels.triton import device as gpu
 from tesseral.quantization.kernels.triton.backend import TritonLinear, TritonRows, fits
 from tesseral.quantization.numerics import symmetric_range
 
-INSTALLED = importlib.util.find_spec("triton") is not None
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16]
 if DEVICE == "cuda":
     DTYPES.append(torch.bfloat16)
@@ -29,31 +27,8 @@ if DEVICE == "cuda":
 
 @pytest.fixture(scope="module")
 def _kernels():
-    """Let kernels run on the CPU, in Triton's interpreter, where there is no CUDA device."""
-    if not INSTALLED:
-        pytest.skip("Triton is not installed")
-    if DEVICE != "cpu":
+    with kernels():
         yield
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        from triton.runtime import interpreter
-
-        original = interpreter._patch_lang_tensor
-
-        def with_index(tensor, scope):
-            # NumPy 2.4 no longer takes an array of one entry for a number
-            original(tensor, scope)
-            scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-        patch.setattr(interpreter, "_patch_lang_tensor", with_index)
-        yield
-
-
-def needs_kernels(test):
-    """Let a test run kernels; on a CUDA device it is one of those that need it."""
-    test = pytest.mark.usefixtures("_kernels")(test)
-    return test if DEVICE == "cpu" else pytest.mark.gpu(test)
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ def _filled(model: LlamaForCausalLM) -> LlamaForCausalLM:
             parameter.fill_(1)
         else:
             parameter.normal_(std=SPREAD)
-    model.model.rotary_emb = LlamaRotaryEmbedding(model.config, device="cuda")
+    model.model.rotary_emb = LlamaRotaryEmbedding(model.config).to("cuda")
     return model
 
 

@@ -13,6 +13,9 @@ from tesseral.quantization.kernels.triton.heads import prepare_matrix, rotate_an
 from tesseral.quantization.kernels.triton.products import multiply, side_by_side
 from tesseral.quantization.kernels.triton.rows import Norm, form_for, prepare, quantize_rows
 
+TOKENS_AT_ONCE = 8192
+"""Tokens that pass the MLP together."""
+
 
 class FusedSite:
     """Rows that layers read, transformed and quantised in one launch, and their products in one.
@@ -123,5 +126,11 @@ class FusedBlock:
             attended = attention(query, *cache, mask=mask, scale=self._scale)
         attended = attended.transpose(1, 2).reshape(batch * tokens, -1)
         rows = self._output(attended, residual=rows)
+        # as many tokens at once as keep what lies between the two small
+        parts = [self._mlp(part) for part in rows.split(TOKENS_AT_ONCE)]
+        rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return rows.view(batch, tokens, width)
+
+    def _mlp(self, rows: Tensor) -> Tensor:
         gate, up = self._gated(rows).split(self._gated.sizes, dim=-1)
-        return self._down(up, gate=gate, residual=rows).view(batch, tokens, width)
+        return self._down(up, gate=gate, residual=rows)

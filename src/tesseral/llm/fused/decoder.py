@@ -1,7 +1,7 @@
 """A quantised model on a CUDA device: prompts in one pass, tokens by replaying a graph."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -9,10 +9,12 @@ from torch.nn.functional import linear, rms_norm
 from transformers import PreTrainedModel
 
 from tesseral._errors import BackendError, ShapeError
-from tesseral.llm.fused.block import FusedBlock, FusedSite
 from tesseral.llm.fused.cache import FixedCache
 from tesseral.llm.fused.support import supports
 from tesseral.llm.layouts import blocks_of, final_norm_of
+
+if TYPE_CHECKING:
+    from tesseral.llm.fused.block import FusedSite
 
 
 class FusedDecoder:
@@ -25,7 +27,7 @@ class FusedDecoder:
     ----------
     model : transformers.PreTrainedModel
         Of a kind that :func:`~tesseral.llm.fused.support.supports`, on its device.
-    site : callable
+    site : callable, optional
         Makes what :class:`~tesseral.llm.fused.block.FusedSite` is, of the same arguments.
 
     Raises
@@ -34,10 +36,15 @@ class FusedDecoder:
         If it is of another kind; the message says why.
     """
 
-    def __init__(self, model: PreTrainedModel, site: Callable[..., FusedSite] = FusedSite) -> None:
+    def __init__(
+        self, model: PreTrainedModel, site: "Callable[..., FusedSite] | None" = None
+    ) -> None:
         verdict = supports(model)
         if not verdict.ok:
             raise BackendError(f"FusedDecoder: cannot run {type(model).__name__}: {verdict.reason}")
+        from tesseral.llm.fused.block import FusedBlock, FusedSite
+
+        site = FusedSite if site is None else site
         self.device, self.dtype = model.device, model.dtype
         self.blocks = [FusedBlock(block, model.dtype, site) for block in blocks_of(model)]
         self._embed: Any = model.get_input_embeddings()

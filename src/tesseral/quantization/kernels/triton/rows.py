@@ -128,7 +128,7 @@ def quantize_rows(
     gate: Tensor | None = None,
     norm: Norm | None = None,
     warps: int | None = None,
-    stages: int | None = None,
+    stages: int = 1,
     waves: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return codes and float32 scales of rows (m, n), transformed, in one launch.
@@ -158,12 +158,9 @@ def quantize_rows(
     codes = torch.empty(m, n // 2 if form == "pairs" else n, dtype=kinds[form], device=x.device)
     scale = torch.empty(m, 1, dtype=torch.float32, device=x.device)
     half = x.dtype != torch.float32
-    if stages is None:
-        stages = 2 if first * second <= 2**13 else 1
-    if warps is None:
-        warps = 4 if first * second <= 4096 else 8
-    if waves is None:
-        waves = max(1, 2**15 // (first * second))
+    tile = first * second
+    warps = warps or (4 if tile <= 2**14 else 8)
+    waves = waves or (8 if tile <= 2**12 else 3 if tile <= 2**13 else 2)
     programs = min(m, gpu.multiprocessors() * waves)
     if not programs:
         return codes, scale
