@@ -8,6 +8,7 @@ from support.quantised import tiny
 from tesseral._errors import BackendError, ShapeError
 from tesseral.llm.cache import QuantizedKVCache
 from tesseral.llm.fused import DecodeGraph, FusedDecoder
+from tesseral.llm.fused.generate import continue_greedily
 from tesseral.llm.fused.support import supports
 from tesseral.llm.layouts import blocks_of, open_block
 from tesseral.quantization.block import replace_with_quantized
@@ -92,6 +93,18 @@ def test_a_graph_generates_what_the_modules_generate():
             ids, past_key_values=QuantizedKVCache(model), max_new_tokens=9, do_sample=False
         )
         assert torch.equal(graph.history[:, :16], expected)
+
+
+@needs_kernels
+@pytest.mark.skipif(DEVICE == "cpu", reason="there is no CUDA device")
+def test_a_text_ends_where_a_token_ends_it():
+    model, ids = quantised(), prompts(1)
+    whole = continue_greedily(model, ids, 40, [])
+    assert whole.shape == (1, 47)
+    end = whole[0, 30].item()
+    first = whole[0, 7:].tolist().index(end) + 7
+    assert torch.equal(continue_greedily(model, ids, 40, [end]), whole[:, : first + 1])
+    assert torch.equal(continue_greedily(model, ids, 1, []), whole[:, :8])
 
 
 @needs_kernels
