@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tesseral._errors import BackendError, ParameterError
 from tesseral.cli.console import print_table, progress
 from tesseral.runtime.extras import require
 from tesseral.runtime.files import atomic_file, check_output
@@ -18,6 +19,9 @@ def linear(
     png: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the ratios here, as a PNG image.")
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where to measure: cpu, or cuda with its own cases and peers.")
+    ] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="Measure less often.")] = False,
     threads: Annotated[
         int | None,
@@ -39,21 +43,61 @@ def linear(
     for file in (json, png):
         if file is not None:
             check_output(file, overwrite=overwrite)
-    from tesseral.bench.linear.run import run
-    from tesseral.bench.linear.tables import chart
-
+    check_device(device)
     with progress() as bars:
         task = bars.add_task("linear", total=None)
-        record = run(
-            quick=quick, threads=threads, watch=lambda name: bars.update(task, description=name)
-        )
+
+        def watch(name: str) -> None:
+            bars.update(task, description=name)
+
+        if device == "cuda":
+            from tesseral.bench.cuda_tables import linear_chart as chart
+            from tesseral.bench.linear.cuda import run as run_cuda
+
+            record = run_cuda(quick=quick, watch=watch)
+        else:
+            from tesseral.bench.linear.run import run
+            from tesseral.bench.linear.tables import chart
+
+            record = run(quick=quick, threads=threads, watch=watch)
     if json is not None:
         with atomic_file(json, overwrite=overwrite) as temporary:
             temporary.write_text(json_format.dumps(record, indent=2), encoding="utf-8")
     if png is not None:
         with atomic_file(png, overwrite=overwrite) as temporary:
             temporary.write_bytes(chart(record))
-    show(record)
+    if device == "cuda":
+        show_cuda(record)
+    else:
+        show(record)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not known or not there.
+
+    Raises
+    ------
+    ParameterError
+        If it is neither cpu nor cuda.
+    BackendError
+        If torch sees no such device.
+    """
+    import torch
+
+    if device not in ("cpu", "cuda"):
+        raise ParameterError(f"bench: --device must be cpu or cuda, got {device!r}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendError("bench: --device cuda needs a CUDA device, and torch sees none.")
+
+
+def show_cuda(record: dict[str, Any]) -> None:
+    """Print a record of a CUDA device for people."""
+    from tesseral.bench.cuda_tables import linear_bars, linear_times
+
+    copy = record["ceilings"]["copy"]
+    title = f"Linear layers on {record['device']}; copies move {copy / 1e12:.2f} TB/s"
+    print_table(title, *linear_times(record))
+    print_table("What must hold", *linear_bars(record))
 
 
 def show(record: dict[str, Any]) -> None:

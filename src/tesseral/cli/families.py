@@ -73,6 +73,7 @@ FAMILIES = (
         samples={
             "4-bit weights and activations": _LINEAR,
             "8-bit weights and activations": _LINEAR | {"weight_bits": 8, "activation_bits": 8},
+            "4-bit weights and activations on CUDA": _LINEAR | {"device": "cuda"},
         },
     ),
     Family(
@@ -82,6 +83,8 @@ FAMILIES = (
         samples={
             "bfloat16 rows to 4-bit codes": {"device": "cpu", "dtype": "bfloat16"}
             | {"working_dtype": "float32", "bits": 4},
+            "bfloat16 rows to 4-bit codes on CUDA": {"device": "cuda", "dtype": "bfloat16"}
+            | {"working_dtype": "float32", "bits": 4},
         },
     ),
     Family(
@@ -89,8 +92,10 @@ FAMILIES = (
         registry="tesseral.quantization.kernels.heads:HEADS",
         problem="tesseral.quantization.kernels.heads:HeadsProblem",
         samples={
-            "bfloat16 heads of 128": {"device": "cpu", "dtype": "bfloat16"}
-            | {"working_dtype": "float32", "head_dim": 128},
+            "bfloat16 heads of 128 to 4-bit codes": {"device": "cpu", "dtype": "bfloat16"}
+            | {"working_dtype": "float32", "head_dim": 128, "bits": 4},
+            "bfloat16 heads of 128 to 4-bit codes on CUDA": {"device": "cuda", "dtype": "bfloat16"}
+            | {"working_dtype": "float32", "head_dim": 128, "bits": 4},
         },
     ),
 )

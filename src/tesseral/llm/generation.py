@@ -9,6 +9,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from tesseral._errors import DataError, ParameterError
 from tesseral.llm.evaluate import new_cache
+from tesseral.llm.fused.generate import continue_greedily
+from tesseral.llm.fused.support import supports
 from tesseral.llm.text import tokenize
 from tesseral.quantization.config import LARGEST_SEED
 
@@ -64,6 +66,11 @@ def generate(
             f"generate: a prompt of {length} tokens and {max_new_tokens} new ones do not fit; "
             f"the prompt needs at least one token and both together at most {limit}."
         )
+    if not temperature and streamer is None and supports(model).ok and prompt_tokens.is_cuda:
+        ends = model.generation_config.eos_token_id
+        ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
+        tokens = continue_greedily(model, prompt_tokens, max_new_tokens, ends)
+        return str(tokenizer.decode(tokens[0, length:], skip_special_tokens=True))
     drawn = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)

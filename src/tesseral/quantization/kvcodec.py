@@ -52,7 +52,7 @@ class KVCodec(nn.Module):
     ) -> None:
         super().__init__()
         self.key_bits, self.value_bits = key_bits, value_bits
-        self._chosen: dict[str, Any] = {}
+        self._chosen: dict[tuple[Any, ...], HeadsBackend] = {}
         self.key_transform = FrozenKronecker([head_dim], dtype)
         self.query_transform = FrozenKronecker([head_dim], dtype)
         self.register_buffer("key_clip", torch.ones(2, dtype=dtype))
@@ -64,7 +64,7 @@ class KVCodec(nn.Module):
         if factor is None or self.query_transform.is_watched:
             transformed: Tensor = self.query_transform(query)
             return transformed.to(query.dtype)
-        return self._backend(query).transform(query, factor)
+        return self._backend(query, OFF).transform(query, factor)
 
     def encode(
         self, key: Tensor, value: Tensor
@@ -95,19 +95,18 @@ class KVCodec(nn.Module):
         bits: int,
         places: Sequence[Tensor] | None,
     ) -> Tensor | PackedTensor:
-        backend = None if bits == OFF else self._backend(x if not x.requires_grad else x.detach())
+        backend = None if bits == OFF else self._backend(x if not x.requires_grad else x.detach(), bits)
         return encode_heads(x, clip, bits, factor=factor, places=places, backend=backend)
 
-    def _backend(self, x: Tensor) -> HeadsBackend:
+    def _backend(self, x: Tensor, bits: int) -> HeadsBackend:
         clip: Any = self._buffers["key_clip"]
         gradient = x.requires_grad and torch.is_grad_enabled()
         # for one token, choosing takes as long as encoding
-        asked = x.dtype, clip.dtype, x.device.type, x.shape[-1], gradient, HEADS.asked
-        if self._chosen.get("asked") != asked:
-            self._chosen["backend"] = HEADS.choose(heads_problem(*asked[:-1]))
-            self._chosen["asked"] = asked
-        backend: HeadsBackend = self._chosen["backend"]
-        return backend
+        asked = x.dtype, clip.dtype, x.device.type, x.shape[-1], bits, gradient, HEADS.asked
+        found = self._chosen.get(asked)
+        if found is None:
+            found = self._chosen[asked] = HEADS.choose(heads_problem(*asked[:-1]))
+        return found
 
 
 def encode_heads(

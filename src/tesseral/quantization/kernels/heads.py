@@ -23,6 +23,8 @@ class HeadsProblem:
         Types of the heads, and of matrix, clip and scales while they are computed.
     head_dim : int
         Elements of a head.
+    bits : int
+        Width of the codes, 2 to 8; 16 where heads are only multiplied.
     gradient : bool
         Whether someone wants the gradient.
     """
@@ -31,12 +33,18 @@ class HeadsProblem:
     dtype: str
     working_dtype: str
     head_dim: int
+    bits: int
     gradient: bool = False
 
 
 @cache
 def heads_problem(
-    dtype: torch.dtype, working_dtype: torch.dtype, device: str, head_dim: int, gradient: bool
+    dtype: torch.dtype,
+    working_dtype: torch.dtype,
+    device: str,
+    head_dim: int,
+    bits: int,
+    gradient: bool,
 ) -> HeadsProblem:
     """Return the problem of heads of this type."""
     return HeadsProblem(
@@ -44,6 +52,7 @@ def heads_problem(
         dtype=str(dtype).removeprefix("torch."),
         working_dtype=str(working_dtype).removeprefix("torch."),
         head_dim=head_dim,
+        bits=bits,
         gradient=gradient,
     )
 
@@ -102,6 +111,7 @@ HEADS: Registry[HeadsProblem, HeadsBackend] = Registry(
     "heads",
     {
         "cpu": "tesseral.quantization.kernels.heads_cpu:CpuHeads",
+        "triton": "tesseral.quantization.kernels.triton.backend:TritonHeads",
         "portable": "tesseral.quantization.kernels.heads_portable:PortableHeads",
     },
     env="TESSERAL_HEADS_BACKEND",

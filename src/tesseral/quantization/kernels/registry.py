@@ -40,6 +40,7 @@ class LinearBackend(Backend[LinearProblem], Protocol):
         Parameters
         ----------
         codes : int8 tensor of shape (..., in_features)
+            Or float8 (e4m3) where such a RowsBackend gave it, with a scale that fits.
         scale : floating tensor of shape (..., 1)
         weights : sequence of StoredWeight
             Layers that read these codes, alike in width and number of scales.
@@ -83,6 +84,8 @@ BACKENDS: Registry[LinearProblem, LinearBackend] = Registry(
     "linear",
     {
         "cpu": "tesseral.quantization.kernels.cpu:CpuLinear",
+        "triton": "tesseral.quantization.kernels.triton.backend:TritonLinear",
+        "triton-int8": "tesseral.quantization.kernels.triton.backend:TritonExactLinear",
         "portable": "tesseral.quantization.kernels.portable:PortableLinear",
     },
     env="TESSERAL_LINEAR_BACKEND",
@@ -92,6 +95,7 @@ ROWS: Registry[RowsProblem, RowsBackend] = Registry(
     "rows",
     {
         "cpu": "tesseral.quantization.kernels.cpu:CpuRows",
+        "triton": "tesseral.quantization.kernels.triton.backend:TritonRows",
         "portable": "tesseral.quantization.kernels.portable:PortableRows",
     },
     env="TESSERAL_ROWS_BACKEND",

@@ -1,0 +1,89 @@
+"""Language models of random weights on a CUDA device: in float16, and quantised, both unlearned."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from tesseral.core.kronecker import kronecker_apply
+from tesseral.llm.fused.block import FusedSite
+from tesseral.llm.quantizer import install
+from tesseral.quantization.config import QuantizationConfig
+from tesseral.quantization.kernels.triton.products import multiply
+from tesseral.quantization.kernels.triton.rows import form_for, prepare, quantize_rows
+from tesseral.quantization.linear import QuantizedLinear
+from tesseral.quantization.transforms.frozen import FrozenKronecker
+from tesseral.quantization.transforms.hadamard import random_hadamard
+
+SPREAD = 0.02
+"""Standard deviation of weights."""
+
+
+def dense_model(shape: dict[str, Any]) -> LlamaForCausalLM:
+    """Return a Llama in float16 under torch's attention."""
+    model = _unfilled(shape, "sdpa").to_empty(device="cuda")
+    return _filled(model)
+
+
+def quantised_model(shape: dict[str, Any], transform: str) -> LlamaForCausalLM:
+    """Return a Llama in W4A4KV4, its codes random and its transforms Hadamard matrices or none."""
+    model = _unfilled(shape, "tesseral")
+    install(model, QuantizationConfig(transform=transform))
+    model = _filled(model.to_empty(device="cuda"))
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.weight_codes.random_(0, 256)
+            module.weight_scale.fill_(SPREAD / 4.6)
+        elif isinstance(module, FrozenKronecker):
+            for factor in module.buffers():
+                factor.copy_(random_hadamard(len(factor), generator))
+        for name in ("clip", "key_clip", "value_clip"):
+            if name in module._buffers:
+                module.get_buffer(name).fill_(1)
+    model.is_quantized = True
+    return model
+
+
+def _unfilled(shape: dict[str, Any], attention: str) -> LlamaForCausalLM:
+    config = LlamaConfig(**shape, attn_implementation=attention)
+    with torch.device("meta"):
+        return LlamaForCausalLM._from_config(config, dtype=torch.float16).eval()
+
+
+def _filled(model: LlamaForCausalLM) -> LlamaForCausalLM:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(False)
+        if "norm" in name:
+            parameter.fill_(1)
+        else:
+            parameter.normal_(std=SPREAD)
+    model.model.rotary_emb = LlamaRotaryEmbedding(model.config).to("cuda")
+    return model
+
+
+class ApartSite(FusedSite):
+    """Norm, both factors and rounding as launches of their own, by torch but for the rounding."""
+
+    def __init__(self, layers: list[Any], dtype: torch.dtype, norm: Any = None) -> None:
+        super().__init__(layers, dtype, norm)
+        factors = layers[0]._source[0].transform.factors
+        self._short = [None if factor is None else factor.to(dtype) for factor in factors]
+        self._none = prepare(layers[0].in_features, [None, None], dtype)
+
+    def __call__(
+        self, x: Tensor, *, gate: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """Return the products of rows, as the fused site does."""
+        if self._norm is not None:
+            x = rms_norm(x, x.shape[-1:], self._norm.weight, self._norm.epsilon)
+        if gate is not None:
+            x = torch.nn.functional.silu(gate) * x
+        if any(factor is not None for factor in self._short):
+            x = kronecker_apply(x, self._short)
+        form = form_for(x, self._bits)
+        codes, scale = quantize_rows(x, self._none, self._clip, self._bits, form=form)
+        return multiply(codes, scale, self._weights, self._dtype, residual)

@@ -1,0 +1,1 @@
+"""The Triton programs; what they take, their launchers know."""

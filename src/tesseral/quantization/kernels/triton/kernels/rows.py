@@ -1,0 +1,167 @@
+"""Rows transformed and turned into codes by one program each, while they lie in registers."""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+_ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to the nearest whole number
+_SMALLEST = tl.constexpr(2.0**-60)
+
+
+@triton.jit
+def _power_above(largest):
+    """Return a power of two above a number whose bits are given, and its inverse."""
+    exponent = tl.minimum(largest >> 23, 252)
+    step = ((exponent + 1) << 23).to(tl.float32, bitcast=True)
+    inverse = ((253 - exponent) << 23).to(tl.float32, bitcast=True)
+    return step, inverse
+
+
+@triton.jit
+def _product(a, b, PRECISION: tl.constexpr):
+    if PRECISION is None:
+        product = tl.dot(a, b)
+    else:
+        product = tl.dot(a, b, input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def quantize_rows_kernel(
+    x,
+    gate,
+    norm,
+    left,
+    right,
+    clip,
+    codes,
+    scale,
+    n_rows,
+    row_step,
+    gate_step,
+    epsilon,
+    unit,
+    SIZE_1: tl.constexpr,
+    SIZE_2: tl.constexpr,
+    PAD_1: tl.constexpr,
+    PAD_2: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    NORM: tl.constexpr,
+    GATED: tl.constexpr,
+    HALF: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BITS: tl.constexpr,
+    FORM: tl.constexpr,
+    STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """Write codes and scales of rows ``x (P1 (x) P2)``.
+
+    A row is laid out as a matrix X of (SIZE_1, SIZE_2), padded with zeros; ``left`` is P1
+    transposed and ``right`` P2, padded alike, both divided by powers of two whose product is
+    ``unit``. With HALF, products are of float16: a row is divided by a power of two before,
+    which fits any row of finite numbers into that type. Sums are float32.
+
+    ``norm`` makes it RMSNorm with these weights before the transform, ``gate`` the product
+    ``silu(gate) x``. FORM says how codes are stored: ``"bytes"``, ``"pairs"`` of 4 bits in a
+    byte, or ``"floats"``: float8 (e4m3) of ``codes / 512``, whose scale is 512 times as large.
+    """
+    if DEPENDENT:
+        gdc_launch_dependents()
+    rows = tl.arange(0, PAD_1)
+    columns = tl.arange(0, PAD_2)
+    at = rows[:, None] * SIZE_2 + columns[None, :]
+    WHOLE: tl.constexpr = SIZE_1 == PAD_1 and SIZE_2 == PAD_2
+    WIDTH: tl.constexpr = SIZE_1 * SIZE_2
+    TRANSFORM: tl.constexpr = LEFT or RIGHT
+    inside = (rows < SIZE_1)[:, None] & (columns < SIZE_2)[None, :]
+    least = tl.load(clip).to(tl.float32)
+    largest_kept = tl.load(clip + 1).to(tl.float32)
+    if LEFT:
+        square = rows[:, None] * PAD_1 + rows[None, :]
+        p1 = tl.load(left + square)
+    if RIGHT:
+        square = columns[:, None] * PAD_2 + columns[None, :]
+        p2 = tl.load(right + square)
+    if NORM:
+        weights = tl.load(norm + at, mask=inside, other=0.0).to(tl.float32)
+    if DEPENDENT:
+        gdc_wait()
+    for row in tl.range(tl.program_id(0), n_rows, tl.num_programs(0), num_stages=STAGES):
+        base = tl.cast(row, tl.int64)
+        if WHOLE:
+            loaded = tl.load(x + base * row_step + at)
+        else:
+            loaded = tl.load(x + base * row_step + at, mask=inside, other=0.0)
+        values = loaded.to(tl.float32)
+        if GATED:
+            if WHOLE:
+                gates = tl.load(gate + base * gate_step + at).to(tl.float32)
+            else:
+                gates = tl.load(gate + base * gate_step + at, mask=inside, other=0.0)
+                gates = gates.to(tl.float32)
+            values = values * (gates / (1.0 + tl.exp(-gates)))
+        factor = unit
+        if NORM:
+            factor = factor * tl.rsqrt(tl.sum(values * values) / WIDTH + epsilon)
+            values = values * weights
+        # as whole numbers, the bits of a NaN are larger than those of infinity
+        largest = tl.max(values.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
+        finite = largest < 0x7F800000
+        if TRANSFORM:
+            if HALF:
+                step, inverse = _power_above(largest)
+                factor = factor * step
+                values = (values * inverse).to(tl.float16)
+            if RIGHT:
+                values = _product(values, p2, PRECISION)
+                if LEFT and HALF:
+                    values = values.to(tl.float16)
+            if LEFT:
+                values = _product(p1, values, PRECISION)
+        if WHOLE:
+            low = tl.min(values)
+            high = tl.max(values)
+        else:
+            low = tl.min(tl.where(inside, values, float("inf")))
+            high = tl.max(tl.where(inside, values, float("-inf")))
+        low = low * least
+        high = high * largest_kept
+        far = tl.maximum(-low, high)
+        near = tl.minimum(-low, high)
+        TOP: tl.constexpr = 2 ** (BITS - 1)
+        size = tl.maximum(tl.maximum(far / TOP, near / (TOP - 1)) * factor, _SMALLEST)
+        size = tl.where(high > -low, -size, size)
+        if TRANSFORM or NORM:
+            values = values * (factor / size)
+        else:
+            values = tl.math.div_rn(values, values * 0.0 + size)
+        numbers = (tl.minimum(tl.maximum(values, -TOP), TOP - 1) + _ROUND) - _ROUND
+        size = tl.where(finite, size, float("nan"))
+        if FORM == "pairs":
+            whole = tl.reshape(numbers.to(tl.int32) & 15, [PAD_1, PAD_2 // 2, 2])
+            first, second = tl.split(whole)
+            half = tl.arange(0, PAD_2 // 2)
+            into = rows[:, None] * (SIZE_2 // 2) + half[None, :]
+            stored = (first | (second << 4)).to(tl.uint8)
+            target = codes + base * (WIDTH // 2) + into
+            if WHOLE:
+                tl.store(target, stored)
+            else:
+                keep = (rows < SIZE_1)[:, None] & (half < SIZE_2 // 2)[None, :]
+                tl.store(target, stored, mask=keep)
+        else:
+            if FORM == "floats":
+                # in e4m3 the bits of k / 512 are those of the number k, from 0 to 8
+                sign = tl.where(numbers < 0, 128, 0)
+                stored = (tl.abs(numbers).to(tl.int32) | sign).to(tl.uint8)
+                size = size * 512.0
+            else:
+                stored = numbers.to(tl.int8)
+            target = codes + base * WIDTH + at
+            if WHOLE:
+                tl.store(target, stored)
+            else:
+                tl.store(target, stored, mask=inside)
+        tl.store(scale + row, size)
