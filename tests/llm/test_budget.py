@@ -49,6 +49,10 @@ def peak(work):
 SHAPES = {
     "many tokens": ({"hidden_size": 64, "intermediate_size": 176}, {"sequence_length": 1024}),
     "many weights": ({"hidden_size": 512, "intermediate_size": 1408}, {"sequence_length": 16}),
+    "start": (
+        {"hidden_size": 64, "intermediate_size": 1536},
+        {"sequence_length": 16, "rounding": "nearest"},
+    ),
     "gptq": (
         {"hidden_size": 256, "intermediate_size": 1024},
         {"sequence_length": 16, "rounding": "gptq", "transform": "hadamard"},

@@ -103,7 +103,7 @@ def test_widths_that_cannot_be_are_refused(name, bits):
         QuantizationConfig(**{name: bits})
 
 
-@pytest.mark.parametrize("name", ["weight_bits", "activation_bits", "kv_bits"])
+@pytest.mark.parametrize("name", ["weight_bits", "activation_bits", "kv_bits", "head_bits"])
 def test_only_overriding_widths_may_be_missing(name):
     with pytest.raises(ParameterError, match=f"{name} must be 2 to 8"):
         QuantizationConfig(**{name: None})

@@ -46,6 +46,9 @@ def quantize(
         int | None, _setting("activation_bits", "2 to 8, or 16 for off.")
     ] = None,
     kv_bits: Annotated[int | None, _setting("kv_bits", "2 to 8, or 16 for off.")] = None,
+    head_bits: Annotated[
+        int | None, _setting("head_bits", "Of the output embedding: 2 to 8, or 16 for off.")
+    ] = None,
     group_size: Annotated[
         int | None, _setting("group_size", "Neighbours in a weight's row that share a scale.")
     ] = None,
@@ -87,6 +90,7 @@ def quantize(
         "weight_bits": weight_bits,
         "activation_bits": activation_bits,
         "kv_bits": kv_bits,
+        "head_bits": head_bits,
         "group_size": group_size,
         "rounding": rounding,
         "epochs": epochs,

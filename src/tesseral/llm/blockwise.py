@@ -78,7 +78,7 @@ def quantize_blocks(
     report: Report,
     *,
     read: Callable[[int], nn.Module] | None = None,
-) -> None:
+) -> Tensor:
     """Replace every block of a model by its quantised form.
 
     Parameters
@@ -96,6 +96,12 @@ def quantize_blocks(
     read : callable, optional
         Returns a block with its weights; it gives them up when the next one is read. Without
         it all blocks hold their weights, and keep them.
+
+    Returns
+    -------
+    (sequences, length, hidden) tensor
+        What enters the last norm for some of the text at least: of the quantised model where
+        anything depends on that, or of the original.
 
     Raises
     ------
@@ -142,6 +148,7 @@ def quantize_blocks(
         norm.to(working_dtype(weight.dtype))
         original, present = (states[:SEQUENCES].to(weight) for states in (hidden, received))
         rescale_norm(norm, original, present, LAYOUTS[model.config.model_type][0].norm_offset)
+    return received if separate else hidden
 
 
 def _runs_ahead(config: QuantizationConfig) -> bool:

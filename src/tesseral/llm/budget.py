@@ -25,6 +25,7 @@ _OVERHEAD = 128 << 20  # of libraries at work
 _LEARNING = (9, 30, 11)
 _FREEZING = (3, 8, 4)
 _GPTQ = 12  # of the largest matrix of second moments
+_STARTING = 10  # the same, beside the moments of all inputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,18 +68,27 @@ def budget(model: PreTrainedModel, config: QuantizationConfig, samples: int, len
     rescaled = min(samples, SEQUENCES)
     if config.rescales:
         memory += 4 * rescaled * length * hidden
-    if config.rounding == "gptq":
-        memory += _GPTQ * max(hidden, inner) ** 2
+    memory += _squares(config, hidden, inner)
     kept = samples + (samples if config.propagate else rescaled)
     states = 2 * kept * length * hidden * torch.bfloat16.itemsize
     bits = 32 if config.weight_bits == DENSE else 1.25 * max(config.weight_bits, 4)
+    head = 0 if config.head_bits == DENSE else text.vocab_size * hidden
     others = sum(p.nbytes for p in model.parameters()) - sum(
         p.nbytes for p in blocks_of(model).parameters()
     )
     return Budget(
         memory_bytes=_OVERHEAD + _FLOAT * memory,
-        disk_bytes=states + int(2 * sum(sizes) * bits / 8) + others,
+        disk_bytes=states + int(2 * sum(sizes) * bits / 8) + others + 2 * head,
     )
+
+
+def _squares(config: QuantizationConfig, hidden: int, inner: int) -> int:
+    """Return the numbers in matrices of second moments: at the start, or in GPTQ after it."""
+    largest = max(hidden, inner) ** 2
+    gptq = _GPTQ * largest if config.rounding == "gptq" else 0
+    if config.start != "moments" or "transforms" not in config.learned:
+        return gptq
+    return max(gptq, _STARTING * largest + 2 * (3 * hidden**2 + inner**2))
 
 
 def check(needed: Budget, out: Path, device: torch.device) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tesseral._errors import CheckpointError
-from tesseral.quantization.config import QuantizationConfig
+from tesseral.quantization.config import OFF, QuantizationConfig
 from tesseral.runtime.files import atomic_file
 
 NAME = "README.md"
@@ -34,6 +34,7 @@ def model_card(
         Bytes of the original's and of this model's weight files.
     """
     keys, values = config.cache_bits
+    head = "" if config.head_bits == OFF else f" The output embedding has {config.head_bits} bits."
     losses = [json.loads(block["loss"]) if "loss" in block else None for block in facts]
     calibration: list[str] = []
     if any(loss is not None for loss in losses):
@@ -57,7 +58,7 @@ def model_card(
         f"Weights in {config.weight_bits} bits, inputs of linear layers in "
         f"{config.activation_bits}, cached keys in {keys} and values in {values}; 16 means that "
         f"they were left as they are. Transform `{config.transform}`, weights rounded by "
-        f"`{config.rounding}`; all settings are in `config.json`.",
+        f"`{config.rounding}`; all settings are in `config.json`.{head}",
         "",
         "```python",
         "from tesseral.llm import load",

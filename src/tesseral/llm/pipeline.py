@@ -12,6 +12,7 @@ from tesseral.llm.budget import Budget, budget, check
 from tesseral.llm.card import NAME as CARD
 from tesseral.llm.card import model_card
 from tesseral.llm.footprint import disk_bytes
+from tesseral.llm.head import head_state
 from tesseral.llm.layouts import blocks_name, blocks_of, check_architecture, final_norm_of
 from tesseral.llm.lazy_model import LazyModel
 from tesseral.llm.loading import quiet, read_config, read_tokenizer, stored_dtype, usable_device
@@ -19,7 +20,7 @@ from tesseral.llm.quantizer import save
 from tesseral.llm.resume import Progress, disk_errors, identity
 from tesseral.llm.text import clip_length, sample, tokenize
 from tesseral.quantization.calibration.task import Report
-from tesseral.quantization.config import QuantizationConfig
+from tesseral.quantization.config import OFF, QuantizationConfig
 from tesseral.runtime.files import atomic_directory, check_output
 
 
@@ -113,7 +114,7 @@ def quantize(
         announce(needed)
     check(needed, out, place)
     progress = Progress(out, identity(source, config, text), resume=resume)
-    quantize_blocks(
+    entering = quantize_blocks(
         lazy.model,
         config,
         sequences,
@@ -121,9 +122,10 @@ def quantize(
         report or (lambda _: None),
         read=partial(lazy.read_block, device=place, dtype=torch.float32),
     )
+    head = head_state(lazy.model, config, entering) if config.head_bits != OFF else {}
     final_norm_of(lazy.model).to(dtype)
     with quiet(), disk_errors(out), atomic_directory(out, overwrite=overwrite) as temporary:
-        state = lazy.outside() | progress.blocks(blocks_name(lazy.model))
+        state = lazy.outside() | progress.blocks(blocks_name(lazy.model)) | head
         save(lazy.model, state, config, temporary)
         tokenizer.save_pretrained(temporary)
         facts = [progress.facts(index) for index in range(len(blocks_of(lazy.model)))]

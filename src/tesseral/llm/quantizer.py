@@ -12,10 +12,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tesseral._errors import CheckpointError
 from tesseral.llm.attention_interface import IMPLEMENTATION
+from tesseral.llm.head import replace_head, untie
 from tesseral.llm.layouts import blocks_of, open_block
 from tesseral.llm.native_modules import use_native_modules
 from tesseral.quantization.block import replace_with_quantized
-from tesseral.quantization.config import VERSION, QuantizationConfig
+from tesseral.quantization.config import OFF, VERSION, QuantizationConfig
 
 METHOD = "tesseral"
 """Value of ``quant_method`` in the ``quantization_config`` of a checkpoint."""
@@ -80,11 +81,13 @@ class TesseralQuantizer(HfQuantizer):  # type: ignore[misc]
 
 
 def install(model: PreTrainedModel, config: QuantizationConfig) -> None:
-    """Replace the linear layers of every block by empty quantised ones."""
+    """Replace the linear layers of every block, and the head if asked for, by empty stored ones."""
     for index, block in enumerate(blocks_of(model)):
         layout, shape = open_block(block, model.config.model_type)
         with torch.device(next(block.parameters()).device):
             replace_with_quantized(block, layout, shape, config.in_block(index))
+    if config.head_bits != OFF:
+        replace_head(model, config)
 
 
 def mark_quantized(model: PreTrainedModel, config: QuantizationConfig) -> None:
@@ -115,6 +118,8 @@ def save(
         Directory to write to.
     """
     mark_quantized(model, config)
+    if config.head_bits != OFF:
+        untie(model)
     # transformers would ask it for all tensors of the model instead of taking ours
     model.hf_quantizer = None
     model.save_pretrained(path, state_dict=state)

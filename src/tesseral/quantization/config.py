@@ -42,6 +42,9 @@ class QuantizationConfig:
     rounding : {"nearest", "gptq"}
         How weights are rounded: each to the nearest code, or so that later columns make up
         for the errors of earlier ones on the calibration text.
+    head_bits : int
+        Width of the output embedding's weights, off by default; its input then has
+        ``activation_bits``. A head that was tied to the input embedding no longer is.
     group_size : int, optional
         Neighbours in a row of a weight that share a scale; all of a row by default. It must
         divide the width of every layer.
@@ -101,6 +104,7 @@ class QuantizationConfig:
     kv_bits: int = 4
     key_bits: int | None = None
     value_bits: int | None = None
+    head_bits: int = OFF
     transform: str = "flatquant"
     rounding: str = "gptq"
     group_size: int | None = None
@@ -123,7 +127,7 @@ class QuantizationConfig:
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        for name in ("weight_bits", "activation_bits", "kv_bits"):
+        for name in ("weight_bits", "activation_bits", "kv_bits", "head_bits"):
             _check_bits(name, getattr(self, name))
         for name in ("key_bits", "value_bits"):
             if getattr(self, name) is not None:

@@ -41,8 +41,8 @@ def frozen_state(
         prefix = f"{simulated.layout.owner(site)}.{site.name}"
         state |= _input_state(prefix, simulated.inputs[site.name])
     for name, roles in simulated.layout.linears.items():
-        site = site_of(roles[0]).name
-        state |= _linear_state(simulated, name, dtype, (moments or {}).get(site))
+        read = (moments or {}).get(site_of(roles[0]).name)
+        state |= _linear_state(simulated, name, dtype, read)
     state |= _codec_state(simulated) | _scaled_state(simulated)
     return {
         name: tensor.to(dtype).contiguous() if tensor.is_floating_point() else tensor

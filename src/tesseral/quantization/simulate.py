@@ -181,8 +181,9 @@ class SimulatedLinear(nn.Module):
         groups = in_groups(weight, self.group_size)
         values = fake_quantize_rows(groups, self.clip()[:, None], self.bits).flatten(-2)
         kind = values.dtype if self.product is None else self.product
-        terms = (None if t is None else t.to(kind) for t in (self.source[0](x), values, bias))
-        return nn.functional.linear(*terms).to(values.dtype)
+        bias = None if bias is None else bias.to(kind)
+        product = nn.functional.linear(self.source[0](x).to(kind), values.to(kind), bias)
+        return product.to(values.dtype)
 
 
 class SimulatedCodec(nn.Module):
