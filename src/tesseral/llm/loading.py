@@ -17,12 +17,16 @@ from transformers.utils import logging
 
 from tesseral._errors import CheckpointError, TesseralError, UnsupportedModelError
 from tesseral.llm.attention_interface import IMPLEMENTATION
+from tesseral.runtime.allocator import return_large_blocks
 
 
 def load(
     path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """Load a model directory, quantised or not, with its tokenizer.
+
+    From then on this process gives large blocks of memory back once they are freed; see
+    :func:`tesseral.runtime.allocator.return_large_blocks`.
 
     Parameters
     ----------
@@ -51,6 +55,7 @@ def load(
         If its quantisation has unknown keys or an unknown version.
     """
     path = Path(path)
+    return_large_blocks()
     description = read_config(path)
     _check_architecture(path, description["model_type"])
     stored = stored_dtype(path, description)
