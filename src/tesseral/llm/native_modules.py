@@ -48,7 +48,8 @@ def use_native_modules(model: Any) -> None:
 
 def _join(module: nn.Module, how: type) -> None:
     if not isinstance(module, how):
-        module.__class__ = _joined(how, type(module))
+        original: Any = type(module)
+        module.__class__ = _joined(how, original)
 
 
 @cache
