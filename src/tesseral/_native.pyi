@@ -1,7 +1,7 @@
 """Native kernels of tesseral; callers use the checked wrappers of core, runtime and attention."""
 
 import enum
-from typing import Any, TypeAlias
+from typing import Any
 
 ATTENTION_MAX_DIM: int
 ATTENTION_MAX_KEY_BLOCK: int
@@ -184,9 +184,6 @@ class QuantizedLinears:
         /,
     ) -> None: ...
 
-_Three: TypeAlias = tuple[int, int, int]
-_Places: TypeAlias = tuple[int, int, int, _Three, _Three]
-
 class DecoderBlock:
     def __init__(
         self,
@@ -211,8 +208,8 @@ class DecoderBlock:
         sine: int,
         rotary_step: int,
         query: int,
-        key: _Places,
-        value: _Places,
+        key: tuple[int, int, int, tuple[int, int, int], tuple[int, int, int]],
+        value: tuple[int, int, int, tuple[int, int, int], tuple[int, int, int]],
         threads: int,
         target: str,
         /,

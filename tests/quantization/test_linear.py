@@ -262,3 +262,14 @@ def test_what_the_native_kernels_do_not_take_goes_to_torch():
         ({"working_dtype": "float64"}, "computes in float32, got float64"),
     ):
         assert reason in ROWS.explain(RowsProblem(**given | change))["cpu"].reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_token_gives_the_same_bits_whoever_shares_the_call(dtype):
+    _, layers = make_siblings()
+    x = rows(40, 64).to(dtype)
+    together = [layer(x) for layer in layers]
+    for count in (1, 3, 5, 13):  # read as stored, or unpacked
+        alone = [layer(x[7 : 7 + count].clone()) for layer in layers]
+        for all_of_them, some in zip(together, alone, strict=True):
+            assert torch.equal(all_of_them[7 : 7 + count], some)

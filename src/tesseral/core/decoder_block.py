@@ -66,18 +66,25 @@ class DecoderBlock:
         for _, clip, _ in (key, value):
             check_dense("clip", clip, "float32", 1, 2)
         self._kept = norms, layers, query_factor, key, value
+        first_norm, second_norm = ((address(weight), epsilon) for weight, epsilon in norms)
+        first, output, gates, down = (layer.kernel for layer in layers)
         self._native = _native.DecoderBlock(
             element,
             head_dim,
-            *((address(weight), epsilon) for weight, epsilon in norms),
-            *(layer.kernel for layer in layers),
+            first_norm,
+            second_norm,
+            first,
+            output,
+            gates,
+            down,
             0 if query_factor is None else address(query_factor),
-            *((0 if f is None else address(f), address(clip), n) for f, clip, n in (key, value)),
+            _encoding(key),
+            _encoding(value),
         )
 
     def _check_layers(self, layers: Sequence[QuantizedLinears]) -> tuple[int, int]:
         """Return the numbers of heads of queries and of keys."""
-        first, output, gates, down = layers
+        first, _, _, down = layers
         dim, width = self.head_dim, self.width
         sizes = [(layer.in_features, *layer.out_features) for layer in layers]
         heads = [n // dim for n in first.out_features]
@@ -156,7 +163,7 @@ class DecoderBlock:
 
         Parameters
         ----------
-        attended : array of shape (m, 1, heads * head_dim)
+        attended : array of shape (m, heads, 1, head_dim)
         hidden, out : arrays of shape (m, 1, width)
             Hidden states before the block, and after it.
         threads, target : optional
@@ -174,6 +181,11 @@ class DecoderBlock:
             cpu_threads(threads),
             cpu_target(target),
         )
+
+
+def _encoding(given: Encoding) -> tuple[int, int, int]:
+    factor, clip, bits = given
+    return 0 if factor is None else address(factor), address(clip), bits
 
 
 def _places(arrays: Sequence[Any], lead: tuple[int, int, int]) -> Any:

@@ -162,11 +162,10 @@ def _check(name: str, array: Any, dtype: str, shape: tuple[int, ...]) -> None:
         raise ShapeError(f"heads: elements of a head of {name} must be neighbours.")
 
 
-def _strides(array: Any) -> tuple[int, ...]:
+def _strides(array: Any) -> Any:
     """Return the distances between neighbours along each axis, in elements."""
     if hasattr(array, "data_ptr"):
-        strides: tuple[int, ...] = array.stride()
-        return strides
+        return array.stride()
     return tuple(step // array.itemsize for step in array.strides)
 
 

@@ -50,9 +50,14 @@ class QuantizedLinears:
             self._products.out_features,
         )
         layers = zip(self._products.addresses, self.out_features, strict=True)
+        left, right = self._input.split(self.in_features)
+        left_factor, right_factor, clip_address = self._input.addresses
         self.kernel = _native.QuantizedLinears(
-            *self._input.split(self.in_features),
-            *self._input.addresses,
+            left,
+            right,
+            left_factor,
+            right_factor,
+            clip_address,
             bits,
             self.in_features // self._products.groups,
             [(*addresses, n) for addresses, n in layers],

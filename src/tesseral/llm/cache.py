@@ -169,7 +169,7 @@ class QuantizedKVLayer(CacheLayerMixin):  # type: ignore[misc]
         stored: list[States] = []
 
         def write_both(key_places: Any) -> Any:
-            stored.append(values.append_by(lambda places: write(key_places, places), shape))
+            stored.append(values.append_by(lambda places: write(key_places, places or []), shape))
 
         self.keys = keys.append_by(write_both, shape)
         self.values = stored[0]

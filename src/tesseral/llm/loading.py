@@ -22,12 +22,16 @@ from tesseral._errors import (
     UnsupportedModelError,
 )
 from tesseral.llm.attention_interface import IMPLEMENTATION
+from tesseral.runtime.allocator import return_large_blocks
 
 
 def load(
     path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """Load a model directory, quantised or not, with its tokenizer.
+
+    From then on this process gives large blocks of memory back once they are freed; see
+    :func:`tesseral.runtime.allocator.return_large_blocks`.
 
     Parameters
     ----------
@@ -56,6 +60,7 @@ def load(
         If its quantisation has unknown keys or an unknown version, or there is no such device.
     """
     path, device = Path(path), usable_device(device)
+    return_large_blocks()
     description = read_config(path)
     _check_architecture(path, description["model_type"])
     stored = stored_dtype(path, description)

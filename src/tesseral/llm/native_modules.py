@@ -1,5 +1,6 @@
 """Blocks, norms and the output layer of a quantised model through kernels, where these serve."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,16 @@ _NORMS = frozenset(
 """transformers' norms that scale ``x / sqrt(mean(x^2) + eps)``, once rounded, by a weight."""
 
 
+_MLPS = frozenset(
+    f"{name}MLP"
+    for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma2", "Gemma3", "Olmo2")
+)
+"""transformers' MLPs, which treat each token by itself."""
+
+_TOKENS = 1024
+"""Tokens that an MLP takes at a time: its hidden states are the largest arrays of a long prompt."""
+
+
 def use_native_modules(model: Any) -> None:
     """Let a model's blocks, norms and output layer run through our kernels.
 
@@ -28,6 +39,8 @@ def use_native_modules(model: Any) -> None:
             _join(module, _Norm)
         elif type(module).__name__ in BLOCKS:
             _join(module, NativeBlock)
+        elif type(module).__name__ in _MLPS:
+            _join(module, _Mlp)
     output = model.get_output_embeddings()
     if type(output) is nn.Linear and output.bias is None:
         _join(output, _Output)
@@ -35,7 +48,8 @@ def use_native_modules(model: Any) -> None:
 
 def _join(module: nn.Module, how: type) -> None:
     if not isinstance(module, how):
-        module.__class__ = _joined(how, type(module))
+        original: Any = type(module)
+        module.__class__ = _joined(how, original)
 
 
 @cache
@@ -62,6 +76,22 @@ class _Norm(nn.Module):
         out = torch.empty(x.shape, dtype=x.dtype)
         norm_rows(rows, weight, self.variance_epsilon, out, threads=threads_beside_torch())
         return out
+
+
+class _Mlp(nn.Module):
+    """Before a class of MLPs: long prompts piece by piece."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the MLP's output for each token."""
+        whole: Callable[[Tensor], Tensor] = super().forward
+        n_tokens = x.shape[:-1].numel()
+        if n_tokens <= _TOKENS or not x.is_cpu or (torch.is_grad_enabled() and x.requires_grad):
+            return whole(x)
+        rows = x.reshape(n_tokens, x.shape[-1])
+        out = torch.empty_like(rows)
+        for start in range(0, n_tokens, _TOKENS):
+            out[start : start + _TOKENS] = whole(rows[start : start + _TOKENS])
+        return out.view(x.shape)
 
 
 class _Output(nn.Module):

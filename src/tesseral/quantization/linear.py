@@ -208,8 +208,9 @@ class QuantizedLinear(nn.Module):
         """Return ``x' W'^T + bias`` in the type of ``x``, with x' and W' as quantised."""
         prepared = self._source[0](x)
         if isinstance(prepared, dict):
-            if self not in prepared:
-                prepared.update(self._source[0].compute(x))
+            if self not in prepared:  # called twice
+                again: Any = self._source[0].compute(x)
+                prepared.update(again)
             product: Tensor = prepared.pop(self)
             return product
         if isinstance(prepared, QuantizedActivation) and self.bits != OFF:
