@@ -1,11 +1,12 @@
 """The kernel families that ``tesseral doctor`` asks, with calls typical for each."""
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from tesseral._errors import TesseralError
+from tesseral.runtime.machine import accelerators
 from tesseral.runtime.registry import Verdict
 
 Answer: TypeAlias = dict[str, Any]
@@ -21,7 +22,8 @@ class Family:
     registry, problem : str
         ``"module:attribute"`` of the registry and of its problem record.
     samples : mapping of str to mapping
-        A problem in words, and the arguments that state it.
+        A problem in words, and the arguments that state it. One on the device ``"cuda"`` is
+        asked about for each CUDA device that torch sees.
     """
 
     name: str
@@ -46,6 +48,9 @@ FAMILIES = (
             | {"batch": 1, "q_len": 1, "kv_len": 4096, "causal": True}
             | {"dtype": "float32", "device": "cpu"}
             | {"key_format": "packed4", "value_format": "packed4"},
+            "causal prefill of 4096, float16": _HEADS
+            | {"batch": 1, "q_len": 4096, "kv_len": 4096, "causal": True}
+            | {"dtype": "float16", "device": "cuda"},
         },
     ),
     Family(
@@ -80,11 +85,25 @@ def ask(family: Family) -> dict[str, Any]:
     """
     try:
         registry, problem = _attribute(family.registry), _attribute(family.problem)
-        return {words: _ask(registry, problem(**given)) for words, given in family.samples.items()}
+        return {words: _ask(registry, problem(**given)) for words, given in _samples(family)}
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("tesseral"):
             raise
         return {"needs": error.name}
+
+
+def _samples(family: Family) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the sample problems of a family, those for devices once for each."""
+    for words, given in family.samples.items():
+        if given["device"] != "cuda":
+            yield words, given
+            continue
+        for i, device in enumerate(accelerators()):
+            place = f"cuda:{i}"
+            yield (
+                f"{words}, on {place}, {device.name} ({device.capability})",
+                {**given, "device": place},
+            )
 
 
 def verdicts(choose: Callable[[], str], explain: Callable[[], Mapping[str, Verdict]]) -> Answer:
