@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(wildcard native/*/*.cpp native/*/*.h native/*/*/*.cpp native/*/*/*.h)
+CXX_SOURCES = $(shell git ls-files 'native/*.cpp' 'native/*.h' 'src/*.cu' 'src/*.h')
 # importing the module rebuilds it only where cmake is found outside $(VENV) too; elsewhere make does
 REBUILD := $(if $(shell command -v cmake),true,false)
 
@@ -66,14 +67,14 @@ test-ascend: venv venv-ascend
 lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/clang-format --dry-run --Werror $(shell git ls-files 'native/*.cpp' 'native/*.h')
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: venv
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i $(shell git ls-files 'native/*.cpp' 'native/*.h')
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 clean:
 	rm -rf $(VENV) $(VENV)-ascend build dist demo

@@ -244,7 +244,7 @@ def _compiled(monkeypatch):
         ({"head_dim": 264}, "takes head dimensions of multiples of 8 up to 256"),
         ({"value_dim": 60}, "takes head dimensions of multiples of 8 up to 256"),
         ({"key_format": "packed4"}, "reads plain keys and values, not packed4"),
-        ({"kv_len": LONGEST + 1}, "takes up to 1073741824 keys, and rows of a group"),
+        ({"kv_len": LONGEST + 1}, "takes up to 536870912 keys, and rows of a group"),
         ({"batch": 40000}, "takes up to 65535 key heads, all batch entries counted"),
         ({"device": "cpu"}, "runs on CUDA devices, not on cpu"),
     ],

@@ -21,7 +21,7 @@ from tesseral.attention.sequences import Sequences
 from tesseral.core._arrays import Array
 from tesseral.runtime.registry import YES, Verdict
 
-LONGEST = 2**30
+LONGEST = 2**29
 """Rows of a group and keys of a sequence that places are counted for."""
 
 MOST_HEADS = 65535

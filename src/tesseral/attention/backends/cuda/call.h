@@ -16,12 +16,12 @@ typedef unsigned short half_t;  // the bits of a float16
 
 struct Call {  // call.py
   const half_t *query, *key, *value;
-  half_t *output;
-  float *lse;
-  const void *mask;
+  half_t* output;
+  float* lse;
+  const void* mask;
   const float *sinks, *slopes;
-  const int *spans;   // (4, batch): start and length of queries, start and length of keys
-  const int *tables;  // (batch, table_width): blocks of each sequence
+  const int* spans;   // (4, batch): start and length of queries, start and length of keys
+  const int* tables;  // (batch, table_width): blocks of each sequence
   float *part_output, *part_lse;
   i64 query_step[3], key_step[3], value_step[3], output_step[3], lse_step[3];
   i64 mask_step[4];
@@ -51,7 +51,7 @@ struct Work {
   int first_tile, last_tile;
 };
 
-__device__ __forceinline__ Work find_work(const Call &call, int tile_rows) {
+__device__ __forceinline__ Work find_work(const Call& call, int tile_rows) {
   Work work;
   // late rows see more keys under causality: first come, first served
   const int tile = gridDim.x - 1 - blockIdx.x;
@@ -74,7 +74,8 @@ __device__ __forceinline__ Work find_work(const Call &call, int tile_rows) {
   const int start = max(0, first + work.diagonal - call.left);
   const int stop = min(work.kv_len, last + work.diagonal + call.right + 1);
   work.first_tile = start / KEYS;
-  work.last_tile = end > work.first_row && stop > start ? (stop + KEYS - 1) / KEYS : work.first_tile;
+  work.last_tile =
+      end > work.first_row && stop > start ? (stop + KEYS - 1) / KEYS : work.first_tile;
   if (call.splits > 1) {
     const int share = (work.last_tile - work.first_tile + call.splits - 1) / call.splits;
     work.first_tile = min(work.last_tile, work.first_tile + (int)blockIdx.z * share);
@@ -87,7 +88,7 @@ __device__ __forceinline__ Work find_work(const Call &call, int tile_rows) {
 struct Sight {
   int start, stop, full_start, full_stop;
 
-  __device__ __forceinline__ Sight(const Call &call, const Work &work, int first, int stop_row) {
+  __device__ __forceinline__ Sight(const Call& call, const Work& work, int first, int stop_row) {
     const int end = min(stop_row, work.rows);
     const int above = first / call.group + work.diagonal;
     const int below = (end - 1) / call.group + work.diagonal;
@@ -119,14 +120,14 @@ struct Row {
   float slope;
 #endif
 
-  __device__ __forceinline__ Row(const Call &call, const Work &work, int row) {
+  __device__ __forceinline__ Row(const Call& call, const Work& work, int row) {
     exists = row < work.rows;
     position = row / call.group;
     head = work.kv_head * call.group + row % call.group;
     place = position + work.diagonal;
 #if MASK
-    mask = exists ? work.batch * call.mask_step[0] + head * call.mask_step[1]
-                        + position * call.mask_step[2]
+    mask = exists ? work.batch * call.mask_step[0] + head * call.mask_step[1] +
+                        position * call.mask_step[2]
                   : 0;
 #endif
 #if ALIBI
@@ -155,8 +156,8 @@ __device__ __forceinline__ float exp2_of(float x) {
   return result;
 }
 
-// The score of a key in powers of two, or without FACTOR as the product came, from a product.
-__device__ __forceinline__ float settle(const Call &call, const Row &row, int kv_len, int key,
+// The score of a key from its product: in powers of two with GENERAL, else still to be scaled.
+__device__ __forceinline__ float settle(const Call& call, const Row& row, int kv_len, int key,
                                         float score) {
   const int ahead = key - row.place;
   if (key >= kv_len || ahead > call.right || -ahead > call.left || !row.exists) return NOTHING;
@@ -176,11 +177,11 @@ __device__ __forceinline__ float settle(const Call &call, const Row &row, int kv
 #endif
 #endif
 #if MASK == 1
-  if (!((const unsigned char *)call.mask)[row.mask + key * call.mask_step[3]]) return NOTHING;
+  if (!((const unsigned char*)call.mask)[row.mask + key * call.mask_step[3]]) return NOTHING;
 #elif MASK == 2
-  score += to_float(((const half_t *)call.mask)[row.mask + key * call.mask_step[3]]);
+  score += to_float(((const half_t*)call.mask)[row.mask + key * call.mask_step[3]]);
 #elif MASK == 3
-  score += ((const float *)call.mask)[row.mask + key * call.mask_step[3]];
+  score += ((const float*)call.mask)[row.mask + key * call.mask_step[3]];
 #endif
 #if GENERAL
   score *= LOG2E;
@@ -198,7 +199,7 @@ struct Pieces {
 
   // Fetch the pieces of KEYS keys or values, of WIDTH numbers each.
   template <int WIDTH>
-  __device__ __forceinline__ void fetch(const Call &call, const Work &work, const half_t *array,
+  __device__ __forceinline__ void fetch(const Call& call, const Work& work, const half_t* array,
                                         const i64 (&steps)[3], int first) {
     const int thread = anew(threadIdx.x), row = thread / CHUNKS, chunk = thread % CHUNKS;
     const int step = (int)steps[2];  // launch.py: below 2^31
@@ -212,16 +213,16 @@ struct Pieces {
 #if PAGED
       if (!exists) continue;
       const int block = call.tables[(i64)work.batch * call.table_width + key / call.block_size];
-      const half_t *at = array + block * steps[0] + (i64)(key % call.block_size) * step;
+      const half_t* at = array + block * steps[0] + (i64)(key % call.block_size) * step;
 #else
-      const half_t *at = array + (i64)key * step;
+      const half_t* at = array + (i64)key * step;
 #endif
-      if (exists) piece[i] = __ldg((const uint4 *)at);
+      if (exists) piece[i] = __ldg((const uint4*)at);
     }
   }
 
   // Store them as the address map says.
-  __device__ __forceinline__ void put(uint4 *tile) const {
+  __device__ __forceinline__ void put(uint4* tile) const {
     const int thread = anew(threadIdx.x), row = thread / CHUNKS, chunk = thread % CHUNKS;
 #pragma unroll
     for (int i = 0; i < KEYS / ROW_STEP; ++i) tile[PIECE(row + i * ROW_STEP, chunk)] = piece[i];
@@ -229,15 +230,15 @@ struct Pieces {
 };
 
 // Fetch one piece of a row of queries.
-__device__ __forceinline__ uint4 fetch_query(const Call &call, const Work &work, int row,
+__device__ __forceinline__ uint4 fetch_query(const Call& call, const Work& work, int row,
                                              int chunk) {
   if (row >= work.rows || chunk >= HEAD_DIM / 8) return make_uint4(0, 0, 0, 0);
   const int head = work.kv_head * call.group + row % call.group;
-  const i64 at = (PACKED ? 0 : work.batch * call.query_step[0]) + head * call.query_step[1]
-                 + (i64)(work.q_start + row / call.group) * call.query_step[2];
-  uint4 piece = __ldg((const uint4 *)(call.query + at) + chunk);
+  const i64 at = (PACKED ? 0 : work.batch * call.query_step[0]) + head * call.query_step[1] +
+                 (i64)(work.q_start + row / call.group) * call.query_step[2];
+  uint4 piece = __ldg((const uint4*)(call.query + at) + chunk);
 #if HALF_SCORES
-  u32 *const pair = &piece.x;
+  u32* const pair = &piece.x;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const u32 both = pair[i];
@@ -250,25 +251,25 @@ __device__ __forceinline__ uint4 fetch_query(const Call &call, const Work &work,
 
 // Where the results of a row go.
 struct Place {
-  half_t *output;
+  half_t* output;
   float *lse, *part_output, *part_lse;
 
-  __device__ __forceinline__ Place(const Call &call, const Work &work, const Row &row, int part) {
+  __device__ __forceinline__ Place(const Call& call, const Work& work, const Row& row, int part) {
     const int batch = PACKED ? 0 : work.batch;
     const i64 position = work.q_start + row.position;
-    output = call.output + batch * call.output_step[0] + row.head * call.output_step[1]
-             + position * call.output_step[2];
-    lse = call.lse + batch * call.lse_step[0] + row.head * call.lse_step[1]
-          + position * call.lse_step[2];
-    const i64 line = batch * call.part_step[0] + row.head * call.part_step[1]
-                     + position * call.part_step[2] + part * call.parts_step;
+    output = call.output + batch * call.output_step[0] + row.head * call.output_step[1] +
+             position * call.output_step[2];
+    lse = call.lse + batch * call.lse_step[0] + row.head * call.lse_step[1] +
+          position * call.lse_step[2];
+    const i64 line = batch * call.part_step[0] + row.head * call.part_step[1] +
+                     position * call.part_step[2] + part * call.parts_step;
     part_output = call.part_output + line * VALUE_DIM;
     part_lse = call.part_lse + line;
   }
 };
 
 // What a row's sums are multiplied with at the end; writes its lse. `top` is in powers of two.
-__device__ __forceinline__ float finish(const Call &call, const Row &row, const Place &place,
+__device__ __forceinline__ float finish(const Call& call, const Row& row, const Place& place,
                                         float top, float sum, bool writes) {
   if (!PARTS && call.sinks != nullptr) {
     const float sink = call.sinks[row.head] * LOG2E;
@@ -281,11 +282,11 @@ __device__ __forceinline__ float finish(const Call &call, const Row &row, const 
 }
 
 // Write two neighbouring numbers of a row.
-__device__ __forceinline__ void write_pair(const Place &place, int column, float low, float high) {
+__device__ __forceinline__ void write_pair(const Place& place, int column, float low, float high) {
   if (VALUE_DIM < 8 * CHUNKS && column >= VALUE_DIM) return;
 #if PARTS
-  *(float2 *)(place.part_output + column) = make_float2(low, high);
+  *(float2*)(place.part_output + column) = make_float2(low, high);
 #else
-  *(u32 *)(place.output + column) = to_halves(low, high);
+  *(u32*)(place.output + column) = to_halves(low, high);
 #endif
 }

@@ -3,7 +3,8 @@
 
 #define LINES 4  // of a block of threads; launch.py: MERGE_LINES
 
-extern "C" __global__ void __launch_bounds__(32 * LINES) merge(const Call call, int parts, i64 lines) {
+extern "C" __global__ void __launch_bounds__(32 * LINES)
+    merge(const Call call, int parts, i64 lines) {
   const i64 line = (i64)blockIdx.x * LINES + threadIdx.x / 32;
   if (line >= lines) return;
   const int lane = threadIdx.x % 32;
@@ -29,8 +30,8 @@ extern "C" __global__ void __launch_bounds__(32 * LINES) merge(const Call call, 
         sum[i] += share * call.part_output[at * VALUE_DIM + 32 * i + lane];
   }
   const float factor = weight > 0 ? 1 / weight : 0;
-  half_t *const output = call.output + batch * call.output_step[0] + head * call.output_step[1]
-                         + position * call.output_step[2];
+  half_t* const output = call.output + batch * call.output_step[0] + head * call.output_step[1] +
+                         position * call.output_step[2];
 #pragma unroll
   for (int i = 0; i < COLUMNS; ++i)
     if (32 * i + lane < VALUE_DIM) output[32 * i + lane] = (half_t)to_halves(sum[i] * factor, 0);

@@ -56,7 +56,7 @@ __device__ __forceinline__ void read_queries(u32 (&query)[4], u32 rows, int step
 
 typedef u32 Queries[QUERIES_STAY ? CHUNKS / 2 : 1][4];
 
-__device__ __forceinline__ void multiply_keys(float (&score)[KEYS / 8][4], Queries &queries,
+__device__ __forceinline__ void multiply_keys(float (&score)[KEYS / 8][4], Queries& queries,
                                               u32 rows, u32 tile, int lane) {
 #pragma unroll
   for (int n = 0; n < KEYS / 8; ++n)
@@ -79,8 +79,7 @@ __device__ __forceinline__ void multiply_keys(float (&score)[KEYS / 8][4], Queri
 }
 
 // Turn scores into weights, and scale the state where their top has grown.
-__device__ __forceinline__ void weigh(State &state, float (&score)[KEYS / 8][4],
-                                      float factor) {
+__device__ __forceinline__ void weigh(State& state, float (&score)[KEYS / 8][4], float factor) {
   float top[2] = {NOTHING, NOTHING};
 #pragma unroll
   for (int n = 0; n < KEYS / 8; ++n)
@@ -115,9 +114,8 @@ __device__ __forceinline__ void weigh(State &state, float (&score)[KEYS / 8][4],
   }
 }
 
-__device__ __forceinline__ void multiply_values(State &state,
-                                                const float (&score)[KEYS / 8][4], u32 tile,
-                                                int lane) {
+__device__ __forceinline__ void multiply_values(State& state, const float (&score)[KEYS / 8][4],
+                                                u32 tile, int lane) {
 #pragma unroll
   for (int eight = 0; eight < KEYS / 8; ++eight) {
     const u32 above = to_halves(score[eight][0], score[eight][1]);
@@ -133,7 +131,7 @@ __device__ __forceinline__ void multiply_values(State &state,
 }
 
 // Write what 16 rows have come to.
-__device__ __forceinline__ void write(const Call &call, const Work &work, State &state,
+__device__ __forceinline__ void write(const Call& call, const Work& work, State& state,
                                       const Row (&rows)[2], int part, int lane) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -202,8 +200,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention(const Ca
     const u32 key_tile = shared + 16 * here * TILE_PIECES;
     const u32 value_tile = key_tile + 16 * BUFFERS * TILE_PIECES;
     float score[KEYS / 8][4];
-    if (more)
-      pieces.fetch<HEAD_DIM>(call, work, call.key, call.key_step, (tile + 1) * KEYS);
+    if (more) pieces.fetch<HEAD_DIM>(call, work, call.key, call.key_step, (tile + 1) * KEYS);
     if (sees) multiply_keys(score, queries, query_rows, key_tile, anew(lane));
     if (BUFFERS == 1) __syncthreads();
     if (more) {

@@ -6,6 +6,7 @@
 // 32 banks. Eight rows lie CHUNKS * 16 bytes apart, a multiple of the 128 bytes of all banks, so
 // that without the exclusive or they would meet in the same banks.
 #pragma once
+// clang-format off: an entry is one line
 
 // Place of a piece, in pieces.
 #define PIECE(row, chunk) ((row) * CHUNKS + ((chunk) ^ ((row) & 7)))

@@ -65,8 +65,8 @@ struct State {
 // Scores of one square as they are worked on: row i / 2 % LANE_ROWS of this lane.
 typedef float Scores[GROUPS][8];
 
-__device__ __forceinline__ void multiply_tile(Scores (&score)[SQUARES], const uint4 *queries,
-                                              const uint4 *keys, int lane) {
+__device__ __forceinline__ void multiply_tile(Scores (&score)[SQUARES], const uint4* queries,
+                                              const uint4* keys, int lane) {
 #if HALF_SCORES
   u32 sum[SQUARES][GROUPS][4];
 #pragma unroll
@@ -111,15 +111,14 @@ __device__ __forceinline__ void multiply_tile(Scores (&score)[SQUARES], const ui
 }
 
 // Turn scores into weights, and scale the state where their top has grown.
-__device__ __forceinline__ void weigh(State &state, Scores &score, float factor, int lane) {
+__device__ __forceinline__ void weigh(State& state, Scores& score, float factor, int lane) {
   float top[LANE_ROWS];
 #pragma unroll
   for (int r = 0; r < LANE_ROWS; ++r) top[r] = NOTHING;
 #pragma unroll
   for (int g = 0; g < GROUPS; ++g)
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
-      top[i / 2 % LANE_ROWS] = fmaxf(top[i / 2 % LANE_ROWS], score[g][i]);
+    for (int i = 0; i < 8; ++i) top[i / 2 % LANE_ROWS] = fmaxf(top[i / 2 % LANE_ROWS], score[g][i]);
   bool grows = false;
 #pragma unroll
   for (int r = 0; r < LANE_ROWS; ++r) {
@@ -180,7 +179,7 @@ __device__ __forceinline__ void move_weights(u32 (&left)[2][2][2], const float (
 
 __device__ __forceinline__ void multiply_values(State (&state)[SQUARES],
                                                 const Scores (&weight)[SQUARES],
-                                                const uint4 *values, int lane) {
+                                                const uint4* values, int lane) {
 #pragma unroll
   for (int g = 0; g < GROUPS; ++g) {
     u32 left[SQUARES][2][2][2];
@@ -205,7 +204,7 @@ __device__ __forceinline__ void multiply_values(State (&state)[SQUARES],
 }
 
 // Hide, bias and mask the scores of a square.
-__device__ __forceinline__ void settle_all(const Call &call, const Work &work, Scores &score,
+__device__ __forceinline__ void settle_all(const Call& call, const Work& work, Scores& score,
                                            int first_row, int first_key, int lane) {
 #pragma unroll
   for (int r = 0; r < LANE_ROWS; ++r) {
@@ -222,7 +221,7 @@ __device__ __forceinline__ void settle_all(const Call &call, const Work &work, S
 }
 
 // Write what a square of rows has come to.
-__device__ __forceinline__ void write(const Call &call, const Work &work, const State &state,
+__device__ __forceinline__ void write(const Call& call, const Work& work, const State& state,
                                       int first_row, int part, int lane) {
   float factor[LANE_ROWS];
 #pragma unroll
@@ -256,7 +255,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention(const Ca
   const int lane = threadIdx.x % 32, warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   const int warp_row = WARP_ROWS * warp;
   uint4 *const keys = memory, *const values = keys + TILE_PIECES;
-  uint4 *const queries = values + TILE_PIECES;
+  uint4* const queries = values + TILE_PIECES;
 
   for (int index = threadIdx.x; index < TILE_ROWS * CHUNKS; index += THREADS)
     queries[PIECE(index / CHUNKS, index % CHUNKS)] =
@@ -291,8 +290,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention(const Ca
     const int k = tile * KEYS;
     const bool more = tile + 1 < work.last_tile, sees = sight.sees(k, KEYS);
     Scores score[SQUARES];
-    if (more)
-      pieces.fetch<HEAD_DIM>(call, work, call.key, call.key_step, (tile + 1) * KEYS);
+    if (more) pieces.fetch<HEAD_DIM>(call, work, call.key, call.key_step, (tile + 1) * KEYS);
     if (sees) multiply_tile(score, queries + warp_row * CHUNKS, keys, anew(lane));
     __syncthreads();
     if (more) {

@@ -12,6 +12,7 @@
 // and 1 take the even fours of 16 columns, 2 and 3 the odd ones. So one instruction makes 16 by
 // 16, and each left and right operand that a lane has read serves a square.
 #pragma once
+// clang-format off: an entry is one line
 
 // Place of a piece, in pieces.
 #define PIECE(row, chunk) ((row) * CHUNKS + ((chunk) ^ ((row) & 7)))
