@@ -9,6 +9,7 @@ import typer
 from tesseral.cli.bench_cluster import cluster
 from tesseral.cli.bench_linear import linear
 from tesseral.cli.bench_llm import llm
+from tesseral.cli.bench_model import model
 from tesseral.cli.bench_regress import regress
 from tesseral.cli.console import print_table, progress
 from tesseral.runtime.extras import require
@@ -77,6 +78,7 @@ BENCHES: dict[str, Callable[..., None]] = {
     "cluster": cluster,
     "linear": linear,
     "llm": llm,
+    "model": model,
     "regress": regress,
 }
 """One function per benchmark; heavy rooms are imported inside it."""

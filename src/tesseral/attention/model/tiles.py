@@ -33,6 +33,9 @@ class GpuTiles:
         Programs that share a multiprocessor.
     stages : int
         Tiles of keys on their way at once; 1 = read before they are multiplied.
+    through_registers : bool
+        Whether operands are read into registers before they are multiplied (``mma``), or are
+        multiplied where they lie in shared memory (``wgmma``).
     weights_near : bool
         Whether weights go through shared memory to be multiplied, or stay in registers.
     reread : bool
@@ -50,6 +53,7 @@ class GpuTiles:
     columns: int = 1
     resident: int = 1
     stages: int = 1
+    through_registers: bool = False
     weights_near: bool = False
     reread: bool = False
     parts: int = 1
@@ -77,6 +81,7 @@ def gpu_tiles(plan: TritonPlan, problem: AttentionProblem) -> GpuTiles:
         strip=16 if folded else 64,
         resident=resident,
         stages=config.stages,
+        through_registers=folded,  # wgmma takes 64 rows
         parts=plan.splits,
         folded=folded,
     )
