@@ -174,6 +174,20 @@ def test_the_work_is_what_the_plan_counts(problem):
     assert visible_pairs(problem) == int(mask_as_matrix(mask).sum())
 
 
+@every_call
+def test_masks_are_paid_for_in_partial_tiles_only(problem):
+    alone = dataclasses.replace(machine("h200"), cores=1)
+    mask = TilingMask(
+        problem.q_len, problem.kv_len, is_causal=problem.causal, window=problem.window
+    )
+    count, pairs = mask.count(64, 64), 64 * 64
+    tiles = (count.full + count.partial) * (4.5 * pairs + 64 * 128 + 131 * 32 * 4)
+    ends = -(-problem.q_len // 64) * 2 * 64 * 128
+    lanes = problem.q_heads * (tiles + count.partial * 6.7 * pairs + ends)
+    got = predict_gpu(problem, dataclasses.replace(TILES, resident=1), alone)
+    assert got.timeline.busy()["vector"] == pytest.approx(lanes / (alone.clock_hz * 128))
+
+
 def mask_as_matrix(mask):
     whole = TilingMask(
         mask.q_len, mask.kv_len, is_causal=mask.is_causal, window=mask.window, block=2048
