@@ -7,11 +7,13 @@ NATIVE := $(wildcard native/*/*.cpp native/*/*.h native/*/*/*.cpp native/*/*/*.h
 # importing the module rebuilds it only where cmake is found outside $(VENV) too; elsewhere make does
 REBUILD := $(if $(shell command -v cmake),true,false)
 
-.PHONY: help venv venv-ascend demo test test-ascend lint format clean
+.PHONY: help venv venv-ascend demo test test-ascend docs wheel lint format clean
 
 help:
 	@echo "make demo    quantise the embedded language model and write demo/report.html"
 	@echo "make test    run the tests"
+	@echo "make docs    build the pages of docs/ into build/docs; warnings are errors"
+	@echo "make wheel   build a wheel and a source archive into dist/, and try the wheel"
 	@echo "make test-ascend  lower the Ascend kernels with triton-ascend; no NPU is needed"
 	@echo "make lint    format check, lint, types, import contracts"
 	@echo "make format  format Python and C++ in place"
@@ -34,6 +36,20 @@ demo: venv
 
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+docs: venv
+	@$(PIP) install --quiet --constraint constraints.txt --group docs
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
+	@echo ">> open build/docs/index.html"
+
+wheel: venv
+	@rm -rf dist
+	@$(PIP) install --quiet --constraint constraints.txt --group release
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(PYTHON) -m venv --clear build/light
+	@build/light/bin/python -m pip --disable-pip-version-check install --quiet \
+		--constraint constraints.txt dist/*.whl pytest
+	build/light/bin/python -m pytest -q -p no:cacheprovider tests/contracts/test_base_install.py
 
 # another package named triton, so an environment of its own; it has wheels up to Python 3.11
 venv-ascend: $(VENV)-ascend/.ready

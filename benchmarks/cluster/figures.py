@@ -1,4 +1,4 @@
-"""Draw the paper's comparison of methods beside its published values.
+"""Draw the paper's figures beside their published values: methods compared, phase transition.
 
     python benchmarks/cluster/figures.py --replicates 5 --out figures.html
 
@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 from tesseral.bench.cluster.accuracy import run_cells
-from tesseral.bench.cluster.page import figures_section
+from tesseral.bench.cluster.page import figures_section, phase_section
+from tesseral.bench.cluster.phase import phase_cells, run_phase
 from tesseral.bench.cluster.recipe import cells
 from tesseral.report import page
 
@@ -22,8 +23,9 @@ def main() -> None:
     options = parser.parse_args()
     results = run_cells(cells(), options.replicates, lambda *_: None)
     words = f"{options.replicates} replicates here, 30 in the paper."
-    body = [page.paragraph(words), figures_section(results)]
-    options.out.write_text(page.page("Clustering: the paper's comparison", body), encoding="utf-8")
+    phases = run_phase(phase_cells(), options.replicates, lambda *_: None)
+    body = [page.paragraph(words), figures_section(results), phase_section(phases)]
+    options.out.write_text(page.page("Clustering: the paper's figures", body), encoding="utf-8")
 
 
 if __name__ == "__main__":

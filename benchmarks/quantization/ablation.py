@@ -13,6 +13,8 @@ from statistics import mean
 from time import monotonic
 from typing import Any
 
+import torch
+
 from tesseral.llm import load, perplexity, quantize
 from tesseral.quantization import QuantizationConfig
 
@@ -80,7 +82,7 @@ def main() -> None:
 
 
 def _perplexity(model: Path, test: str, options: argparse.Namespace) -> float:
-    loaded, tokenizer = load(model, device=options.device)
+    loaded, tokenizer = load(model, dtype=torch.float32, device=options.device)
     return perplexity(loaded, tokenizer, test, options.length, max_sequences=options.sequences)
 
 

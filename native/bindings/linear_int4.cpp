@@ -7,6 +7,7 @@
 
 #include <stdexcept>
 
+#include "addresses.h"
 #include "bindings.h"
 
 namespace nb = nanobind;
@@ -52,11 +53,6 @@ void linear_int4_sums(Matrix<const std::int8_t> activations, Matrix<const std::u
 // Addresses of codes, scale, bias (or 0) and out, and the number of rows.
 using Weight =
     std::tuple<std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t, std::int64_t>;
-
-template <class T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 void linear_int4_floats(std::uintptr_t activations, std::uintptr_t scale, std::int64_t m,
                         std::int64_t k, std::int64_t stride, std::int64_t group, bool bf16,

@@ -7,5 +7,8 @@ NB_MODULE(_native, m) {
   tesseral::bind_attention(m);
   tesseral::bind_cpu(m);
   tesseral::bind_linear_int4(m);
+  tesseral::bind_model_rows(m);
   tesseral::bind_quantize_rows(m);
+  tesseral::bind_quantized_linear(m);
+  tesseral::bind_decoder_block(m);
 }

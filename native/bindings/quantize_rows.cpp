@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 
+#include "addresses.h"
 #include "bindings.h"
 
 namespace nb = nanobind;
@@ -12,18 +13,6 @@ using namespace nb::literals;
 namespace tesseral {
 namespace {
 
-template <class T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-RowElement element_of(const std::string& name) {
-  if (name == "float32") return RowElement::f32;
-  if (name == "bfloat16") return RowElement::bf16;
-  if (name == "float16") return RowElement::f16;
-  throw std::invalid_argument("rows cannot be of type " + name);
-}
-
 void run(const std::string& element, std::uintptr_t rows, std::int64_t stride, std::int64_t m,
          std::int64_t left, std::int64_t right, std::uintptr_t left_factor,
          std::uintptr_t right_factor, std::uintptr_t clip, int bits, std::uintptr_t codes,
@@ -31,7 +20,7 @@ void run(const std::string& element, std::uintptr_t rows, std::int64_t stride, s
   const Target* const found = find_target(target);
   if (found == nullptr) throw std::invalid_argument("this machine has no target " + target);
   QuantizeRows call;
-  call.element = element_of(element);
+  call.element = row_element(element);
   call.rows = pointer<const void>(rows);
   call.stride = stride;
   call.m = m;

@@ -16,6 +16,10 @@ namespace tesseral {
   extern const CeilingKernels ceilings;           \
   extern const LinearInt4Kernels linear_int4;     \
   extern const QuantizeRowsKernels quantize_rows; \
+  extern const NormRowsKernels norm_rows;         \
+  extern const HeadRowsKernels head_rows;         \
+  extern const DenseRowsKernels dense_rows;       \
+  extern const PointwiseKernels pointwise;        \
   }
 #if defined(TESSERAL_X86)
 TESSERAL_DECLARE(avx512_bf16)
@@ -112,26 +116,42 @@ const std::vector<Target>& targets() {
        avx512_bf16::attention,
        avx512_bf16::ceilings,
        avx512_bf16::linear_int4,
-       avx512_bf16::quantize_rows},
+       avx512_bf16::quantize_rows,
+       avx512_bf16::norm_rows,
+       avx512_bf16::head_rows,
+       avx512_bf16::dense_rows,
+       avx512_bf16::pointwise},
       {"avx512",
        {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
        avx512::attention,
        avx512::ceilings,
        avx512::linear_int4,
-       avx512::quantize_rows},
+       avx512::quantize_rows,
+       avx512::norm_rows,
+       avx512::head_rows,
+       avx512::dense_rows,
+       avx512::pointwise},
       {"avx2",
        {"avx2", "fma", "f16c"},
        avx2::attention,
        avx2::ceilings,
        avx2::linear_int4,
-       avx2::quantize_rows},
+       avx2::quantize_rows,
+       avx2::norm_rows,
+       avx2::head_rows,
+       avx2::dense_rows,
+       avx2::pointwise},
 #endif
       {"scalar",
        {},
        scalar::attention,
        scalar::ceilings,
        scalar::linear_int4,
-       scalar::quantize_rows},
+       scalar::quantize_rows,
+       scalar::norm_rows,
+       scalar::head_rows,
+       scalar::dense_rows,
+       scalar::pointwise},
   };
   return all;
 }

@@ -7,7 +7,11 @@
 
 #include "tesseral/attention.h"
 #include "tesseral/ceilings.h"
+#include "tesseral/dense_rows.h"
+#include "tesseral/head_rows.h"
 #include "tesseral/linear_int4.h"
+#include "tesseral/norm_rows.h"
+#include "tesseral/pointwise.h"
 #include "tesseral/quantize_rows.h"
 
 namespace tesseral {
@@ -40,6 +44,10 @@ struct Target {
   CeilingKernels ceilings;
   LinearInt4Kernels linear_int4;
   QuantizeRowsKernels quantize_rows;
+  NormRowsKernels norm_rows;
+  HeadRowsKernels head_rows;
+  DenseRowsKernels dense_rows;
+  PointwiseKernels pointwise;
 };
 
 CpuWords read_cpu();

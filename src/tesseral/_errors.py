@@ -53,12 +53,20 @@ class InformationError(TesseralError, ArithmeticError):
     """Data do not tell enough of parameters to say how uncertain they are."""
 
 
+class DistributedError(TesseralError, RuntimeError):
+    """A rank of a group of processes failed, was too slow, or does not fit the others."""
+
+
 class TesseralWarning(UserWarning):
     """Base of all warnings raised on purpose."""
 
 
 class MemoryWarning(TesseralWarning):
     """A run may need more memory than there is."""
+
+
+class PrecisionWarning(TesseralWarning):
+    """A calculation was done again in a longer type."""
 
 
 class ConvergenceWarning(TesseralWarning):

@@ -1,11 +1,14 @@
 """Native kernels of tesseral; callers use the checked wrappers of core, runtime and attention."""
 
 import enum
-from typing import Any
+from typing import Any, TypeAlias
 
 ATTENTION_MAX_DIM: int
 ATTENTION_MAX_KEY_BLOCK: int
 COMPILER: str
+DENSE_ROWS_MOST: int
+DENSE_ROWS_MULTIPLE: int
+HEAD_ROWS_MULTIPLE: int
 LINEAR_INT4_MAX_K: int
 
 class Element(enum.Enum):
@@ -102,3 +105,118 @@ def quantize_rows(
     threads: int,
     target: str,
 ) -> None: ...
+def norm_rows(
+    element: str,
+    rows: int,
+    stride: int,
+    m: int,
+    n: int,
+    weight: int,
+    epsilon: float,
+    out: int,
+    threads: int,
+    target: str,
+) -> None: ...
+def transform_heads(
+    element: str,
+    sizes: tuple[int, int, int],
+    dim: int,
+    rows: int,
+    steps: tuple[int, int, int],
+    factor: int,
+    out: int,
+    out_steps: tuple[int, int, int],
+    threads: int,
+    target: str,
+) -> None: ...
+def encode_heads(
+    element: str,
+    sizes: tuple[int, int, int],
+    dim: int,
+    rows: int,
+    steps: tuple[int, int, int],
+    factor: int,
+    clip: int,
+    bits: int,
+    codes: int,
+    code_steps: tuple[int, int, int],
+    scale: int,
+    offset: int,
+    scale_steps: tuple[int, int, int],
+    threads: int,
+    target: str,
+) -> None: ...
+def dense_rows(
+    element: str,
+    rows: int,
+    weight: int,
+    out: int,
+    m: int,
+    n: int,
+    k: int,
+    threads: int,
+    target: str,
+) -> None: ...
+
+class QuantizedLinears:
+    def __init__(
+        self,
+        left: int,
+        right: int,
+        left_factor: int,
+        right_factor: int,
+        clip: int,
+        bits: int,
+        group: int,
+        weights: list[tuple[int, int, int, int]],
+        /,
+    ) -> None: ...
+    def run(
+        self,
+        element: str,
+        rows: int,
+        stride: int,
+        m: int,
+        outs: list[int],
+        bf16: bool,
+        threads: int,
+        target: str,
+        /,
+    ) -> None: ...
+
+_Three: TypeAlias = tuple[int, int, int]
+_Places: TypeAlias = tuple[int, int, int, _Three, _Three]
+
+class DecoderBlock:
+    def __init__(
+        self,
+        element: str,
+        head_dim: int,
+        attention_norm: tuple[int, float],
+        mlp_norm: tuple[int, float],
+        attention_input: QuantizedLinears,
+        attention_output: QuantizedLinears,
+        mlp_input: QuantizedLinears,
+        mlp_hidden: QuantizedLinears,
+        query_factor: int,
+        key: tuple[int, int, int],
+        value: tuple[int, int, int],
+        /,
+    ) -> None: ...
+    def before(
+        self,
+        m: int,
+        hidden: int,
+        cosine: int,
+        sine: int,
+        rotary_step: int,
+        query: int,
+        key: _Places,
+        value: _Places,
+        threads: int,
+        target: str,
+        /,
+    ) -> None: ...
+    def after(
+        self, m: int, attended: int, hidden: int, out: int, threads: int, target: str, /
+    ) -> None: ...

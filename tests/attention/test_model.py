@@ -10,6 +10,8 @@ from tesseral._errors import ParameterError
 from tesseral.attention import TilingMask
 from tesseral.attention.backends.ascend.chip import ASCEND_910B2
 from tesseral.attention.backends.ascend.plan import plan_rounds
+from tesseral.attention.backends.cuda.backend import CudaPlan
+from tesseral.attention.backends.cuda.chips import VOLTA
 from tesseral.attention.backends.triton.backend import TritonPlan
 from tesseral.attention.backends.triton.tuning import TileConfig
 from tesseral.attention.model import (
@@ -278,6 +280,19 @@ def test_tiles_of_a_plan_share_a_multiprocessor_as_memory_and_registers_let_them
         )  # fmt: skip
         tiles = gpu_tiles(plan, PROBLEM)
         assert (tiles.rows, tiles.keys, tiles.resident) == (rows, 64, resident)
+
+
+def test_tiles_in_cuda_are_those_of_their_plan():
+    tiles = VOLTA.tiles(PROBLEM)
+    plan = CudaPlan(
+        batch_tile=1, head_tile=1, q_tile=tiles.rows, k_tile=tiles.keys, workspace_bytes=0,
+        tiles=tiles, splits=2,
+    )  # fmt: skip
+    got = gpu_tiles(plan, PROBLEM)
+    assert (got.rows, got.keys, got.resident) == (tiles.rows, tiles.keys, tiles.blocks)
+    assert got.strip == 16 * tiles.squares
+    assert got.parts == 2
+    assert got.through_registers
 
 
 def test_tasks_go_to_who_is_free():

@@ -19,7 +19,8 @@ SHAPES = [
 
 
 def run(*arguments):
-    return CliRunner().invoke(build(COMMANDS), ["bench", "attention", *map(str, arguments)])
+    command = ["bench", "attention", "--device", "cpu", *map(str, arguments)]
+    return CliRunner().invoke(build(COMMANDS), command)
 
 
 @pytest.fixture
@@ -118,3 +119,50 @@ def test_without_torch_the_extra_is_named(monkeypatch):
     result = run()
     assert result.exit_code == 2
     assert "pip install 'tesseral[torch]'" in result.stderr
+
+
+def test_a_cuda_device_that_is_not_there_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = run("--device", "cuda")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "tesseral: bench attention: torch sees no CUDA device; use --device cpu.\n"
+    )
+
+
+@pytest.fixture
+def device_bench(monkeypatch):
+    """Pretend that there is a CUDA device and that it was measured."""
+    from tesseral.bench.attention.device import run as device_run
+    from tesseral.bench.attention.device.record import DeviceRecord
+
+    devices = [{"name": "A GPU", "backend": "cuda 13.0"}]
+    machine = {"accelerators": devices, "packages": {"torch": "9.9"}}
+    seen = []
+
+    def run_on_device(watch, *, repeats):
+        seen.append(repeats)
+        watch(bench_run.Step(name="one", done=0, total=1))
+        return DeviceRecord(machine=machine, repeats=repeats, rows=())
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr(device_run, "run_on_device", run_on_device)
+    return seen
+
+
+def test_a_cuda_device_is_measured_where_there_is_one(device_bench, tmp_path):
+    file = tmp_path / "out.json"
+    result = run("--device", "auto", "--quick", "--json", file)
+    assert result.exit_code == 0, result.stderr
+    assert device_bench == [5]
+    assert "A GPU, cuda 13.0, torch 9.9" in result.stdout
+    assert json.loads(file.read_text())["schema"] == "tesseral.bench.attention.device/1"
+
+
+@pytest.mark.parametrize("option", [["--grid"], ["--threads", 2], ["--png", "a.png"]])
+def test_options_for_cpus_are_refused_on_a_device(device_bench, option):
+    result = run("--device", "cuda", *option)
+    assert result.exit_code == 2
+    assert f"{option[0]} is for CPUs" in result.stderr
+    assert device_bench == []

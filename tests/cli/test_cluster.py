@@ -60,6 +60,18 @@ def test_everything_is_written_and_says_the_same(run, tmp_path, npz, planted):
     assert json.loads((out / "result.json").read_text())["n_clusters"] == [2, 2, 2]
 
 
+def test_fits_to_parts_of_the_data_make_a_consensus_matrix(run, tmp_path, npz, planted):
+    out = tmp_path / "out"
+    options = ("--clusters", "2", "--symmetric", "all", "--resamples", "2")
+    result = run("cluster", npz, *options, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    assert "mode 0: error rate of fits to parts of the data" in result.stdout
+    with np.load(out / "result.npz") as file:
+        assert file["consensus_0"].shape == (20, 20)
+    assert (out / "figures" / "consensus-0.svg").exists()
+    assert len(json.loads((out / "result.json").read_text())["stability"]) == 3
+
+
 @pytest.mark.parametrize("method", ["hlloyd", "hosvd", "hosvd+", "score"])
 def test_every_method_runs(run, tmp_path, npz, method):
     options = ("--clusters", "2", "--method", method, "--out", tmp_path / "out")

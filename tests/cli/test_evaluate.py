@@ -108,6 +108,14 @@ def test_the_word_embedded_is_the_model_in_the_package(run):
     assert record["block_bytes"] == 17_707_008
 
 
+def test_the_type_asked_for_is_the_one_measured(run, original, text):
+    options = ("--text", text, "--max-sequences", 2, "--json")
+    whole = json.loads(run("eval", original, *options).stdout)
+    half = json.loads(run("eval", original, *options, "--dtype", "bfloat16").stdout)
+    assert half["memory_bytes"] < 0.6 * whole["memory_bytes"]
+    assert half["perplexity"] == pytest.approx(whole["perplexity"], rel=0.02)
+
+
 def test_the_bar_counts_sequences(run, original, text, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     result = run("eval", original, "--text", text, "--sequence-length", 100)
@@ -120,6 +128,8 @@ def test_the_bar_counts_sequences(run, original, text, monkeypatch):
     [
         (["--max-sequences", 0], "max_sequences must be at least 1, got 0"),
         (["--sequence-length", 1], "sequence_length must be at least 2, got 1"),
+        (["--dtype", "int8"], "--dtype must be one of float32, bfloat16, float16, got 'int8'"),
+        (["--device", "tablet"], "device 'tablet' cannot be used here: "),
         (["--against", "nowhere"], "nowhere: there is no such model directory"),
     ],
 )

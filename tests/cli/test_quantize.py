@@ -163,6 +163,7 @@ def test_options_override_the_file(tmp_path):
         (["--seed", -1], "seed must be an integer of at least 0, got -1"),
         (["--learning-rate", "nan"], "learning_rate must be positive and finite, got nan"),
         (["--clip-learning-rate", 0], "clip_learning_rate must be positive and finite, got 0.0"),
+        (["--device", "tablet"], "device 'tablet' cannot be used here: "),
     ],
 )
 def test_settings_out_of_range_are_refused(options, said, refused, original, text, tmp_path):

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from tesseral._errors import DtypeError, ParameterError
+from tesseral._errors import DtypeError, ParameterError, ShapeError
 from tesseral.cluster import (
     DegreeCorrectedTensorBlockModel,
     HigherOrderLloyd,
@@ -14,6 +14,7 @@ from tesseral.cluster import (
 from tesseral.cluster._chunks import ChunkSource
 from tesseral.cluster._dense import DenseSource
 from tesseral.cluster._source import Grouping
+from tesseral.core.ties import symmetrize
 from tesseral.datasets import make_block_tensor
 
 da = pytest.importorskip("dask.array")
@@ -30,7 +31,8 @@ def test_all_answers_are_those_of_the_dense_tensor():
     groupings = [
         Grouping(labels=rng.integers(3, size=d), size=3, weights=rng.random(d)) for d in (7, 8, 9)
     ]
-    dense, chunked = DenseSource(tensor), ChunkSource(da.from_array(tensor, chunks=(3, 4, 5)))
+    dense = DenseSource(tensor)
+    chunked = ChunkSource.observed("test", da.from_array(tensor, chunks=(3, 4, 5)))
     for mode in range(3):
         expected = dense.sums(groupings, range(3))[mode]
         np.testing.assert_allclose(chunked.sums(groupings, range(3))[mode], expected, atol=1e-12)
@@ -63,12 +65,37 @@ def test_peers_and_predictions_take_chunks_too():
     np.testing.assert_array_equal(model.predict(array[:5]), dense.labels_[0][:5])
 
 
+@pytest.mark.parametrize(
+    ("symmetric", "family"), [(True, "normal"), (False, "binomial"), ("auto", "normal")]
+)
+def test_missing_entries_are_left_out_as_in_a_dense_tensor(symmetric, family):
+    truth = planted(family=family, slice_norm=0.7, noise=0.3, symmetric_noise=symmetric == "auto")
+    drawn = np.random.default_rng(0).random(truth.tensor.shape)
+    mask = (symmetrize(drawn, ((0, 1, 2),)) if symmetric == "auto" else drawn) > 0.3
+    holes = np.where(mask, truth.tensor, np.nan)
+    settings = {"symmetric": symmetric, "family": family}
+    dense = Model(3, **settings).fit(holes)
+    by_nan = Model(3, **settings).fit(da.from_array(holes, chunks=(16, 30, 30)))
+    assert by_nan.symmetric_ == dense.symmetric_
+    for ours, theirs in zip(by_nan.labels_, dense.labels_, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(by_nan.core_, dense.core_, atol=1e-8)
+    assert by_nan.bic_ == pytest.approx(dense.bic_)
+    array = da.from_array(truth.tensor, chunks=(16, 30, 30))
+    for given in (mask, da.from_array(mask, chunks=10)):
+        assert by_nan.score(array, mask=given) == pytest.approx(dense.score(holes))
+
+
 def test_what_chunks_cannot_hold_is_refused():
-    array = da.from_array(np.array([[1.0, np.nan], [0.0, 1.0]]), chunks=1)
-    with pytest.raises(ParameterError, match="a dask array must be finite"):
+    array = da.from_array(np.array([[1.0, np.inf], [0.0, 1.0]]), chunks=1)
+    with pytest.raises(ParameterError, match="the tensor contains infinity"):
         Model(2).fit(array)
-    with pytest.raises(ParameterError, match="a dask array takes no mask"):
-        Model(2).fit(da.ones((3, 3)), mask=np.ones((3, 3), dtype=bool))
+    with pytest.raises(ParameterError, match="every entry of the tensor is missing"):
+        Model(2).fit(np.nan * da.ones((3, 3)))
+    with pytest.raises(ShapeError, match=r"the mask must have the shape \(3, 3\)"):
+        Model(2).fit(da.ones((3, 3)), mask=np.ones((3, 2), dtype=bool))
+    with pytest.raises(DtypeError, match="the mask must be boolean"):
+        Model(2).fit(da.ones((3, 3)), mask=np.ones((3, 3)))
     with pytest.raises(DtypeError, match="must be real numbers"):
         Model(2).fit(da.ones((3, 3), dtype=complex))
     with pytest.raises(ParameterError, match="needs entries 0 and 1"):

@@ -7,11 +7,16 @@ from tesseral.cluster import (
     DegreeCorrectedTensorBlockModel,
     _coordinates,
     clustering_error_rate,
+    diagnose,
+    stability,
 )
 from tesseral.cluster._coordinates import CoordinateSource
+from tesseral.cluster._data import read
 from tesseral.cluster._dense import DenseSource
 from tesseral.cluster._source import Grouping
+from tesseral.cluster._sparse_start import marginal_rows
 from tesseral.core import CooTensor
+from tesseral.core.ties import symmetrize
 from tesseral.datasets import load_peru, make_block_tensor
 
 Model = DegreeCorrectedTensorBlockModel
@@ -136,11 +141,85 @@ def test_the_bills_of_peru_make_its_tensor_off_repeated_indices():
     assert clustering_error_rate(peru.party, model.labels_[0]) < 0.13
 
 
+def with_holes(truth, share, symmetric):
+    """Return a tensor with NaN in it."""
+    array = truth.tensor.astype(float)
+    drawn = np.random.default_rng(0).random(array.shape)
+    holes = (symmetrize(drawn, ((0, 1, 2),)) if symmetric else drawn) < share
+    array[holes] = np.nan
+    return array
+
+
+@pytest.mark.parametrize("symmetric", [True, [(0, 1)], False, "auto"], ids=str)
+@pytest.mark.parametrize("family", ["normal", "poisson", "binomial"])
+def test_a_stored_nan_is_a_missing_entry_as_in_a_dense_tensor(symmetric, family):
+    truth = make_block_tensor(
+        (24,) * 3, 2, symmetric=True, family="binomial", slice_norm=0.2, random_state=0
+    )
+    array = with_holes(truth, 0.35 if symmetric == "auto" else 0.2, symmetric == "auto")
+    sparse = stored(array)
+    assert np.isnan(sparse.values).any()
+    ours = Model(2, symmetric=symmetric, family=family, refine=True).fit(sparse)
+    dense = Model(2, symmetric=symmetric, family=family, refine=True).fit(array)
+    assert ours.symmetric_ == dense.symmetric_
+    for mode in range(3):
+        np.testing.assert_array_equal(ours.labels_[mode], dense.labels_[mode])
+        np.testing.assert_allclose(ours.degrees_[mode], dense.degrees_[mode], atol=1e-8)
+    np.testing.assert_allclose(ours.core_, dense.core_, atol=1e-10)
+    assert ours.bic_ == pytest.approx(dense.bic_)
+    assert ours.score(sparse) == pytest.approx(dense.score(array))
+    np.testing.assert_array_equal(ours.predict(stored(array[:5])), dense.predict(array[:5]))
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (5, 6, 4), (3, 4, 5, 4)], ids=str)
+def test_missing_entries_are_filled_as_in_a_dense_tensor(shape):
+    array = np.random.default_rng(0).standard_normal(shape)
+    array[np.random.default_rng(1).random(shape) < 0.5] = 0.0
+    array[np.random.default_rng(2).random(shape) < 0.2] = np.nan
+    dense, sparse = read("test", array).source, read("test", stored(array)).source
+    ranks = (2,) * len(shape)
+    filled = sparse.filled(ranks).tensor
+    np.testing.assert_allclose(filled.to_dense(), dense.filled(ranks).tensor, atol=1e-8)
+    assert len(filled.values) < np.prod(shape)
+
+
+def test_marginals_are_divided_by_the_share_that_is_seen(monkeypatch):
+    monkeypatch.setattr(_coordinates, "PROJECTED_UP_TO", 100)
+    tensor, labels = hypergraph()
+    gone = np.random.default_rng(0).random(len(tensor.values)) < 0.3
+    values = np.where(gone, np.nan, tensor.values)
+    model = Model(3, symmetric=True, start="kmeans", random_state=0)
+    model.fit(CooTensor(coords=tensor.coords, values=values, shape=tensor.shape))
+    assert clustering_error_rate(labels, model.labels_[0]) < 0.02
+    ones = np.ones((4, 5, 6))
+    part = stored(ones * (np.random.default_rng(1).random(ones.shape) < 0.7))
+    hidden = stored(1.0 - part.to_dense())
+    np.testing.assert_allclose(  # all that is seen is 1
+        marginal_rows(part, 0, 2, hidden) @ np.diag([1, 0]),
+        marginal_rows(stored(ones), 0, 2) @ np.diag([1, 0]),
+        atol=1e-10,
+    )
+
+
+def test_parts_of_a_sparse_tensor_miss_what_it_misses():
+    truth = make_block_tensor(
+        (24,) * 3, 2, symmetric=True, family="binomial", slice_norm=0.7, random_state=0
+    )
+    array = with_holes(truth, 0.2, True)
+    model = Model(2, symmetric=True).fit(stored(array))
+    assert stability(model, stored(array), n_resamples=2, random_state=0)[0].error_rate < 0.2
+    assert diagnose(model, stored(array), random_state=0)[0].regime == "polynomial time"
+
+
 def test_what_a_sparse_tensor_cannot_be_is_refused():
     with pytest.raises(ParameterError, match=r"^DegreeCorrectedTensorBlockModel: .* takes no mask"):
         Model(2).fit(scipy.sparse.eye_array(4).tocsr(), mask=np.ones((4, 4), dtype=bool))
     with pytest.raises(ParameterError, match="every entry is zero"):
         Model(2).fit(scipy.sparse.csr_array((4, 4)))
+    with pytest.raises(ParameterError, match="every entry of the tensor is missing"):
+        Model(2).fit(stored(np.full((3, 3), np.nan)))
+    with pytest.raises(ParameterError, match="contain infinity"):
+        Model(2).fit(scipy.sparse.csr_array(np.array([[0.0, np.inf], [1.0, 0.0]])))
     line = CooTensor.from_entries([[0, 1]], [1.0, 2.0], (3,))
     with pytest.raises(ShapeError, match="needs a tensor with at least 2 modes"):
         Model(2).fit(line)

@@ -1,16 +1,13 @@
 """What README.md shows runs, and what README.md and its companions name exists."""
 
-import os
 import re
-import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import typer.main
 
+from support.pages import command_lines, named, run_in_order
 from tesseral.cli.main import COMMANDS, build
 
 ROOT = Path(__file__).parents[2]
@@ -21,47 +18,8 @@ PAGES = sorted(
 )
 
 
-def blocks(text, language):
-    """Return the lines of every fenced block in a language, with their line numbers from 1."""
-    found, inside = [], None
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.startswith("```"):
-            inside = None if inside is not None else line[3:].strip()
-        elif inside == language:
-            found.append((number, line))
-    return found
-
-
-def command_lines(text, program):
-    """Return every call of a program in a console block, without its comment."""
-    lines = [shlex.split(line, comments=True) for _, line in blocks(text, "console")]
-    return [words[1:] for words in lines if words and words[0] == program]
-
-
-def named(text, program):
-    """Return every name that stands after a program in a console block or inside backticks."""
-    quoted = re.findall(rf"`{program} ([a-z]\w*)[^`]*`", text)
-    return {*quoted, *(words[0] for words in command_lines(text, program))}
-
-
 def test_the_python_examples_run_one_after_the_other(tmp_path):
-    """Each line keeps its number, so that a traceback points into README.md."""
-    lines = dict(blocks(README, "python"))
-    assert lines
-    script = tmp_path / "README.py"
-    script.write_text("\n".join(lines.get(n, "") for n in range(1, max(lines) + 1)), "utf-8")
-    result = subprocess.run(
-        [sys.executable, "-W", "error", script],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "SKBUILD_EDITABLE_VERBOSE": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    printed = iter(result.stdout.splitlines())
-    for promised in re.findall(r"^print\(.*\)  # (.+)$", "\n".join(lines.values()), re.MULTILINE):
-        assert promised in printed, f"{promised!r} is not in its place in:\n{result.stdout}"
+    run_in_order(README, "python", tmp_path)
 
 
 def test_every_command_line_is_understood():

@@ -1,4 +1,5 @@
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,12 +85,29 @@ def test_symmetry_is_found_and_made_as_in_dense_tensors():
         ([[0]], [1.0], ShapeError, r"needs coordinates of shape \(2, n\)"),
         ([[0.0], [1.0]], [1.0], DtypeError, "needs integer coordinates"),
         ([[0], [1]], [1j], DtypeError, "real values"),
-        ([[0], [1]], [np.nan], ParameterError, "infinity or NaN"),
+        ([[0], [1]], [np.inf], ParameterError, "contain infinity"),
     ],
 )
 def test_entries_that_do_not_fit_are_refused(coords, values, error, words):
     with pytest.raises(error, match=words):
         CooTensor.from_entries(coords, values, (2, 3))
+
+
+def test_a_stored_nan_is_a_missing_entry_that_may_be_symmetric():
+    array = np.zeros((3, 3))
+    array[[0, 1, 2], [1, 0, 2]] = np.nan
+    tensor = stored(array)
+    assert np.isnan(tensor.values).all()
+    np.testing.assert_array_equal(tensor.to_dense(), array)
+    assert tensor.find_ties() == ((0, 1),)
+
+
+def test_what_is_not_stored_must_be_zero():
+    given = SimpleNamespace(
+        coords=np.array([[0], [1]]), data=np.ones(1), shape=(2, 2), fill_value=1.0
+    )
+    with pytest.raises(ParameterError, match=r"must be zero, got fill_value=1\.0"):
+        CooTensor.from_sparse(given)
 
 
 def test_hyperedges_that_make_nothing_are_refused():

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from support.budget import assert_within_budget
+from support.checkpoints import TEXT
 from support.models import DECODERS, token_ids
-from tesseral.llm import generate_batch
+from tesseral.llm import generate_batch, load, quantize
+from tesseral.quantization import QuantizationConfig
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,3 +60,15 @@ def test_each_request_of_a_batch_gets_what_it_would_get_alone(name):
     outputs = generate_batch(model, prompts, max_new_tokens=NEW).values()
     for prompt, tokens, output in zip(prompts, expected, outputs, strict=True):
         assert output.generated_tokens == tokens[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("transform", ["flatquant", "hadamard", "none"])
+def test_a_quantised_model_is_the_one_that_a_cpu_makes(original, tmp_path, transform):
+    config = QuantizationConfig(transform=transform, epochs=1, samples=4, sequence_length=16)
+    said = [
+        load(quantize(original, config, TEXT, tmp_path / device, device=device))[0](token_ids(2, 9))
+        for device in ("cpu", "cuda")
+    ]
+    here, there = (one.logits for one in said)
+    # sums in another order put some values on another side of an edge
+    assert (here - there).norm() < 0.2 * here.norm()

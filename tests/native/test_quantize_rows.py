@@ -149,3 +149,27 @@ def test_what_does_not_fit_is_refused(change, error, message):
     } | change
     with pytest.raises(error, match=message):
         quantize_rows(**given)
+
+
+@pytest.mark.parametrize(("left", "right"), [(2, 32), (10, 64), (32, 64), (64, 64), (12, 96)])
+@pytest.mark.parametrize("with_right", [True, False])
+def test_bfloat16_rows_are_within_a_rounding_of_each_product(target, left, right, with_right):
+    torch = pytest.importorskip("torch")
+    given, matrices = make_inputs(left, right, 9, with_left=True, with_right=with_right)
+    orthogonal = [None if f is None else np.linalg.qr(f)[0].astype(np.float32) for f in matrices]
+    rows = torch.from_numpy(given).bfloat16()
+    factors = tuple(None if f is None else np.ascontiguousarray(f) for f in orthogonal)
+    wide = tuple(None if f is None else f.astype(np.float64) for f in factors)
+    values, expected = oracle(rows.double().numpy(), wide, np.ones(2), 8)
+    codes, scale = torch.empty(rows.shape, dtype=torch.int8), torch.empty(9, 1)
+    as_tensor = tuple(None if f is None else torch.from_numpy(f) for f in factors)
+    quantize_rows(rows, as_tensor, torch.ones(2), 8, codes, scale, threads=2, target=target)
+    # three roundings of 2^-9, averaged over the terms of a product, and that of the code
+    error = np.abs(codes.numpy() * scale.numpy().astype(np.float64) - values)
+    lengths = np.linalg.norm(values, axis=1, keepdims=True) / np.sqrt(left * right)
+    assert (error <= 0.501 * np.abs(scale.numpy()) + 0.03 * lengths).all()
+    assert np.abs(scale.numpy() / expected - 1).max() < 0.02
+    rows[4, 3] = float("inf")
+    quantize_rows(rows, as_tensor, torch.ones(2), 8, codes, scale, target=target)
+    assert np.isnan(scale.numpy()[4])
+    assert np.isfinite(np.delete(scale.numpy(), 4)).all()

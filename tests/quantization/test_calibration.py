@@ -5,7 +5,7 @@ import torch
 
 from support.models import token_ids
 from support.quantised import logits_of, tiny
-from tesseral._errors import CalibrationError
+from tesseral._errors import CalibrationError, PrecisionWarning
 from tesseral.llm.blockwise import InMemory, quantize_blocks
 from tesseral.llm.layouts import blocks_of
 from tesseral.quantization.calibration import loop
@@ -157,6 +157,35 @@ def test_a_loss_that_is_not_finite_names_block_and_step():
         CalibrationError, match=r"loss at step [1-9] of block 0 is not finite; lower learning_rate"
     ):
         quantised(config)
+
+
+def test_in_bfloat16_a_block_learns_as_much():
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        model, steps, _ = quantised(settings(precision=precision, epochs=8))
+        losses[precision] = [step.loss for step in steps if step.epoch == 8]
+        dtypes = {t.dtype for t in model.state_dict().values() if t.is_floating_point()}
+        assert dtypes == {torch.float32}
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.1)
+
+
+def test_what_fails_in_bfloat16_is_learned_again_in_float32(monkeypatch):
+    expected, _, _ = quantised(settings(propagate=False))
+    learn = loop._learn
+
+    def failing(task, simulated, *rest):
+        learn(task, simulated, *rest)
+        if next(iter(simulated.linears.values())).product is not None and task.index == 1:
+            raise CalibrationError("the loss at step 3 of block 1 is not finite.")
+
+    monkeypatch.setattr(loop, "_learn", failing)
+    with pytest.warns(PrecisionWarning, match=r"block 1 is not finite\. It is learned again in fl"):
+        model, _, _ = quantised(settings(propagate=False, precision="bfloat16"))
+    got, wanted = (m.state_dict() for m in (model, expected))
+    clips = [n for n in wanted if ".layers.1." in n and n.endswith("clip")]
+    assert len(clips) == 6
+    assert all(torch.equal(got[n], wanted[n]) for n in clips)
 
 
 def test_a_last_step_that_leads_nowhere_is_not_stored():

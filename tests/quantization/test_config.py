@@ -117,6 +117,7 @@ def test_only_overriding_widths_may_be_missing(name):
         ("rounding", "stochastic", "rounding must be one of 'nearest'"),
         ("objective", "max", "objective must be one of 'token', 'mean'"),
         ("start", "identity", "start must be one of 'moments', 'hadamard'"),
+        ("precision", "float16", "precision must be one of 'float32', 'bfloat16'"),
         ("learn", ["weights"], "learn must list some of 'transforms', 'scales', 'clips'"),
         ("learn", "clips", "learn must list some of .*, got 'clips'"),
         ("group_size", 0, "group_size must be an integer of at least 1"),

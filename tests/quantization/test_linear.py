@@ -98,7 +98,7 @@ def test_a_layer_multiplies_the_values_that_its_codes_stand_for(weight_bits, act
         13, 5, weight_bits=weight_bits, activation_bits=activation_bits, bias=bias
     )
     x = rows(4, 13)
-    prepared = source.compute(x)
+    prepared = source.quantize(x)
     values = prepared.dequantize() if isinstance(prepared, QuantizedActivation) else prepared
     expected = values.double() @ linear.dense_weight().double().mT
     if bias:
@@ -167,24 +167,43 @@ def make_siblings(*, sizes=(24, 5, 7), group_size=None, dtype=torch.float32):
     return source, layers
 
 
+@pytest.mark.parametrize("rows_backend", ["cpu", "portable"])
 @pytest.mark.parametrize("group_size", [None, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_siblings_are_computed_in_one_call_and_give_what_each_gives_alone(
-    group_size, dtype, monkeypatch
+    group_size, dtype, rows_backend, monkeypatch
 ):
+    monkeypatch.setenv(ROWS.env, rows_backend)
     _, layers = make_siblings(group_size=group_size)
-    calls = []
-    backend = type(BACKENDS.choose(layers[0]._problem()))
-    original = backend.linears
-    monkeypatch.setattr(backend, "linears", lambda *a: calls.append(len(a[3])) or original(*a))
+    joined = rows_backend == "cpu"  # quantises in the same call, so for all layers at once
+    method, place = ("linears_of_rows", 5) if joined else ("linears", 3)
+    backend, calls = type(BACKENDS.choose(layers[0]._problem())), []
+    original = getattr(backend, method)
+    monkeypatch.setattr(backend, method, lambda *a: calls.append(len(a[place])) or original(*a))
     x = rows(2, 3, 64).to(dtype)
     together = [layer(x) for layer in layers]
     assert calls == [3]
     assert layers[0]._source[0]._held is None
-    # in another order each is computed by itself
+    # in another order
     alone = [layer(x.clone()) for layer in reversed(layers)][::-1]
-    assert calls[1:] == [1, 1, 3]
+    assert calls[1:] == ([3, 3, 3] if joined else [1, 1, 3])
     assert all(torch.equal(a, b) and a.dtype == dtype for a, b in zip(together, alone, strict=True))
+
+
+def test_the_joined_call_gives_the_bits_of_its_two_parts(monkeypatch):
+    source, layers = make_siblings()
+    x = rows(3, 7, 128)[..., 5:69]  # tokens that are farther apart than they are long
+    joined = [layer(x) for layer in layers]
+    activation = source.quantize(x)
+    stored = [layer.stored for layer in layers]
+    parts = BACKENDS.get("cpu").linears(activation.codes, activation.scale, stored, x.dtype, {})
+    assert all(torch.equal(a, b) for a, b in zip(joined, parts, strict=True))
+
+
+def test_a_layer_called_twice_with_one_input_gives_its_output_twice():
+    _, layers = make_siblings()
+    x = rows(2, 64)
+    assert torch.equal(layers[0](x), layers[0](x))
 
 
 def test_siblings_notice_that_weights_were_moved():

@@ -32,7 +32,7 @@ def test_the_input_that_is_simulated_is_the_one_that_is_run(bits, spread):
     clip, x = torch.tensor([0.9, 0.7]), states(3, 5, 13, spread=spread)
     stored = QuantizedInput((None, None), bits=bits)
     stored.clip.copy_(clip)
-    run = stored.compute(x)
+    run = stored.quantize(x)
     assert run.codes.dtype == torch.int8
     assert torch.equal(run.dequantize(), fake_quantize_rows(x, clip, bits))
 
@@ -51,7 +51,7 @@ def test_widths_of_16_leave_everything_as_it_is():
     assert fake_quantize_rows(x, clip, 16) is x
     assert fake_quantize_heads(x, clip, 16) is x
     assert encode_heads(x, clip, 16) is x
-    assert QuantizedInput((None, None), bits=16).compute(x) is x
+    assert QuantizedInput((None, None), bits=16).quantize(x) is x
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -83,14 +83,14 @@ def test_the_scale_comes_before_the_transform():
     log_scale = torch.tensor([2.0, 3.0, 5.0, 7.0]).log()
     transform = Kronecker.from_factors([None, factor])
     source = SimulatedInput(transform, log_scale, Clip(learned=False), bits=16)
-    got = source.compute(torch.ones(1, 4))
+    got = source.quantize(torch.ones(1, 4))
     assert torch.allclose(got, torch.tensor([[2.0, 7.0, 5.0, 17.0]]))
 
 
 def test_a_merged_factor_is_left_to_the_layer_before():
     transform = Kronecker.from_factors([torch.eye(2) * 3, torch.eye(2) * 5])
     source = SimulatedInput(transform, None, Clip(learned=False), bits=16, merged=True)
-    assert torch.allclose(source.compute(torch.ones(1, 4)), torch.full((1, 4), 3.0))
+    assert torch.allclose(source.quantize(torch.ones(1, 4)), torch.full((1, 4), 3.0))
 
 
 def test_queries_and_keys_are_transformed_apart_and_their_scores_stay():

@@ -127,6 +127,51 @@ def test_every_framework_gives_the_same_fit(make, family):
     np.testing.assert_allclose(to_numpy(found.predict()), expected.predict(), atol=1e-6)
 
 
+@every_framework
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("binomial", {"constraint": "barrier"}),
+        ("poisson", {"ridge": 0.5}),
+        ("gamma", {"constraint": "rescale"}),
+    ],
+)
+def test_every_path_leads_to_the_same_in_every_framework(make, family, more):
+    y, covariates, _ = planted(family, missing=0.1)
+    given = {
+        "weights": np.random.default_rng(0).uniform(0.5, 2, y.shape),
+        "offset": np.linspace(0, 0.5, y.shape[0])[:, None, None],
+    }
+    options = {"rank": "bic", "candidates": [(2, 2, 2), (3, 3, 3)], **more}
+    ours, model = (TensorResponseRegressor(family=family, **options) for _ in range(2))
+    ours.fit(y, covariates, **given)
+    model.fit(make(y), covariates, **{name: make(value) for name, value in given.items()})
+    assert model.rank_ == ours.rank_
+    np.testing.assert_allclose(to_numpy(model.coef_), ours.coef_, atol=1e-5)
+    np.testing.assert_allclose(model.standard_errors(), ours.standard_errors(), rtol=1e-4)
+    rows = [covariates[0][:3], None, None]
+    np.testing.assert_allclose(to_numpy(model.predict(rows)), ours.predict(rows), atol=1e-5)
+    shift = given["offset"][:3]
+    np.testing.assert_allclose(
+        to_numpy(model.predict(rows, offset=shift)), ours.predict(rows, offset=shift), atol=1e-5
+    )
+    found, expected = (m.wald_tests(0).p_value for m in (model, ours))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@every_framework
+def test_ties_lead_to_the_same_in_every_framework(make):
+    y, covariates, _ = network("binomial")
+    options = {"rank": 2, "family": "binomial", "symmetric": [(0, 1)]}
+    ours = TensorResponseRegressor(**options).fit(y, covariates)
+    model = TensorResponseRegressor(**options).fit(make(y), covariates)
+    np.testing.assert_allclose(to_numpy(model.coef_), ours.coef_, atol=1e-5)
+    found, expected = (m.mean_interval() for m in (model, ours))
+    np.testing.assert_allclose(found.low, expected.low, atol=1e-5)
+    drawn = model.bootstrap(2, random_state=0)
+    assert np.isfinite(drawn.coef).all()
+
+
 def test_single_precision_is_kept_and_close():
     y, covariates, _ = planted("binomial")
     wide = TensorResponseRegressor(rank=2, family="binomial").fit(y, covariates)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from tesseral.core.packed import PackedTensor
+from tesseral.llm.paged_rows import arrays_of
 
 
 class FakeCodec(nn.Module):
@@ -21,8 +22,14 @@ class FakeCodec(nn.Module):
         return query @ self.rotation
 
     def encode(self, key, value):
+        return self.encode_key(key), self.encode_value(value)
+
+    def encode_key(self, key, places=None):
         self.encoded_tokens += key.shape[-2]
-        return _encode(key @ self.rotation, self.key_bits), _encode(value, self.value_bits)
+        return _stored(_encode(key @ self.rotation, self.key_bits), places)
+
+    def encode_value(self, value, places=None):
+        return _stored(_encode(value, self.value_bits), places)
 
 
 def _encode(x, bits):
@@ -32,6 +39,13 @@ def _encode(x, bits):
     scale = (high - low) / (2**bits - 1)
     codes = torch.round((x - low) / scale).to(torch.uint8)
     return PackedTensor.from_codes(codes, scale, low, bits=bits)
+
+
+def _stored(encoded, places):
+    if places is not None:
+        for place, array in zip(places, arrays_of(encoded), strict=True):
+            place.copy_(array)
+    return encoded
 
 
 def attach_codecs(model, key_bits: int, value_bits: int):

@@ -1,103 +1,10 @@
 // Transform and quantise rows in one pass; a row stays in the L1 cache from its load to its codes.
 #include "tesseral/quantize_rows.h"
 
-#include "simd/unroll.h"
-#include TESSERAL_FLOATS
-#include TESSERAL_SIMD
+#include "kernels/quantize_pairs.h"
 
 namespace tesseral::TESSERAL_TARGET {
 namespace {
-
-using std::int64_t;
-using std::int8_t;
-using std::uint16_t;
-
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t padded(int64_t n) { return (n + lanes - 1) / lanes * lanes; }
-
-// A matrix in memory whose columns are neighbours.
-struct Matrix {
-  float* data;
-  int64_t stride;
-  int64_t columns;
-};
-
-// c[r, 0 : Columns * lanes] = sum over steps of a[r * row_stride + step * step_stride] * b[step];
-// only `columns` of them are written.
-template <int Rows, int Columns>
-void multiply_tile(const float* a, int64_t row_stride, int64_t step_stride, int64_t steps,
-                   const float* b, int64_t b_stride, float* c, int64_t c_stride, int64_t columns) {
-  Floats sums[Rows][Columns];
-  TESSERAL_UNROLL
-  for (int r = 0; r < Rows; ++r) {
-    TESSERAL_UNROLL
-    for (int v = 0; v < Columns; ++v) sums[r][v] = zero();
-  }
-  for (int64_t step = 0; step < steps; ++step) {
-    Floats row[Columns];
-    TESSERAL_UNROLL
-    for (int v = 0; v < Columns; ++v) row[v] = load(b + step * b_stride + v * lanes);
-    TESSERAL_UNROLL
-    for (int r = 0; r < Rows; ++r) {
-      const Floats x = broadcast(a[r * row_stride + step * step_stride]);
-      TESSERAL_UNROLL
-      for (int v = 0; v < Columns; ++v) sums[r][v] = multiply_add(x, row[v], sums[r][v]);
-    }
-  }
-  TESSERAL_UNROLL
-  for (int r = 0; r < Rows; ++r) {
-    TESSERAL_UNROLL
-    for (int v = 0; v < Columns; ++v) {
-      float* p = c + r * c_stride + v * lanes;
-      const int64_t left = columns - v * lanes;
-      left >= lanes ? store(p, sums[r][v]) : store_part(p, sums[r][v], static_cast<int>(left));
-    }
-  }
-}
-
-template <int Rows, int Columns>
-void multiply_rows(const float* a, int64_t rows, int64_t row_stride, int64_t step_stride,
-                   int64_t steps, const float* b, int64_t b_stride, float* c, int64_t c_stride,
-                   int64_t columns) {
-  for (; rows >= Rows; rows -= Rows) {
-    multiply_tile<Rows, Columns>(a, row_stride, step_stride, steps, b, b_stride, c, c_stride,
-                                 columns);
-    a += Rows * row_stride;
-    c += Rows * c_stride;
-  }
-  if constexpr (Rows > 1) {
-    if (rows > 0) {
-      multiply_rows<(Rows > 4 ? 4 : Rows / 2), Columns>(a, rows, row_stride, step_stride, steps, b,
-                                                        b_stride, c, c_stride, columns);
-    }
-  }
-}
-
-// c = a b, or a^T b; b has whole vectors in a row.
-void multiply(const float* a, int64_t rows, int64_t row_stride, int64_t step_stride, int64_t steps,
-              const float* b, int64_t b_stride, const Matrix& c) {
-  constexpr int64_t width = gemm_columns * lanes;
-  int64_t column = 0;
-  for (; column + width <= padded(c.columns); column += width) {
-    multiply_rows<gemm_rows, gemm_columns>(a, rows, row_stride, step_stride, steps, b + column,
-                                           b_stride, c.data + column, c.stride, c.columns - column);
-  }
-  for (; column < c.columns; column += lanes) {
-    multiply_rows<gemm_rows, 1>(a, rows, row_stride, step_stride, steps, b + column, b_stride,
-                                c.data + column, c.stride, c.columns - column);
-  }
-}
-
-inline Floats load_lanes(RowElement element, const void* rows, int64_t at) {
-  if (element == RowElement::f32) return load(static_cast<const float*>(rows) + at);
-  const uint16_t* p = static_cast<const uint16_t*>(rows) + at;
-  return element == RowElement::bf16 ? load_bf16(p) : load_f16(p);
-}
-inline Floats load_some(RowElement element, const void* rows, int64_t at, int count) {
-  if (element == RowElement::f32) return load_part(static_cast<const float*>(rows) + at, count);
-  const uint16_t* p = static_cast<const uint16_t*>(rows) + at;
-  return element == RowElement::bf16 ? load_bf16_part(p, count) : load_f16_part(p, count);
-}
 
 // Widens a row into rows of `stride`, zeros behind each that is not whole vectors.
 void widen(const QuantizeRows& call, int64_t row, int64_t rows, int64_t columns, int64_t stride,
@@ -118,13 +25,6 @@ void widen(const QuantizeRows& call, int64_t row, int64_t rows, int64_t columns,
     }
   }
 }
-
-// What the range of a row is, and whether all of it is finite.
-struct Range {
-  float low;
-  float high;
-  float poison;  // 0, or NaN
-};
 
 // x ends in whole vectors: copies of x[0] follow its n elements.
 Range range_of(const float* x, int64_t n) {
@@ -164,13 +64,17 @@ inline Floats quotient(Floats x, Floats scale, Floats inverse) {
 #endif
 }
 
+// Of values that are exact only to a bfloat16, a product with the inverse is as good a quotient.
+template <bool Exact>
 void write_codes(const float* x, int64_t n, float scale, int bits, int8_t* codes) {
   const Floats step = broadcast(scale);
   const Floats inverse = broadcast(1.0f / scale);
   const Floats least = broadcast(-static_cast<float>(1 << (bits - 1)));
   const Floats largest = broadcast(static_cast<float>((1 << (bits - 1)) - 1));
   for (int64_t i = 0; i < n; i += lanes) {
-    const Floats code = lesser(larger(quotient(load(x + i), step, inverse), least), largest);
+    const Floats v = load(x + i);
+    const Floats steps = Exact ? quotient(v, step, inverse) : multiply(v, inverse);
+    const Floats code = lesser(larger(steps, least), largest);
     store_rounded(codes + i, code, static_cast<int>(smaller(lanes, n - i)));
   }
 }
@@ -234,10 +138,19 @@ Status run(const QuantizeRows& call, int64_t begin, int64_t end, float* scratch)
     return Status::invalid;
   }
   for (int64_t row = begin; row < end; ++row) {
+    int8_t* codes = call.codes + row * call.codes_stride;
+    if (call.left_pairs != nullptr) {
+      float* output = scratch + padded(n / 2);
+      const float scale =
+          scale_of(transform_pairs(call, row, scratch, output), call.clip, call.bits);
+      write_codes<false>(output, n, scale, call.bits, codes);
+      call.scale[row] = scale;
+      continue;
+    }
     float* x = transform(call, row, scratch);
     for (int64_t i = n; i < padded(n); ++i) x[i] = x[0];
     const float scale = scale_of(range_of(x, n), call.clip, call.bits);
-    write_codes(x, n, scale, call.bits, call.codes + row * call.codes_stride);
+    write_codes<true>(x, n, scale, call.bits, codes);
     call.scale[row] = scale;
   }
   return Status::ok;
@@ -246,6 +159,6 @@ Status run(const QuantizeRows& call, int64_t begin, int64_t end, float* scratch)
 }  // namespace
 
 extern const QuantizeRowsKernels quantize_rows;
-const QuantizeRowsKernels quantize_rows = {padded, scratch, run};
+const QuantizeRowsKernels quantize_rows = {padded, takes_pairs, prepare_pairs, scratch, run};
 
 }  // namespace tesseral::TESSERAL_TARGET

@@ -61,6 +61,7 @@ inline Bytes as_bytes(__m256 x) { return _mm256_castps_si256(x); }
 // Sums of products: unsigned bytes, at most 15, times signed ones.
 constexpr bool words_are_ints = false;
 inline Words zero_words() { return _mm256_setzero_si256(); }
+inline Words add_words(Words a, Words b) { return _mm256_add_epi16(a, b); }
 inline Words add_products(Words sum, Bytes unsigned_bytes, Bytes signed_bytes) {
   return _mm256_add_epi16(sum, _mm256_maddubs_epi16(unsigned_bytes, signed_bytes));
 }

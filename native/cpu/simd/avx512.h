@@ -61,6 +61,7 @@ inline Words add_products(Words sum, Bytes unsigned_bytes, Bytes signed_bytes) {
   __asm__("" : "+v"(sum));
   return sum;
 }
+inline Words add_words(Words a, Words b) { return _mm512_add_epi32(a, b); }
 inline Ints add_widened(Ints sum, Words words) { return _mm512_add_epi32(sum, words); }
 #else
 using Words = __m512i;  // 32 x int16, each of two products
@@ -68,6 +69,7 @@ constexpr bool words_are_ints = false;
 inline Words add_products(Words sum, Bytes unsigned_bytes, Bytes signed_bytes) {
   return _mm512_add_epi16(sum, _mm512_maddubs_epi16(unsigned_bytes, signed_bytes));
 }
+inline Words add_words(Words a, Words b) { return _mm512_add_epi16(a, b); }
 inline Ints add_widened(Ints sum, Words words) {
   return _mm512_add_epi32(sum, _mm512_madd_epi16(words, _mm512_set1_epi16(1)));
 }

@@ -20,6 +20,21 @@ inline Floats narrow_to_pairs(Floats low, Floats high) {
   return _mm512_castsi512_ps(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
 }
 
+// The lanes of `first` and `second` in turns, as bfloat16: a pair in each lane.
+inline Floats pair_lanes(Floats first, Floats second) {
+  const __m512i turns = _mm512_set_epi32(0x1F000F, 0x1E000E, 0x1D000D, 0x1C000C, 0x1B000B, 0x1A000A,
+                                         0x190009, 0x180008, 0x170007, 0x160006, 0x150005, 0x140004,
+                                         0x130003, 0x120002, 0x110001, 0x100000);
+  const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+  return _mm512_castsi512_ps(_mm512_permutexvar_epi16(turns, both));
+}
+// The same pair of bfloat16 numbers in every lane.
+inline Floats broadcast_pair(const void* p) {
+  float pair;
+  __builtin_memcpy(&pair, p, sizeof pair);
+  return _mm512_set1_ps(pair);
+}
+
 // Pairs (first[i], second[i]) of `lanes` bfloat16 numbers.
 inline Floats interleave_bf16(const std::uint16_t* first, const std::uint16_t* second) {
   const __m512i low =

@@ -85,6 +85,7 @@ inline Bytes interleave_last(Bytes a, Bytes b) { return interleave(a.lane + 8, b
 // lane.
 constexpr bool words_are_ints = true;
 inline Words zero_words() { return zero_ints(); }
+inline Words add_words(Words a, Words b) { return add_ints(a, b); }
 inline Words add_products(Words sum, Bytes unsigned_bytes, Bytes signed_bytes) {
   Ints products;
   for (int i = 0; i < 4; ++i) {

@@ -11,7 +11,9 @@ enum class RowElement : std::uint8_t { f32, bf16, f16 };
 
 // One call. A row x of left * right elements, as a matrix X of left rows, becomes
 //   Y = left_factor^T X right_factor,
-// computed in float32. With low = min(Y) * clip[0], high = max(Y) * clip[1] and L = 2^(bits - 1),
+// computed in float32, or in products of pairs of bfloat16 where `left_pairs` is given: factors and
+// X right_factor are then rounded to bfloat16, and a code may be off by one. With low = min(Y) *
+// clip[0], high = max(Y) * clip[1] and L = 2^(bits - 1),
 //   size = max(max(-low, high) / L, min(-low, high) / (L - 1), 2^-60),
 //   scale = high > -low ? -size : size,  codes = clamp(round(Y / scale), -L, L - 1),
 // with ties to even. A row that holds infinity or NaN gets NaN as its scale.
@@ -32,12 +34,19 @@ struct QuantizeRows {
 
   // [right, padded(right)], 64-byte aligned: the right factor with zeros after each row.
   const float* padded_factor = nullptr;
+  // Factors as `prepare_pairs` gives them, 64-byte aligned, or null.
+  const float* left_pairs = nullptr;
+  const float* right_pairs = nullptr;
 };
 
 // What each instruction set provides.
 struct QuantizeRowsKernels {
   // `right`, rounded up to whole vectors.
   std::int64_t (*padded)(std::int64_t right);
+  // Whether rows of such sizes can be multiplied as pairs of bfloat16.
+  bool (*takes_pairs)(const QuantizeRows& call);
+  // Fills left * left / 2 and, with a right factor, right * right / 2 floats; each is a pair.
+  Status (*prepare_pairs)(const QuantizeRows& call, float* left_pairs, float* right_pairs);
   // Floats of scratch memory for one worker.
   std::int64_t (*scratch)(const QuantizeRows& call);
   // Transforms and quantises rows [begin, end); scratch is 64-byte aligned.

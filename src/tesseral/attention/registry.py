@@ -46,6 +46,9 @@ BACKENDS: Registry[AttentionProblem, AttentionBackend] = Registry(
     {
         "native": "tesseral.attention.backends.native:NativeBackend",
         "triton": "tesseral.attention.backends.triton.backend:TritonBackend",
+        "turing": "tesseral.attention.backends.cuda.backend:TuringBackend",
+        "volta": "tesseral.attention.backends.cuda.backend:VoltaBackend",
+        "volta_half": "tesseral.attention.backends.cuda.backend:VoltaHalfBackend",
         "ascend": "tesseral.attention.backends.ascend.backend:AscendBackend",
         "blockwise": "tesseral.attention.backends.blockwise:BlockwiseBackend",
         "reference": "tesseral.attention.backends.reference:ReferenceBackend",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tesseral.cli.bench_cluster import cluster
+from tesseral.cli.bench_device import Device, measure_on_device, on_cuda, refuse_options
 from tesseral.cli.bench_linear import linear
 from tesseral.cli.bench_llm import llm
 from tesseral.cli.bench_model import model
@@ -41,6 +42,10 @@ def attention(
         int | None,
         typer.Option(help="Threads of all sides.", show_default="as kernels use"),
     ] = None,
+    device: Annotated[
+        Device,
+        typer.Option(help="What to measure; auto: a CUDA device, where torch sees one."),
+    ] = Device.auto,
     explain: Annotated[
         bool, typer.Option("--explain", help="Also show plans, and why backends refused.")
     ] = False,
@@ -53,6 +58,10 @@ def attention(
     Example: tesseral bench attention --json out.json --png out.png
     """
     require("torch", extra="torch", purpose="tesseral bench attention")
+    if on_cuda(device):
+        refuse_options({"--png": png, "--grid": grid, "--threads": threads})
+        measure_on_device(json, quick=quick, explain=explain, overwrite=overwrite)
+        return
     if png is not None:
         from tesseral.report.charts import require_matplotlib
 

@@ -50,6 +50,9 @@ def cluster(
     directed: Annotated[
         bool, typer.Option("--directed", help="Columns of an edge list are different nodes.")
     ] = False,
+    resamples: Annotated[
+        int, typer.Option(help="Fits to random parts of the data, for a consensus matrix.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
     out: Annotated[Path, typer.Option(help="Directory to write.")] = Path("clusters"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
@@ -63,12 +66,14 @@ def cluster(
 
     Example: tesseral cluster peru --clusters 5 --out peru
     """
+    from tesseral.core.constraints import check_parameter, integer
     from tesseral.report.charts import require_matplotlib
     from tesseral.report.cluster.run import fit_record, write_record
     from tesseral.runtime.files import check_output
 
     require_matplotlib()
     check_output(out, overwrite=overwrite)
+    check_parameter("cluster", "--resamples", resamples, integer(0))
     model = build_model(
         method, clusters, {"symmetric": symmetric, "family": family, "refine": refine, "seed": seed}
     )
@@ -76,7 +81,13 @@ def cluster(
         data, array=array, names=names, truth=truth, order=order, directed=directed
     )
     record = fit_record(
-        model, given.tensor, data=data, names=given.names, truth=given.truth, seed=seed
+        model,
+        given.tensor,
+        data=data,
+        names=given.names,
+        truth=given.truth,
+        seed=seed,
+        resamples=resamples,
     )
     write_record(record, given.tensor, out, overwrite=overwrite)
     if json:
@@ -152,6 +163,9 @@ def _show(record: "ClusterRecord", out: Path) -> None:
         typer.echo(f"warning: {text}", err=True)
     print_table(f"Clusters of {record.data}", *cluster_table(record))
     print_table("Separation", *diagnosis_table(record))
+    for group in record.model.symmetric_ if record.stability else ():
+        rate = record.stability[group[0]].error_rate
+        typer.echo(f"mode {group[0]}: error rate of fits to parts of the data {rate:.4f}")
     if record.error_rate is not None:
         typer.echo(f"clustering error rate against the truth: {record.error_rate:.4f}")
     typer.echo(f"BIC {record.model.bic_:.6g}, log-likelihood {record.model.log_likelihood_:.6g}")

@@ -2,15 +2,29 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from tesseral._errors import ParameterError
 from tesseral.cli.console import print_json, print_table, progress
-from tesseral.cli.inputs import Model, model_directory, require_llm, text_to_use
+from tesseral.cli.inputs import Device, Model, model_directory, require_llm, text_to_use
 from tesseral.report.units import bytes_text
 from tesseral.runtime.files import atomic_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Loaded(NamedTuple):
+    """A model that was named, and where it lies."""
+
+    name: str
+    path: Path
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
 
 
 def evaluate(
@@ -42,6 +56,14 @@ def evaluate(
             show_default="none",
         ),
     ] = None,
+    device: Device = "cpu",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Type of what is not quantised: {', '.join(DTYPES)}.",
+            show_default="float32 on the CPU, elsewhere the model's own",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure a model on a text: perplexity, with its cache as in generation, and sizes.
@@ -50,11 +72,15 @@ def evaluate(
     """
     if report is not None and against is None:
         raise ParameterError("eval: --report compares with the original; give --against ORIGINAL.")
+    if dtype is not None and dtype not in DTYPES:
+        raise ParameterError(f"eval: --dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     words = text_to_use(text, "test")
     require_llm("eval")
-    record = measure(model, against, words, sequence_length, max_sequences)
-    if report is not None and against is not None:
-        _write_report(report, model, against, words, rows(record))
+    ours = _load(model, device, dtype)
+    original = None if against is None else _load(against, device, dtype)
+    record = measure(ours, original, words, sequence_length, max_sequences)
+    if report is not None and original is not None:
+        _write_report(report, ours, original, words, rows(record))
     if card:
         _write_card(record, text, max_sequences)
     if json:
@@ -63,21 +89,32 @@ def evaluate(
         print_table(f"{model} on {text or 'the books in the package'}", *rows(record))
 
 
-def _write_report(
-    file: Path, model: str, against: str, text: str, measured: tuple[list[str], list[list[str]]]
-) -> None:
+def _load(name: str, device: str, dtype: str | None) -> Loaded:
+    import torch
+
     from tesseral import llm
+
+    path, kind = model_directory(name), None if dtype is None else getattr(torch, dtype)
+    return Loaded(name, path, *llm.load(path, dtype=kind, device=device))
+
+
+def _write_report(
+    file: Path,
+    ours: Loaded,
+    original: Loaded,
+    text: str,
+    measured: tuple[list[str], list[list[str]]],
+) -> None:
     from tesseral.llm.block_error import block_errors
     from tesseral.llm.flatness import flatness
     from tesseral.report.evaluation import evaluation_page
 
-    (ours, tokenizer), (original, _) = (llm.load(model_directory(m)) for m in (model, against))
     page = evaluation_page(
-        model,
+        ours.name,
         measured,
-        flatness(ours, tokenizer, text),
-        flatness(original, tokenizer, text),
-        block_errors(ours, original, tokenizer, text),
+        flatness(ours.model, ours.tokenizer, text),
+        flatness(original.model, ours.tokenizer, text),
+        block_errors(ours.model, original.model, ours.tokenizer, text),
     )
     with atomic_file(file, overwrite=True) as new:
         new.write_text(page, encoding="utf-8")
@@ -98,7 +135,11 @@ def _write_card(record: dict[str, Any], text: Path | None, max_sequences: int | 
 
 
 def measure(
-    model: str, against: str | None, text: str, sequence_length: int, max_sequences: int | None
+    ours: Loaded,
+    original: Loaded | None,
+    text: str,
+    sequence_length: int,
+    max_sequences: int | None,
 ) -> dict[str, Any]:
     """Return what the command prints, as plain values."""
     from tesseral import llm
@@ -106,10 +147,8 @@ def measure(
     from tesseral.llm.footprint import footprint
     from tesseral.llm.text import clip_length
 
-    names = [model] if against is None else [model, against]
-    paths = [model_directory(name) for name in names]
-    models, tokenizers = zip(*(llm.load(path) for path in paths), strict=True)
-    length = min(clip_length(m, sequence_length) for m in models)
+    both = [ours] if original is None else [ours, original]
+    length = min(clip_length(one.model, sequence_length) for one in both)
     with progress() as bars:
         bar = bars.add_task("sequences", total=None)
 
@@ -117,15 +156,15 @@ def measure(
             bars.update(bar, completed=done, total=total)
 
         options: dict[str, Any] = {"max_sequences": max_sequences, "report": show}
-        if against is None:
+        if original is None:
             found = None
-            values = [llm.perplexity(models[0], tokenizers[0], text, length, **options)]
+            values = [llm.perplexity(ours.model, ours.tokenizer, text, length, **options)]
         else:
-            found = agreement(models[0], models[1], tokenizers[0], text, length, **options)
+            found = agreement(ours.model, original.model, ours.tokenizer, text, length, **options)
             values = [found.perplexity, found.reference_perplexity]
     record, *others = (
-        {"model": name, "perplexity": value, **asdict(footprint(path, loaded))}
-        for name, value, path, loaded in zip(names, values, paths, models, strict=True)
+        {"model": one.name, "perplexity": value, **asdict(footprint(one.path, one.model))}
+        for one, value in zip(both, values, strict=True)
     )
     record["sequence_length"] = length
     if found is not None:

@@ -1,11 +1,12 @@
 """The kernel families that ``tesseral doctor`` asks, with calls typical for each."""
 
 import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from tesseral._errors import TesseralError
+from tesseral.runtime.machine import accelerators
 from tesseral.runtime.registry import Verdict
 
 Answer: TypeAlias = dict[str, Any]
@@ -22,15 +23,20 @@ class Family:
         ``"module:attribute"`` of the registry and of its problem record.
     samples : mapping of str to mapping
         A problem in words, and the arguments that state it.
+    device_samples : mapping of str to mapping
+        Others, asked of each kind of CUDA device; their ``device`` is added.
     """
 
     name: str
     registry: str
     problem: str
     samples: Mapping[str, Mapping[str, Any]]
+    device_samples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 _HEADS = {"q_heads": 32, "kv_heads": 8, "head_dim": 128, "value_dim": 128, "scale": 128**-0.5}
+_PREFILL = _HEADS | {"batch": 1, "q_len": 4096, "kv_len": 4096, "causal": True}
+_DECODE = _HEADS | {"batch": 1, "q_len": 1, "kv_len": 4096, "causal": True}
 _LINEAR = {"device": "cpu", "weight_bits": 4, "activation_bits": 4, "in_features": 4096}
 
 FAMILIES = (
@@ -39,12 +45,24 @@ FAMILIES = (
         registry="tesseral.attention.registry:BACKENDS",
         problem="tesseral.attention.problem:AttentionProblem",
         samples={
-            "causal prefill of 4096, float32": _HEADS
-            | {"batch": 1, "q_len": 4096, "kv_len": 4096, "causal": True}
-            | {"dtype": "float32", "device": "cpu"},
-            "decoding after 4096, 4-bit keys and values": _HEADS
-            | {"batch": 1, "q_len": 1, "kv_len": 4096, "causal": True}
+            "causal prefill of 4096, float32": _PREFILL | {"dtype": "float32", "device": "cpu"},
+            "decoding after 4096, 4-bit keys and values": _DECODE
             | {"dtype": "float32", "device": "cpu"}
+            | {"key_format": "packed4", "value_format": "packed4"},
+        },
+        device_samples={
+            "causal prefill of 4096, float16": _PREFILL | {"dtype": "float16"},
+            "causal prefill of 4096, bfloat16": _PREFILL | {"dtype": "bfloat16"},
+            "causal prefill of 4096, float32": _PREFILL | {"dtype": "float32"},
+            "prefill of 4096 with a mask, float16": _PREFILL
+            | {"dtype": "float16"}
+            | {"causal": False, "mask": "boolean"},
+            "decoding after 4096, float16": _DECODE | {"dtype": "float16"},
+            "decoding after 4096, 8-bit keys and values": _DECODE
+            | {"dtype": "float16"}
+            | {"key_format": "packed8", "value_format": "packed8"},
+            "decoding after 4096, 4-bit keys and values": _DECODE
+            | {"dtype": "float16"}
             | {"key_format": "packed4", "value_format": "packed4"},
         },
     ),
@@ -66,6 +84,15 @@ FAMILIES = (
             | {"working_dtype": "float32", "bits": 4},
         },
     ),
+    Family(
+        name="heads",
+        registry="tesseral.quantization.kernels.heads:HEADS",
+        problem="tesseral.quantization.kernels.heads:HeadsProblem",
+        samples={
+            "bfloat16 heads of 128": {"device": "cpu", "dtype": "bfloat16"}
+            | {"working_dtype": "float32", "head_dim": 128},
+        },
+    ),
 )
 
 
@@ -80,7 +107,7 @@ def ask(family: Family) -> dict[str, Any]:
     """
     try:
         registry, problem = _attribute(family.registry), _attribute(family.problem)
-        return {words: _ask(registry, problem(**given)) for words, given in family.samples.items()}
+        return {words: _ask(registry, problem(**given)) for words, given in _samples(family)}
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("tesseral"):
             raise
@@ -103,6 +130,19 @@ def verdicts(choose: Callable[[], str], explain: Callable[[], Mapping[str, Verdi
         refusal = str(error)
     given = {name: {"ok": v.ok, "reason": v.reason} for name, v in explain().items()}
     return {"chosen": chosen, "refusal": refusal, "verdicts": given}
+
+
+def _samples(family: Family) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the problems of a family, those for a device once for each kind of device."""
+    yield from family.samples.items()
+    if not family.device_samples:
+        return
+    kinds: dict[str, int] = {}
+    for number, device in enumerate(accelerators()):
+        kinds.setdefault(device.name, number)
+    for name, number in kinds.items():
+        for words, given in family.device_samples.items():
+            yield f"{words}, on {name}", {**given, "device": f"cuda:{number}"}
 
 
 def _ask(registry: Any, problem: Any) -> Answer:

@@ -19,6 +19,8 @@ Model = Annotated[
     ),
 ]
 
+Device = Annotated[str, typer.Option(help="Where the model is: cpu or cuda.")]
+
 
 def require_llm(command: str) -> None:
     """Say which extra to install if language models cannot be run.

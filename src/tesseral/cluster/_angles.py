@@ -6,7 +6,7 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from tesseral.cluster._blocks import ModeProfile, mode_profiles, node_degrees
+from tesseral.cluster._blocks import BlockFit, ModeProfile, mode_profiles, node_degrees
 from tesseral.cluster._source import Floats, Grouping, Source
 from tesseral.cluster._sphere import unit_rows
 from tesseral.core.labels import Labels
@@ -37,12 +37,15 @@ class Assignment:
         a node.
     profiles : mapping from mode to ModeProfile
         Of complete data under these labels, for the modes that were read, if known.
+    fit : BlockFit, optional
+        Degrees and block means under these labels, if known.
     """
 
     groupings: list[Grouping]
     result: Result
     refilled: tuple[int, ...]
     profiles: Mapping[int, ModeProfile] = field(default_factory=dict)
+    fit: BlockFit | None = None
 
 
 def iterate(
@@ -131,6 +134,20 @@ def refill(labels: Labels, fit: Floats, size: int) -> int:
 def shared(ties: Ties, values: Mapping[int, T]) -> list[T]:
     """Return one value for each mode, that of the first mode of its group."""
     return [values[group[0]] for group in _by_mode(ties)]
+
+
+def grouped(
+    ties: Ties, counts: Sequence[int], labels_of: Callable[[int], Labels]
+) -> list[Grouping]:
+    """Return the clusters of every mode, from labels of the first mode of each group."""
+    found = {k: Grouping(labels=labels_of(k), size=counts[k]) for k in (g[0] for g in ties)}
+    return shared(ties, found)
+
+
+def nearest_in_angle(nodes: Floats, clusters: Floats) -> Labels:
+    """Return, for each row, the cluster whose row has the largest cosine with it."""
+    cosines = unit_rows(nodes)[0] @ unit_rows(clusters)[0].T
+    return np.asarray(cosines.argmax(axis=1), dtype=np.intp)
 
 
 def _by_mode(ties: Ties) -> list[tuple[int, ...]]:

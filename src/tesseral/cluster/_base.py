@@ -48,15 +48,16 @@ class TensorBlockClusterer(TensorEstimator):
         Parameters
         ----------
         X : array of shape (d_0, ..., d_{K-1}), or sparse
-            NumPy, torch or another framework of the array API; numbers of any real type. NaN
-            stands for a missing entry. Or a SciPy sparse matrix, an array of the library
-            ``sparse``, or a :class:`tesseral.core.CooTensor`, never made dense, whose entries
-            that are not stored are zeros. Or a dask array, read a few chunks at a time. Labels of
-            a pandas data frame or an xarray data array become ``node_names_``.
+            NumPy, torch or another framework of the array API; numbers of any real type. Or a
+            SciPy sparse matrix, an array of the library ``sparse``, or a
+            :class:`tesseral.core.CooTensor`, never made dense, whose entries that are not stored
+            are zeros. Or a dask array, read a few chunks at a time. NaN stands for a missing
+            entry, in a sparse tensor where it is stored. Labels of a pandas data frame or an
+            xarray data array become ``node_names_``.
         y : None
             Not used; here for scikit-learn.
         mask : boolean array of the same shape, optional
-            True where an entry is observed. Not for sparse data.
+            True where an entry is observed. Not for sparse data: store NaN there.
 
         Returns
         -------

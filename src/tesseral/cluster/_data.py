@@ -100,7 +100,8 @@ def read(where: str, tensor: Any, mask: Any = None) -> Data:
 def _read_sparse(where: str, tensor: Any, mask: Any) -> Data:
     if mask is not None:
         raise ParameterError(
-            f"{where}: a sparse tensor takes no mask; what it does not store counts as zero."
+            f"{where}: a sparse tensor takes no mask, which would be as large as the tensor made "
+            "dense; what it does not store is zero, and NaN is stored where an entry is missing."
         )
     coo = CooTensor.from_sparse(tensor, where=where)
     if coo.ndim < 2 or 0 in coo.shape:
@@ -108,18 +109,17 @@ def _read_sparse(where: str, tensor: Any, mask: Any) -> Data:
             f"{where}: needs a tensor with at least 2 modes and an index in each, "
             f"got shape {coo.shape}."
         )
+    source = CoordinateSource.observed(where, coo)
     return Data(
-        source=CoordinateSource(coo),
-        facts=EntryFacts(entries=coo.values),
-        entries=coo.values,
+        source=source,
+        facts=EntryFacts(entries=source.tensor.values),
+        entries=source.tensor.values,
         reference=np.empty(0),
         find_ties=coo.find_ties,
     )
 
 
 def _read_chunks(where: str, array: Any, mask: Any) -> Data:
-    if mask is not None:
-        raise ParameterError(f"{where}: a dask array takes no mask; give an array in memory.")
     if array.ndim < 2 or 0 in array.shape:
         raise ShapeError(
             f"{where}: needs a tensor with at least 2 modes and an index in each, "
@@ -127,7 +127,7 @@ def _read_chunks(where: str, array: Any, mask: Any) -> Data:
         )
     if array.dtype.kind not in "biuf":
         raise DtypeError(f"{where}: the entries must be real numbers, got {array.dtype}.")
-    source = ChunkSource(array)
+    source = ChunkSource.observed(where, array, None if mask is None else unnamed(mask))
     return Data(
         source=source,
         facts=source,

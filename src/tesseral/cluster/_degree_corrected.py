@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tesseral._errors import ParameterError
-from tesseral.cluster._angles import Assignment, iterate, shared
+from tesseral.cluster._angles import Assignment, grouped, iterate, nearest_in_angle
 from tesseral.cluster._base import TensorBlockClusterer
 from tesseral.cluster._blocks import BlockFit, fit_blocks
 from tesseral.cluster._problem import COMMON, LABELS, Problem, state_labels
-from tesseral.cluster._refine import likeliest_fit, refine
+from tesseral.cluster._refine import refine
 from tesseral.cluster._select import Task
 from tesseral.cluster._source import Floats, Grouping, Rows
 from tesseral.cluster._sphere import (
@@ -186,11 +186,7 @@ class DegreeCorrectedTensorBlockModel(TensorBlockClusterer):
         method: SphereClustering,
         rng: np.random.Generator,
     ) -> list[Grouping]:
-        found = {
-            mode: Grouping(labels=method.cluster(rows[mode], counts[mode], rng), size=counts[mode])
-            for mode in task.problem.read
-        }
-        return shared(task.problem.ties, found)
+        return grouped(task.problem.ties, counts, lambda k: method.cluster(rows[k], counts[k], rng))
 
     def _better(self, task: Task, first: list[Grouping], second: list[Grouping]) -> list[Grouping]:
         """Return the labels whose iteration ends at the larger mean cosine."""
@@ -219,17 +215,14 @@ class DegreeCorrectedTensorBlockModel(TensorBlockClusterer):
         )
 
     def _finish(self, task: Task, assignment: Assignment) -> BlockFit:
-        if self.refine:
-            return likeliest_fit(
-                task.source, task.family, task.problem.degree_of, assignment.groupings
-            )
+        if assignment.fit is not None:
+            return assignment.fit
         return fit_blocks(
             task.source, assignment.groupings, task.problem.degree_of, assignment.profiles
         )
 
     def _nearest(self, nodes: Floats, clusters: Floats) -> Labels:
-        cosines = unit_rows(nodes)[0] @ unit_rows(clusters)[0].T
-        return np.asarray(cosines.argmax(axis=1), dtype=np.intp)
+        return nearest_in_angle(nodes, clusters)
 
 
 def check_directions(problem: Problem, rows: Floats, n_clusters: int, mode: int) -> None:

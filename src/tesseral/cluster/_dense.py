@@ -1,6 +1,6 @@
 """Dense tensors of any framework as a source."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -122,19 +122,69 @@ class DenseSource:
     def bernoulli(self, groupings: Sequence[Grouping], core: Floats) -> float:
         """Return the log-likelihood of 0 and 1; means are kept ``CLIP`` away from both."""
         xp = array_namespace("DenseSource", self.tensor)
-        matrices = [grouping.matrix(self.tensor) for grouping in groupings]
-        blocks = like(core, self.tensor)
-        inner = multi_mode_product(blocks, [None, *matrices[1:]])
-        step, total = max(SLAB_ENTRIES // prod(self.shape[1:]), 1), 0.0
-        for start in range(0, self.shape[0], step):
-            part = slice(start, start + step)
-            mean = mode_product(inner, matrices[0][part, :], 0)
-            mean = xp.clip(mean, CLIP, 1 - CLIP)
-            ones = self.tensor[part, ...]
-            seen = 1.0 if self.weights is None else self.weights[part, ...]
+        total = 0.0
+        for part, mean in self._means(groupings, core):
+            ones, seen = self.tensor[part, ...], self._weights(part)
             likelihood = ones * xp.log(mean) + (seen - ones) * xp.log1p(-mean)
             total += to_float(xp.sum(likelihood))
         return total
+
+    def bernoulli_slopes(
+        self, groupings: Sequence[Grouping], core: Floats, modes: Sequence[int]
+    ) -> tuple[Rows, Rows]:
+        """Return sums of slopes and information; none where a mean has reached its bound."""
+        xp = array_namespace("DenseSource", self.tensor)
+        plain = [grouping.unweighted() for grouping in groupings]
+        widths = {k: prod(g.size for g in plain) // plain[k].size for k in modes}
+        found = tuple({k: np.zeros((self.shape[k], widths[k])) for k in modes} for _ in range(2))
+        for part, mean in self._means(groupings, core):
+            ones, seen = self.tensor[part, ...], self._weights(part)
+            free = xp.astype(mean < 1 - CLIP, mean.dtype)
+            slope, information = (
+                free * above / (1 - mean) for above in (ones - seen * mean, seen * mean)
+            )
+            own = [Grouping(labels=plain[0].labels[part], size=plain[0].size), *plain[1:]]
+            for rows, terms in zip(found, (slope, information), strict=True):
+                for mode, sums in _block_sums(terms, own, modes).items():
+                    rows[mode][part if mode == 0 else slice(None)] += sums
+        return found  # type: ignore[return-value]  # there are two
+
+    def bernoulli_trials(
+        self, groupings: Sequence[Grouping], core: Floats, mode: int, degrees: Floats
+    ) -> tuple[Floats, Floats, Floats]:
+        """Return likelihood, slope and information of each node in each cluster."""
+        xp = array_namespace("DenseSource", self.tensor)
+        matrices = [grouping.matrix(self.tensor) for grouping in groupings]
+        clusters = unfold(multi_mode_product(like(core, self.tensor), matrices, skip=mode), mode)
+        step = max(SLAB_ENTRIES // clusters.shape[1], 1)
+        given = like(degrees, self.tensor)
+        found = np.empty((3, *degrees.shape))
+        for start in range(0, self.shape[mode], step):
+            part = slice(start, start + step)
+            place = (*[slice(None)] * mode, part, ...)
+            ones = unfold(self.tensor[place], mode)
+            seen = 1.0 if self.weights is None else unfold(self.weights[place], mode)
+            for a in range(clusters.shape[0]):
+                mean = xp.clip(given[part, a][:, None] * clusters[a, :], CLIP, 1 - CLIP)
+                free = xp.astype(mean < 1 - CLIP, mean.dtype) / (1 - mean)
+                likelihood = ones * xp.log(mean) + (seen - ones) * xp.log1p(-mean)
+                terms = (likelihood, free * (ones - seen * mean), free * seen * mean)
+                for rows, term in zip(found, terms, strict=True):
+                    rows[part, a] = to_numpy(xp.sum(term, axis=1))
+        return found[0], found[1], found[2]
+
+    def _means(self, groupings: Sequence[Grouping], core: Floats) -> Iterator[tuple[slice, Array]]:
+        """Yield slabs of the first mode, and the means of their entries off 0 and 1."""
+        xp = array_namespace("DenseSource", self.tensor)
+        matrices = [grouping.matrix(self.tensor) for grouping in groupings]
+        inner = multi_mode_product(like(core, self.tensor), [None, *matrices[1:]])
+        step = max(SLAB_ENTRIES // prod(self.shape[1:]), 1)
+        for start in range(0, self.shape[0], step):
+            part = slice(start, start + step)
+            yield part, xp.clip(mode_product(inner, matrices[0][part, :], 0), CLIP, 1 - CLIP)
+
+    def _weights(self, part: slice) -> Any:
+        return 1.0 if self.weights is None else self.weights[part, ...]
 
     def filled(self, ranks: Sequence[int]) -> "DenseSource":
         """Return a complete source whose missing entries come from a low-rank fit."""

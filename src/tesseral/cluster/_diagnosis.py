@@ -112,7 +112,7 @@ def diagnose(
     core = profile.clusters.reshape(again.n_clusters_)
     # entries that say the same count once
     repeats = len(reorderings(first.ties))
-    entries = source.n_observed / (2 if source.complete else 1) / repeats
+    entries = source.n_observed / (2 if second.mask is None else 1) / repeats
     counts = [np.bincount(g.labels, minlength=g.size) for g in groupings]
     noise = _noise_variance(model, counts)
     found = tuple(_mode(core, counts, noise, entries, mode) for mode in range(core.ndim))

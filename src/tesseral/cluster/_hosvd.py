@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tesseral.cluster._angles import Assignment, shared
+from tesseral.cluster._angles import Assignment, grouped, nearest_in_angle
 from tesseral.cluster._base import TensorBlockClusterer
 from tesseral.cluster._blocks import BlockFit, fit_blocks, fit_means
-from tesseral.cluster._lloyd import squared_distances
+from tesseral.cluster._lloyd import nearest_in_distance
 from tesseral.cluster._problem import COMMON
 from tesseral.cluster._select import Task
 from tesseral.cluster._source import Floats, Grouping
-from tesseral.cluster._sphere import unit_rows, weighted_means
+from tesseral.cluster._sphere import plain_means, unit_rows
 from tesseral.core.constraints import choice
 from tesseral.core.labels import Labels
 from tesseral.core.random import Seed
@@ -80,12 +80,11 @@ converged_, reason_, log_likelihood_, bic_, bic_path_, noise_variance_
         self, task: Task, counts: tuple[int, ...], rng: np.random.Generator
     ) -> list[Grouping]:
         vectors = task.source.directions(counts, task.problem.read)
-        found = {}
-        for mode in task.problem.read:
-            rows = self._scaled(vectors[mode])
-            labels = weighted_means(rows, np.ones(len(rows)), counts[mode], self.n_init, rng)
-            found[mode] = Grouping(labels=labels, size=counts[mode])
-        return shared(task.problem.ties, found)
+        return grouped(
+            task.problem.ties,
+            counts,
+            lambda k: plain_means(self._scaled(vectors[k]), counts[k], self.n_init, rng),
+        )
 
     def _scaled(self, vectors: Floats) -> Floats:
         if self.rows == "plain" or vectors.shape[1] == 1:
@@ -108,6 +107,5 @@ converged_, reason_, log_likelihood_, bic_, bic_path_, noise_variance_
 
     def _nearest(self, nodes: Floats, clusters: Floats) -> Labels:
         if self.rows == "plain":
-            return np.asarray(squared_distances(nodes, clusters).argmin(axis=1), dtype=np.intp)
-        cosines = unit_rows(nodes)[0] @ unit_rows(clusters)[0].T
-        return np.asarray(cosines.argmax(axis=1), dtype=np.intp)
+            return nearest_in_distance(nodes, clusters)
+        return nearest_in_angle(nodes, clusters)

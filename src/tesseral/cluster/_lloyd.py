@@ -5,13 +5,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tesseral.cluster._angles import Assignment, iterate, refill, shared
+from tesseral.cluster._angles import Assignment, grouped, iterate, refill
 from tesseral.cluster._base import TensorBlockClusterer
 from tesseral.cluster._blocks import BlockFit, ModeProfile, fit_means
 from tesseral.cluster._problem import COMMON
 from tesseral.cluster._select import Task
 from tesseral.cluster._source import Floats, Grouping
-from tesseral.cluster._sphere import weighted_means
+from tesseral.cluster._sphere import plain_means
 from tesseral.core.constraints import integer
 from tesseral.core.labels import Labels
 from tesseral.core.random import Seed
@@ -32,10 +32,14 @@ class HigherOrderLloyd(TensorBlockClusterer):
 
     Attributes
     ----------
-    labels_, core_, degrees_, n_clusters_, symmetric_, start_labels_, n_iter_, history_, \
-converged_, reason_, log_likelihood_, bic_, bic_path_, noise_variance_
-        As for :class:`DegreeCorrectedTensorBlockModel`; all degrees are 1, and the history is
-        the mean squared distance of a node's row to its cluster's.
+    labels_, core_, n_clusters_, symmetric_, start_labels_, n_iter_, converged_, reason_
+        As for :class:`DegreeCorrectedTensorBlockModel`, and so are the likelihoods.
+    degrees_ : list of K arrays of shape (d_k,)
+        All 1.
+    history_ : tuple of float
+        Mean squared distance of a node's row to its cluster's, after each iteration.
+    log_likelihood_, bic_, bic_path_, noise_variance_
+        As for :class:`DegreeCorrectedTensorBlockModel`.
 
     References
     ----------
@@ -77,12 +81,9 @@ converged_, reason_, log_likelihood_, bic_, bic_path_, noise_variance_
         self, task: Task, counts: tuple[int, ...], rng: np.random.Generator
     ) -> list[Grouping]:
         rows = task.source.spectral_rows(counts, task.problem.degree_of, task.problem.read)
-        found = {}
-        for mode in task.problem.read:
-            even = np.ones(task.problem.shape[mode])
-            labels = weighted_means(rows[mode], even, counts[mode], self.n_init, rng)
-            found[mode] = Grouping(labels=labels, size=counts[mode])
-        return shared(task.problem.ties, found)
+        return grouped(
+            task.problem.ties, counts, lambda k: plain_means(rows[k], counts[k], self.n_init, rng)
+        )
 
     def _improve(self, task: Task, start: list[Grouping]) -> Assignment:
         return iterate(task.source, task.problem.ties, start, self.max_iter, by_distance)
@@ -91,7 +92,7 @@ converged_, reason_, log_likelihood_, bic_, bic_path_, noise_variance_
         return fit_means(task.source, assignment.groupings)
 
     def _nearest(self, nodes: Floats, clusters: Floats) -> Labels:
-        return np.asarray(squared_distances(nodes, clusters).argmin(axis=1), dtype=np.intp)
+        return nearest_in_distance(nodes, clusters)
 
 
 def by_distance(profile: ModeProfile, grouping: Grouping) -> tuple[Grouping, float, int]:
@@ -101,6 +102,11 @@ def by_distance(profile: ModeProfile, grouping: Grouping) -> tuple[Grouping, flo
     own = distances[np.arange(len(labels)), labels]
     refilled = refill(labels, -own, grouping.size)
     return Grouping(labels=labels, size=grouping.size), float(own.mean()), refilled
+
+
+def nearest_in_distance(nodes: Floats, clusters: Floats) -> Labels:
+    """Return, for each row, the cluster whose row is nearest."""
+    return np.asarray(squared_distances(nodes, clusters).argmin(axis=1), dtype=np.intp)
 
 
 def squared_distances(nodes: Floats, clusters: Floats) -> Floats:

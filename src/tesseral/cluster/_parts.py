@@ -20,7 +20,7 @@ class Part:
     Attributes
     ----------
     tensor : array or CooTensor
-        A sparse tensor has zeros for the others.
+        A sparse tensor has zeros for the others; what is missing, is missing from every part.
     mask : boolean array, or None
         Where a dense tensor shows its entries.
     ties : groups of modes
@@ -49,8 +49,8 @@ def _split(
     found = data.find_ties()
     if is_sparse(X):
         tensor = CooTensor.from_sparse(X)
-        kept = _chosen_entries(tensor, ties, share, rng)
-        first, second = (_stored(tensor, those, found) for those in (kept, ~kept))
+        kept, gone = _chosen_entries(tensor, ties, share, rng), np.isnan(tensor.values)
+        first, second = (_stored(tensor, those | gone, found) for those in (kept, ~kept))
         return first, second
     if data.entries is None:
         raise ParameterError("resampling: needs an array in memory or a sparse tensor.")

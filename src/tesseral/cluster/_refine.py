@@ -9,22 +9,29 @@ it could join, and the node joins where that gives it the largest likelihood:
 * counts: :math:`\sum_B x_{iB} \log S_{aB} - x_i \log \sum_B e_{iB} S_{aB}`, with x the plain
   sums, :math:`x_i` their total and e the ones summed with the others' degrees as weights.
 
-Entries 0 and 1 are assigned as counts, which they are nearly if ones are rare. What is kept is
-judged by the likelihood of the family itself: the iteration stops when that falls.
+* entries 0 and 1: see :mod:`tesseral.cluster._bernoulli`.
+
+Labels are judged at their likeliest degrees and block means: the iteration stops when the
+likelihood falls.
 """
 
-from collections.abc import Sequence
-from math import prod
+from collections.abc import Mapping, Sequence
+from math import ceil, prod
 
 import numpy as np
 from scipy.special import xlogy
 
 from tesseral.cluster._angles import Assignment, refill, shared
+from tesseral.cluster._bernoulli import climb
+from tesseral.cluster._bernoulli import scores as scores_of_bits
 from tesseral.cluster._blocks import BlockFit, cluster_sums, fit_blocks, mean_one, weighted
 from tesseral.cluster._likelihood import Family
 from tesseral.cluster._source import Floats, Grouping, Source
 from tesseral.core.stopping import StoppingRule
 from tesseral.core.ties import Ties
+
+SHARES = (1.0, 0.3, 0.0)
+"""How many of the nodes that would move do: all, and if that is no likelier, some or one."""
 
 ALTERNATIONS = 3
 """How often degrees and block means are fitted in turn for given labels."""
@@ -46,38 +53,42 @@ def refine(
     best = likeliest_fit(source, family, degree_of, assignment.groupings)
     highest = family.evaluate(source, best).log_likelihood
     labels = [grouping.labels for grouping in best.groupings]
+    filled = assignment.refilled
     progress = StoppingRule(max_iter=max_iter, tol=None).start(highest, labels)
     while not progress.done:
-        found, refilled = _reassign(source, family, ties, best)
-        fit = likeliest_fit(source, family, degree_of, found)
-        value = family.evaluate(source, fit).log_likelihood
-        if value < highest:
-            # the labels stay, and labels that repeat are how an iteration arrives
-            progress = progress.update(highest, labels)
-            continue
-        best, highest = fit, value
-        labels = [grouping.labels for grouping in best.groupings]
-        assignment = Assignment(groupings=found, result=assignment.result, refilled=refilled)
+        preferred = _preferences(source, family, ties, best)
+        tried = labels
+        for share in SHARES:
+            found, refilled = _moved(ties, best, preferred, share)
+            if all(np.array_equal(g.labels, z) for g, z in zip(found, tried, strict=True)):
+                continue
+            tried = [grouping.labels for grouping in found]
+            fit = likeliest_fit(source, family, degree_of, found)
+            value = family.evaluate(source, fit).log_likelihood
+            if value > highest:
+                best, highest, labels, filled = fit, value, tried, refilled
+                break
+        # if none was likelier the labels stay, and labels that repeat end an iteration
         progress = progress.update(highest, labels)
-    return Assignment(
-        groupings=assignment.groupings, result=progress.result, refilled=assignment.refilled
-    )
+    groupings = [grouping.unweighted() for grouping in best.groupings]
+    return Assignment(groupings=groupings, result=progress.result, refilled=filled, fit=best)
 
 
 def likeliest_fit(
     source: Source, family: Family, degree_of: Sequence[int], groupings: Sequence[Grouping]
 ) -> BlockFit:
-    """Return, for given labels, the likelier of the angles' fit and of :func:`fit_likelihood`.
+    """Return the likeliest degrees and block means for given labels.
 
-    The second is that of counts where entries are 0 and 1; if ones are not rare, as in a dense
-    block, the first may be likelier.
+    They begin with the likelier of the angles' fit and of :func:`fit_likelihood`; for entries 0 and
+    1, where the second is that of counts, they are then improved.
     """
     fits = [
         fit_likelihood(source, family, degree_of, groupings),
         fit_blocks(source, groupings, degree_of),
     ]
     values = [family.evaluate(source, fit).log_likelihood for fit in fits]
-    return fits[int(values[1] > values[0])]
+    best = fits[int(values[1] > values[0])]
+    return climb(source, degree_of, best) if family.name == "binomial" else best
 
 
 def fit_likelihood(
@@ -102,20 +113,38 @@ def fit_likelihood(
     return BlockFit(groupings=current, core=core)
 
 
-def _reassign(
-    source: Source, family: Family, ties: Ties, fit: BlockFit
-) -> tuple[list[Grouping], tuple[int, ...]]:
+def _preferences(source: Source, family: Family, ties: Ties, fit: BlockFit) -> dict[int, Floats]:
+    """Return how much likelier each node is in each cluster than in its own."""
     modes = [group[0] for group in ties]
     sums, exposures = _statistics(source, family, fit.groupings, modes)
-    found, refilled = {}, {}
+    found = {}
     for mode in modes:
-        scores = _scores(family, sums[mode], exposures[mode], _rows(fit.core, mode))
+        if family.name == "binomial":
+            scores = scores_of_bits(source, fit, mode)
+        else:
+            scores = _scores(family, sums[mode], exposures[mode], _rows(fit.core, mode))
         own = fit.groupings[mode].labels
-        labels = scores.argmax(axis=1).astype(np.intp)
-        silent = ~sums[mode].any(axis=1)
-        labels[silent] = own[silent]
-        refilled[mode] = refill(labels, scores.max(axis=1) - scores.mean(axis=1), scores.shape[1])
-        found[mode] = Grouping(labels=labels, size=scores.shape[1])
+        gains = scores - scores[np.arange(len(own)), own][:, None]
+        gains[~sums[mode].any(axis=1)] = 0.0  # a node without signal stays
+        found[mode] = gains
+    return found
+
+
+def _moved(
+    ties: Ties, fit: BlockFit, preferred: Mapping[int, Floats], share: float
+) -> tuple[list[Grouping], tuple[int, ...]]:
+    """Let a share of the nodes that would move do so, those that gain most, and at least one."""
+    found, refilled = {}, {}
+    for mode, gains in preferred.items():
+        own, size = fit.groupings[mode].labels, gains.shape[1]
+        most = gains.max(axis=1)
+        movers = np.flatnonzero(most > 0)
+        movers = movers[np.argsort(-most[movers], kind="stable")]
+        movers = movers[: max(ceil(share * len(movers)), 1)]
+        labels = own.copy()
+        labels[movers] = gains[movers].argmax(axis=1)
+        refilled[mode] = refill(labels, most - gains.mean(axis=1), size)
+        found[mode] = Grouping(labels=labels, size=size)
     return shared(ties, found), tuple(shared(ties, refilled))
 
 

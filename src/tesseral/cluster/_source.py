@@ -100,6 +100,25 @@ class Source(Protocol):
         """Return the log-likelihood of entries 0 and 1 under a block model."""
         ...
 
+    def bernoulli_slopes(
+        self, groupings: Sequence[Grouping], core: Floats, modes: Sequence[int]
+    ) -> tuple[Rows, Rows]:
+        """Return sums, like :meth:`sums`, of its slopes and of the expected information.
+
+        Both are by the logarithm of an entry's mean.
+        """
+        ...
+
+    def bernoulli_trials(
+        self, groupings: Sequence[Grouping], core: Floats, mode: int, degrees: Floats
+    ) -> tuple[Floats, Floats, Floats]:
+        """Return the log-likelihood of each node of a mode in each cluster, if it moved there.
+
+        ``degrees`` has one for each node and cluster, an array of shape (d, r); of that shape are
+        also the slope and the expected information, by the logarithm of the degree, which follow.
+        """
+        ...
+
 
 def outer(vectors: Sequence[Floats]) -> Floats:
     """Return the products of entries of all vectors, in C order."""

@@ -5,6 +5,7 @@ matrices of unfoldings see degrees only. Nodes do meet each other often: the mar
 modes, the sum over all others, is a matrix that the planted clusters show in.
 """
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from tesseral.cluster._source import Floats
 from tesseral.core.coo import CooTensor
 
 
-def marginal_rows(tensor: CooTensor, mode: int, rank: int) -> Floats:
+def marginal_rows(
+    tensor: CooTensor, mode: int, rank: int, missing: CooTensor | None = None
+) -> Floats:
     r"""Return one row for each node of a mode: its leading directions among the marginals.
 
     The marginals of ``mode`` with each other mode stand side by side in a matrix M, scaled to
@@ -29,6 +32,8 @@ def marginal_rows(tensor: CooTensor, mode: int, rank: int) -> Floats:
     mode : int
     rank : int
         Number of columns, below every d_k.
+    missing : CooTensor, optional
+        Ones where entries are missing; a marginal is divided by the share of it that is seen.
 
     Returns
     -------
@@ -40,7 +45,10 @@ def marginal_rows(tensor: CooTensor, mode: int, rank: int) -> Floats:
     Qin and Rohe (2013), "Regularized spectral clustering under the degree-corrected stochastic
     blockmodel": the scaling. Ke, Shi and Xia, arXiv:1909.06503: the same problem in hypergraphs.
     """
-    scaled = _scaled(_marginals(tensor, mode))
+    marginals = _marginals(tensor, mode)
+    if missing is not None:
+        marginals = marginals + marginals.multiply(_lost(missing, mode))
+    scaled = _scaled(marginals)
     start = np.ones(min(scaled.shape))
     u, s, _ = svds(scaled, k=min(rank, min(scaled.shape) - 1), v0=start)
     return np.asarray(u * s)
@@ -55,6 +63,17 @@ def _marginals(tensor: CooTensor, mode: int) -> Any:
         if k != mode
     ]
     return pieces[0] if len(pieces) == 1 else hstack(pieces, format="csr")
+
+
+def _lost(missing: CooTensor, mode: int) -> Any:
+    """Return, for every marginal of which something is seen, what is missing over what is seen."""
+    counts = _marginals(missing, mode).tocsr()
+    sizes = [missing.shape[k] for k in range(missing.ndim) if k != mode]
+    per_column = np.repeat([prod(sizes) / size for size in sizes], sizes)
+    whole = per_column[counts.indices]
+    seen = whole - counts.data
+    counts.data = np.divide(counts.data, seen, out=np.zeros(len(seen)), where=seen > 0.5)
+    return counts
 
 
 def _scaled(matrix: Any) -> Any:

@@ -74,6 +74,11 @@ def squared_distances(rows: Floats) -> Floats:
     return np.maximum(2.0 - 2.0 * (rows @ rows.T), 0.0)
 
 
+def plain_means(rows: Floats, n_clusters: int, n_init: int, rng: np.random.Generator) -> Labels:
+    """Cluster rows by k-means, each counted once."""
+    return weighted_means(rows, np.ones(len(rows)), n_clusters, n_init, rng)
+
+
 def weighted_means(
     directions: Floats, weights: Floats, n_clusters: int, n_init: int, rng: np.random.Generator
 ) -> Labels:

@@ -63,7 +63,10 @@ def dtype_name(array: Array) -> str:
 
 def address(array: Array) -> int:
     """Return where the first number of a NumPy array or torch tensor lies."""
-    return int(array.data_ptr() if hasattr(array, "data_ptr") else array.ctypes.data)
+    try:
+        return array.data_ptr()  # type: ignore[no-any-return]
+    except AttributeError:
+        return int(array.ctypes.data)
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:

@@ -25,7 +25,7 @@ class CooTensor:
         Indices of the stored entries, one column for each; none twice if made by
         :meth:`from_entries`.
     values : float64 array of shape (n,)
-        Finite.
+        Finite, or NaN where an entry is missing.
     shape : tuple of int
         Sizes (d_0, ..., d_{K-1}).
 
@@ -57,7 +57,7 @@ class CooTensor:
         coords : int array of shape (K, n)
             From 0.
         values : array of shape (n,)
-            Finite and real.
+            Real; NaN for an entry that is missing.
         shape : sequence of int
             Sizes of the K modes; their product must be below 2**63.
         where : str
@@ -66,7 +66,7 @@ class CooTensor:
         Raises
         ------
         ShapeError, DtypeError, ParameterError
-            If shapes or types do not fit, an index is out of range, or a value is not finite.
+            If shapes or types do not fit, an index is out of range, or a value is infinite.
         """
         indices, entries = np.asarray(coords), np.asarray(values)
         _check_entries(where, indices, entries, tuple(shape))
@@ -92,6 +92,8 @@ class CooTensor:
         ------
         DtypeError
             If it is neither.
+        ParameterError
+            If what it does not store is not zero.
         """
         if isinstance(given, CooTensor):
             return given
@@ -107,6 +109,11 @@ class CooTensor:
             raise DtypeError(
                 f"{where}: needs a SciPy sparse matrix, sparse.COO or CooTensor, "
                 f"got {type(given).__name__}."
+            )
+        if given.fill_value != 0:
+            raise ParameterError(
+                f"{where}: what a sparse tensor does not store must be zero, "
+                f"got fill_value={given.fill_value}."
             )
         return cls.from_entries(given.coords, given.data, given.shape, where=where)
 
@@ -208,7 +215,7 @@ class CooTensor:
         one, other = np.argsort(here, kind="stable"), np.argsort(there, kind="stable")
         return bool(
             np.array_equal(here[one], there[other])
-            and np.array_equal(self.values[one], self.values[other])
+            and np.array_equal(self.values[one], self.values[other], equal_nan=True)
         )
 
 
@@ -268,8 +275,5 @@ def _check_entries(
     sizes = np.array(shape)[:, None]
     if ((coords < 0) | (coords >= sizes)).any():
         raise ParameterError(f"{where}: a coordinate is outside the shape {shape}.")
-    if not np.isfinite(values).all():
-        raise ParameterError(
-            f"{where}: the stored values contain infinity or NaN; entries that are missing "
-            "cannot be told from zeros in a sparse tensor."
-        )
+    if np.isinf(values).any():
+        raise ParameterError(f"{where}: the stored values contain infinity.")

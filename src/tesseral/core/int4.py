@@ -125,6 +125,11 @@ class Int4Linears:
     biases : sequence of float32 arrays of shape (out_features_i,), or None
         One for each weight.
 
+    Attributes
+    ----------
+    addresses : list of (int, int, int)
+        Where codes, scale and bias of each weight lie; 0 for no bias.
+
     Raises
     ------
     DtypeError, ShapeError
@@ -137,7 +142,7 @@ class Int4Linears:
         for weight, bias in zip(weights, biases, strict=True):
             self._check_weight(weight, bias)
         self.out_features = [int(weight.data.shape[0]) for weight in weights]
-        self._rows = [
+        self.addresses = [
             (address(data), address(scale), 0 if bias is None else address(bias))
             for data, scale, bias in self._arrays
         ]
@@ -161,11 +166,11 @@ class Int4Linears:
         if bias is not None:
             _check_array("bias", bias, "float32", shape[:1])
 
-    def reads(self, arrays: Sequence[tuple[Any, Any, Any]]) -> bool:
-        """Whether these codes, scales and biases lie where those it was made with lay."""
-        return self._rows == [
-            (address(data), address(scale), 0 if bias is None else address(bias))
-            for data, scale, bias in arrays
+    def reads(self, arrays: Sequence[Sequence[Any]]) -> bool:
+        """Whether these codes, scales and biases, first of each, lie where those it has lie."""
+        return self.addresses == [
+            (address(given[0]), address(given[1]), 0 if given[2] is None else address(given[2]))
+            for given in arrays
         ]
 
     def __call__(
@@ -202,7 +207,7 @@ class Int4Linears:
         if kind not in ("float32", "bfloat16"):
             raise DtypeError(f"Int4Linears: out must be float32 or bfloat16, got {kind}.")
         rows = []
-        for row, n, out in zip(self._rows, self.out_features, outs, strict=True):
+        for row, n, out in zip(self.addresses, self.out_features, outs, strict=True):
             _check_array("out", out, kind, (m, n))
             rows.append((*row, address(out), n))
         _native.linear_int4_floats(

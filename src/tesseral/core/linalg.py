@@ -279,7 +279,7 @@ def fix_signs(u: Array, vh: Array | None = None) -> tuple[Array, Array | None]:
 
 
 def orthonormality_error(matrix: Array) -> float:
-    """Return how far the columns of a matrix are from orthonormal: max |Q'Q - I|.
+    """Return how far the columns of a matrix are from orthonormal: ``max |Q'Q - I|``.
 
     Examples
     --------

@@ -6,6 +6,7 @@ from typing import Any, Self
 from array_api_compat import array_namespace
 
 from tesseral._errors import DtypeError, ShapeError
+from tesseral.core._arrays import dtype_name
 from tesseral.core.packing import pack, packed_length, unpack
 
 
@@ -44,7 +45,7 @@ class PackedTensor:
     offset: Any = None
 
     def __post_init__(self) -> None:
-        if self.data.dtype != array_namespace(self.data).uint8:
+        if dtype_name(self.data) != "uint8":
             raise DtypeError(f"PackedTensor: data must be uint8, got {self.data.dtype}.")
         if self.data.shape[-1] != packed_length(self.length, self.bits):
             raise ShapeError(

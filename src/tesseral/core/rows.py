@@ -8,7 +8,8 @@ from tesseral._errors import DtypeError, ParameterError, ShapeError
 from tesseral.core._arrays import address, dtype_name
 from tesseral.runtime.cpu import cpu_target, cpu_threads
 
-_ELEMENTS = ("float32", "bfloat16", "float16")
+ROW_TYPES = ("float32", "bfloat16", "float16")
+"""Types of rows that can be read."""
 
 
 def quantize_rows(
@@ -74,6 +75,11 @@ class RowQuantizer:
     factors, clip, bits
         As for :func:`quantize_rows`; the arrays are kept.
 
+    Attributes
+    ----------
+    addresses : list of int
+        Where both factors and the clip lie; 0 for an identity.
+
     Raises
     ------
     DtypeError, ShapeError, ParameterError
@@ -85,16 +91,16 @@ class RowQuantizer:
             raise ParameterError(f"quantize_rows: bits={bits} do not fit int8 codes; 2 to 8 do.")
         for factor in factors:
             if factor is not None:
-                _expect("factor", factor, "float32", (len(factor),) * 2)
-        _expect("clip", clip, "float32", (2,))
+                check_rows("factor", factor, "float32", (len(factor),) * 2)
+        check_rows("clip", clip, "float32", (2,))
         self._arrays = (*factors, clip)
         self._sizes = tuple(None if factor is None else len(factor) for factor in factors)
-        self._addresses = [0 if a is None else address(a) for a in self._arrays]
-        self._bits = bits
+        self.addresses = [0 if a is None else address(a) for a in self._arrays]
+        self.bits = bits
 
     def reads(self, factors: Sequence[Any], clip: Any) -> bool:
         """Whether these arrays lie where those it was made with lay."""
-        return self._addresses == [0 if a is None else address(a) for a in (*factors, clip)]
+        return self.addresses == [0 if a is None else address(a) for a in (*factors, clip)]
 
     def __call__(
         self,
@@ -107,19 +113,19 @@ class RowQuantizer:
     ) -> None:
         """Fill ``codes`` and ``scale``; see :func:`quantize_rows`."""
         element = dtype_name(rows)
-        if element not in _ELEMENTS:
-            raise DtypeError(f"quantize_rows: rows must be one of {_ELEMENTS}, got {element}.")
+        if element not in ROW_TYPES:
+            raise DtypeError(f"quantize_rows: rows must be one of {ROW_TYPES}, got {element}.")
         if rows.ndim != 2:
             raise ShapeError(
                 f"quantize_rows: rows must be a matrix, got shape {tuple(rows.shape)}."
             )
         m, n = rows.shape
-        left, right = self._split(n)
-        stride = _expect("rows", rows, element, (m, n))
-        codes_stride = _expect("codes", codes, "int8", (m, n))
-        if _expect("scale", scale, "float32", (m, 1)) != 1:
+        left, right = self.split(n)
+        stride = check_rows("rows", rows, element, (m, n))
+        codes_stride = check_rows("codes", codes, "int8", (m, n))
+        if check_rows("scale", scale, "float32", (m, 1)) != 1:
             raise ShapeError("quantize_rows: scale must be contiguous in C order.")
-        left_factor, right_factor, clip = self._addresses
+        left_factor, right_factor, clip = self.addresses
         _native.quantize_rows(
             element,
             address(rows),
@@ -130,7 +136,7 @@ class RowQuantizer:
             left_factor,
             right_factor,
             clip,
-            self._bits,
+            self.bits,
             address(codes),
             codes_stride,
             address(scale),
@@ -138,7 +144,8 @@ class RowQuantizer:
             cpu_target(target),
         )
 
-    def _split(self, n: int) -> tuple[int, int]:
+    def split(self, n: int) -> tuple[int, int]:
+        """Return the sizes of both factors for rows of ``n`` elements, identities included."""
         left, right = self._sizes
         if left is None:
             left = 1 if right is None else n // max(right, 1)
@@ -151,7 +158,7 @@ class RowQuantizer:
         return left, right
 
 
-def _expect(name: str, array: Any, dtype: str, shape: tuple[int, ...]) -> int:
+def check_rows(name: str, array: Any, dtype: str, shape: tuple[int, ...]) -> int:
     """Check an array whose last axis has neighbours; return the distance along its first."""
     if dtype_name(array) != dtype:
         raise DtypeError(f"quantize_rows: {name} must be {dtype}, got {dtype_name(array)}.")
@@ -176,3 +183,21 @@ def _expect(name: str, array: Any, dtype: str, shape: tuple[int, ...]) -> int:
     if name == "factor" and distance != shape[-1]:
         raise ShapeError(f"quantize_rows: {name} must be contiguous in C order.")
     return distance
+
+
+def check_dense(name: str, array: Any, dtype: str, m: int, n: int) -> None:
+    """Check an array of ``m`` rows of ``n`` elements in C order, whatever the axes before."""
+    if dtype_name(array) != dtype:
+        raise DtypeError(f"quantize_rows: {name} must be {dtype}, got {dtype_name(array)}.")
+    if hasattr(array, "data_ptr"):
+        on_cpu, dense, size = array.is_cpu, array.is_contiguous(), array.numel()
+    else:
+        on_cpu, dense, size = True, array.flags.c_contiguous, array.size
+    if not on_cpu:
+        raise ParameterError(
+            f"quantize_rows: {name} must be on the CPU, got device {array.device}."
+        )
+    if not dense or array.shape[-1] != n or size != m * n:
+        raise ShapeError(
+            f"quantize_rows: {name} must be {m} rows of {n} in C order, got {tuple(array.shape)}."
+        )

@@ -123,19 +123,58 @@ class QuantizedKVLayer(CacheLayerMixin):  # type: ignore[misc]
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        encoded = self._codec.encode(key_states, value_states)
+        codec, (keys, values) = self._codec, self._sides
         keep = None if self._records or self._window is None else self._window - 1
         visible = self.get_mask_sizes(key_states.shape[-2])[0]
-        keys, values = (
-            _last(side.append(new, keep), visible)
-            for side, new in zip(self._sides, encoded, strict=True)
+        stored = (
+            keys.append_by(lambda at: codec.encode_key(key_states, at), key_states.shape, keep),
+            values.append_by(
+                lambda at: codec.encode_value(value_states, at), value_states.shape, keep
+            ),
         )
         self._length += key_states.shape[-2]
         if keep is None:
-            self.keys, self.values = keys, values
+            self.keys, self.values = stored
         else:
             self._refresh()
-        return keys, values
+        return _last(stored[0], visible), _last(stored[1], visible)
+
+    @torch.no_grad()
+    def update_by(
+        self,
+        write: Callable[[list[torch.Tensor], list[torch.Tensor]], Any],
+        shape: tuple[int, int, int, int],
+        like: torch.Tensor,
+    ) -> tuple[States, States]:
+        """Append tokens that ``write`` encodes; for layers without a sliding window.
+
+        Parameters
+        ----------
+        write : callable
+            Fills the arrays where keys and values of the new tokens go.
+        shape : (batch, kv_heads, new, head_dim)
+            What is appended.
+        like : tensor
+            Of the type and on the device of the states that are encoded.
+
+        Returns
+        -------
+        keys, values
+            As of :meth:`update`.
+        """
+        if not self.is_initialized:
+            nothing = like.new_empty((*shape[:2], 0, shape[3]))
+            self.lazy_initialization(nothing, nothing)
+        keys, values = self._sides
+        stored: list[States] = []
+
+        def write_both(key_places: Any) -> Any:
+            stored.append(values.append_by(lambda places: write(key_places, places), shape))
+
+        self.keys = keys.append_by(write_both, shape)
+        self.values = stored[0]
+        self._length += shape[2]
+        return self.keys, self.values
 
     def get_seq_length(self) -> int:
         """Return the number of tokens seen so far."""

@@ -15,7 +15,12 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from tesseral._errors import CheckpointError, TesseralError, UnsupportedModelError
+from tesseral._errors import (
+    CheckpointError,
+    ParameterError,
+    TesseralError,
+    UnsupportedModelError,
+)
 from tesseral.llm.attention_interface import IMPLEMENTATION
 
 
@@ -48,14 +53,14 @@ def load(
         If it is no causal language model that transformers knows; code in the directory is
         never run.
     ParameterError
-        If its quantisation has unknown keys or an unknown version.
+        If its quantisation has unknown keys or an unknown version, or there is no such device.
     """
-    path = Path(path)
+    path, device = Path(path), usable_device(device)
     description = read_config(path)
     _check_architecture(path, description["model_type"])
     stored = stored_dtype(path, description)
     if dtype is None:
-        dtype = torch.float32 if torch.device(device).type == "cpu" else stored
+        dtype = torch.float32 if device.type == "cpu" else stored
     with named_failures(path, "model"):
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
@@ -70,6 +75,23 @@ def load(
         )
     refuse_partial(path, report)
     return model.to(device).eval(), read_tokenizer(path)
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return a device, once it is sure that tensors can be put there.
+
+    Raises
+    ------
+    ParameterError
+        If torch knows no such device or cannot use it.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = shorten(str(error), 120)
+        raise ParameterError(f"device {str(device)!r} cannot be used here: {reason}.") from None
+    return found
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

@@ -14,7 +14,7 @@ from tesseral.llm.card import model_card
 from tesseral.llm.footprint import disk_bytes
 from tesseral.llm.layouts import blocks_name, blocks_of, check_architecture, final_norm_of
 from tesseral.llm.lazy_model import LazyModel
-from tesseral.llm.loading import quiet, read_config, read_tokenizer, stored_dtype
+from tesseral.llm.loading import quiet, read_config, read_tokenizer, stored_dtype, usable_device
 from tesseral.llm.quantizer import save
 from tesseral.llm.resume import Progress, disk_errors, identity
 from tesseral.llm.text import clip_length, sample, tokenize
@@ -79,6 +79,8 @@ def quantize(
         If the model cannot be read, is quantised already, or is of an unknown kind.
     DataError
         If the text is shorter than one sequence.
+    ParameterError
+        If there is no such device.
     CalibrationError
         If the model, the loss or what was learned is not finite.
     OSError
@@ -91,6 +93,7 @@ def quantize(
         If the run may need more memory than is available.
     """
     source, out = Path(model), check_output(out, overwrite=overwrite)
+    place = usable_device(device)
     if source.resolve().is_relative_to(out):
         raise OutputExistsError(f"{out} holds the model {source}; choose another output.")
     description = read_config(source)
@@ -108,7 +111,7 @@ def quantize(
     needed = budget(lazy.model, config, *sequences.shape)
     if announce is not None:
         announce(needed)
-    check(needed, out, torch.device(device))
+    check(needed, out, place)
     progress = Progress(out, identity(source, config, text), resume=resume)
     quantize_blocks(
         lazy.model,
@@ -116,7 +119,7 @@ def quantize(
         sequences,
         progress,
         report or (lambda _: None),
-        read=partial(lazy.read_block, device=torch.device(device), dtype=torch.float32),
+        read=partial(lazy.read_block, device=place, dtype=torch.float32),
     )
     final_norm_of(lazy.model).to(dtype)
     with quiet(), disk_errors(out), atomic_directory(out, overwrite=overwrite) as temporary:

@@ -13,6 +13,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from tesseral._errors import CheckpointError
 from tesseral.llm.attention_interface import IMPLEMENTATION
 from tesseral.llm.layouts import blocks_of, open_block
+from tesseral.llm.native_modules import use_native_modules
 from tesseral.quantization.block import replace_with_quantized
 from tesseral.quantization.config import VERSION, QuantizationConfig
 
@@ -58,6 +59,10 @@ class TesseralQuantizer(HfQuantizer):  # type: ignore[misc]
         del kwargs
         install(model, self.quantization_config.settings)
         model.set_attn_implementation(IMPLEMENTATION)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        del kwargs
+        use_native_modules(model)
 
     def update_weight_conversions(self, weight_conversions: list[Any], *_: Any) -> list[Any]:
         """Return no conversions: our checkpoints name every tensor as the module that holds it."""

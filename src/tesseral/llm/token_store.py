@@ -1,7 +1,7 @@
 """Encoded keys or values of one layer, in arrays that take new tokens at their end."""
 
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeAlias
 
 import torch
 
@@ -13,6 +13,10 @@ from tesseral.llm.reserved import reserve
 
 _ROOM = 64
 """Lengths that an array can hold are multiples of this."""
+
+
+Write: TypeAlias = Callable[[list[torch.Tensor] | None], Any]
+"""Writes an encoding to arrays, or makes new ones."""
 
 
 class TokenStore:
@@ -63,15 +67,33 @@ class TokenStore:
         ShapeError
             If batch or heads are not those of the tokens held.
         """
-        new = self._fitting(encoded)
-        end = self._end + new[0].shape[2]
+        return self.append_by(lambda places: _put(encoded, places), encoded.shape, keep)
+
+    def append_by(self, write: Write, shape: Sequence[int], keep: int | None = None) -> States:
+        """Put what ``write`` makes behind the tokens held, without a copy where there is room.
+
+        Parameters
+        ----------
+        write : callable
+            Fills the arrays of an encoding of ``shape`` that it is given, or gets ``None`` and
+            returns the encoding.
+        shape : (batch, kv_heads, new, head_dim)
+        keep : int, optional
+            As for :meth:`append`, which says more.
+        """
+        given, held = tuple(shape[:2]), tuple(self._nothing.shape[:2])
+        if given != held:
+            raise ShapeError(
+                f"QuantizedKVCache: new tokens for (batch, kv_heads) = {given} do not fit those "
+                f"stored for {held}; reset the cache or make another."
+            )
+        end = self._end + shape[2]
         if end > self._room:
             if keep is not None:
-                return self._turn_over(new, keep)
+                return self._turn_over(arrays_of(write(None)), keep)
             end -= self._start
             self._move(end + end // 4 if self._end else end)
-        for array, part in zip(self._arrays, new, strict=True):
-            array[:, :, self._end : end] = part
+        write([array.narrow(2, self._end, shape[2]) for array in self._arrays])
         self._end = end
         states = self.states
         if keep is not None:
@@ -108,7 +130,7 @@ class TokenStore:
         return int(self._arrays[0].shape[2])
 
     def _held(self) -> list[torch.Tensor]:
-        return [array[:, :, self._start : self._end] for array in self._arrays]
+        return [array.narrow(2, self._start, self.length) for array in self._arrays]
 
     def _states(self, arrays: list[torch.Tensor]) -> States:
         if not isinstance(self._nothing, PackedTensor):
@@ -118,15 +140,6 @@ class TokenStore:
         return PackedTensor(
             data=arrays[0], scale=arrays[1], offset=offset, bits=like.bits, length=like.length
         )
-
-    def _fitting(self, encoded: States) -> list[torch.Tensor]:
-        given, held = tuple(encoded.shape[:2]), tuple(self._nothing.shape[:2])
-        if given != held:
-            raise ShapeError(
-                f"QuantizedKVCache: new tokens for (batch, kv_heads) = {given} do not fit those "
-                f"stored for {held}; reset the cache or make another."
-            )
-        return arrays_of(encoded)
 
     def _empty(self, length: int) -> list[torch.Tensor]:
         """Return arrays for so many tokens or more."""
@@ -164,3 +177,9 @@ class TokenStore:
 
 def _multiple(length: int) -> int:
     return -(-length // _ROOM) * _ROOM
+
+
+def _put(encoded: States, places: list[torch.Tensor] | None) -> States:
+    for place, part in zip(places or [], arrays_of(encoded), strict=places is not None):
+        place.copy_(part)
+    return encoded

@@ -62,7 +62,8 @@ class SimulatedBlock(nn.Module):
         self.block, self.layout, self.shape, self.config = (block,), layout, shape, config
         linears = original_linears(block, layout)
         config.check_layers(linears)
-        self.dtype = working_dtype(next(iter(linears.values())).weight.dtype)
+        weight = next(iter(linears.values())).weight
+        self.dtype, self.device = working_dtype(weight.dtype), weight.device
         self.inputs = {
             s.name: self._input(s, linears, maxima[s.name], generator) for s in INPUT_SITES
         }
@@ -82,7 +83,7 @@ class SimulatedBlock(nn.Module):
     ) -> LearnableKronecker | Kronecker:
         if self.config.transform == "none":
             return Kronecker((None,) * len(sizes), (None,) * len(sizes))
-        starts = [random_hadamard(n, generator).to(self.dtype) for n in sizes]
+        starts = [random_hadamard(n, generator).to(self.device, self.dtype) for n in sizes]
         if "transforms" not in self.config.learned:
             return Kronecker.from_factors(starts)
         return LearnableKronecker(starts, self.config.parametrisation)
@@ -120,7 +121,12 @@ class SimulatedBlock(nn.Module):
         )
 
     def _clip(self, rows: int | None = None) -> Clip:
-        return Clip(rows, learned="clips" in self.config.learned)
+        return Clip(rows, learned="clips" in self.config.learned, dtype=self.dtype)
+
+    def multiply_in(self, product: torch.dtype | None) -> None:
+        """Have all layers multiply in a type, or in their own."""
+        for linear in self.linears.values():
+            linear.product = product
 
     def refresh(self) -> None:
         """Compute every transform at its present parameters."""

@@ -14,6 +14,7 @@ ROUNDINGS = ("nearest", "gptq")
 OBJECTIVES = ("token", "mean")
 PARAMETRISATIONS = ("cayley", "free")
 STARTS = ("moments", "hadamard")
+PRECISIONS = ("float32", "bfloat16")
 LEARNABLE = ("transforms", "scales", "clips")
 OFF = 16
 LARGEST_SEED = 2**32 - 1
@@ -77,6 +78,9 @@ class QuantizationConfig:
         V, or as matrices whose inverses are computed in float64.
     learning_rate, clip_learning_rate : float
         Initial step sizes of transforms and scales, and of clips; both decay by a cosine.
+    precision : {"float32", "bfloat16"}
+        Type in which layers multiply while they learn; transforms and rounding stay in
+        float32. A block whose loss is not finite in bfloat16 is learned again in float32.
     seed : int
         Fixes calibration text, random starts and the order of batches.
     version : int
@@ -114,6 +118,7 @@ class QuantizationConfig:
     parametrisation: str = "cayley"
     learning_rate: float = 5e-3
     clip_learning_rate: float = 5e-2
+    precision: str = "float32"
     seed: int = 0
     version: int = VERSION
 
@@ -128,6 +133,7 @@ class QuantizationConfig:
         _check_choice("objective", self.objective, OBJECTIVES)
         _check_choice("parametrisation", self.parametrisation, PARAMETRISATIONS)
         _check_choice("start", self.start, STARTS)
+        _check_choice("precision", self.precision, PRECISIONS)
         _check_learn(self.learn)
         object.__setattr__(self, "learn", tuple(self.learn))
         object.__setattr__(self, "layers", _checked_layers(self.layers))

@@ -41,7 +41,8 @@ def frozen_state(
         prefix = f"{simulated.layout.owner(site)}.{site.name}"
         state |= _input_state(prefix, simulated.inputs[site.name])
     for name, roles in simulated.layout.linears.items():
-        state |= _linear_state(simulated, name, (moments or {}).get(site_of(roles[0]).name))
+        site = site_of(roles[0]).name
+        state |= _linear_state(simulated, name, dtype, (moments or {}).get(site))
     state |= _codec_state(simulated) | _scaled_state(simulated)
     return {
         name: tensor.to(dtype).contiguous() if tensor.is_floating_point() else tensor
@@ -62,7 +63,7 @@ def _input_state(prefix: str, source: SimulatedInput) -> dict[str, Tensor]:
 
 
 def _linear_state(
-    simulated: SimulatedBlock, name: str, moments: Tensor | None
+    simulated: SimulatedBlock, name: str, dtype: torch.dtype, moments: Tensor | None
 ) -> dict[str, Tensor]:
     linear = simulated.linears[name]
     weight, bias = linear.fused(torch.float64)
@@ -77,8 +78,8 @@ def _linear_state(
     if linear.bits == OFF:
         return state | {f"{name}.weight_values": weight}
     scale = weight_scale(weight, linear.clip(), linear.bits, linear.group_size)
-    # the stored scale is float32: round with the value that will be read back
-    scale = scale.float().double()
+    # round with the value that will be read back
+    scale = scale.to(dtype).double()
     if moments is None:
         codes = nearest_codes(weight, scale, linear.bits)
     else:

@@ -1,16 +1,22 @@
 """How keys and values are transformed and stored in a cache."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from tesseral.core.packed import PackedTensor
 from tesseral.core.packing import storage_bits
 from tesseral.quantization.config import OFF
-from tesseral.quantization.numerics import asymmetric_codes, asymmetric_scale, row_range
+from tesseral.quantization.kernels.heads import (
+    HEADS,
+    HeadsBackend,
+    Places,
+    heads_problem,
+    new_places,
+)
 from tesseral.quantization.transforms.frozen import FrozenKronecker
-
-_FEW = 2**14
-"""Numbers of which calling an operation takes longer than what it does."""
 
 
 class KVCodec(nn.Module):
@@ -46,37 +52,98 @@ class KVCodec(nn.Module):
     ) -> None:
         super().__init__()
         self.key_bits, self.value_bits = key_bits, value_bits
+        self._chosen: dict[str, Any] = {}
         self.key_transform = FrozenKronecker([head_dim], dtype)
         self.query_transform = FrozenKronecker([head_dim], dtype)
         self.register_buffer("key_clip", torch.ones(2, dtype=dtype))
         self.register_buffer("value_clip", torch.ones(2, dtype=dtype))
 
     def transform_query(self, query: Tensor) -> Tensor:
-        """Return queries of shape (..., head_dim) that fit transformed keys."""
-        transformed: Tensor = self.query_transform(query).to(query.dtype)
-        return transformed
+        """Return queries of shape (batch, heads, length, head_dim) that fit transformed keys."""
+        factor = _factor(self.query_transform)
+        if factor is None or self.query_transform.is_watched:
+            transformed: Tensor = self.query_transform(query)
+            return transformed.to(query.dtype)
+        return self._backend(query).transform(query, factor)
 
     def encode(
         self, key: Tensor, value: Tensor
     ) -> tuple[Tensor | PackedTensor, Tensor | PackedTensor]:
         """Return keys and values of shape (batch, kv_heads, length, head_dim) as stored."""
-        key = self.key_transform(key).to(key.dtype)
-        alike = self.key_bits == self.value_bits != OFF and key.shape == value.shape
-        if alike and key.numel() <= _FEW:
-            clip = torch.stack((self.key_clip, self.value_clip))[:, None, None, None]
-            both = encode_heads(torch.stack((key, value)), clip, self.key_bits)
-            return both[0], both[1]
-        return (
-            encode_heads(key, self.key_clip, self.key_bits),
-            encode_heads(value, self.value_clip, self.value_bits),
-        )
+        return self.encode_key(key), self.encode_value(value)
+
+    def encode_key(
+        self, key: Tensor, places: Sequence[Tensor] | None = None
+    ) -> Tensor | PackedTensor:
+        """Return keys as stored; see :func:`encode_heads`."""
+        factor = _factor(self.key_transform)
+        if self.key_bits == OFF or self.key_transform.is_watched:
+            key, factor = self.key_transform(key).to(key.dtype), None
+        return self._encode(key, factor, self.key_clip, self.key_bits, places)
+
+    def encode_value(
+        self, value: Tensor, places: Sequence[Tensor] | None = None
+    ) -> Tensor | PackedTensor:
+        """Return values as stored; see :func:`encode_heads`."""
+        return self._encode(value, None, self.value_clip, self.value_bits, places)
+
+    def _encode(
+        self,
+        x: Tensor,
+        factor: Tensor | None,
+        clip: Tensor,
+        bits: int,
+        places: Sequence[Tensor] | None,
+    ) -> Tensor | PackedTensor:
+        backend = None if bits == OFF else self._backend(x if not x.requires_grad else x.detach())
+        return encode_heads(x, clip, bits, factor=factor, places=places, backend=backend)
+
+    def _backend(self, x: Tensor) -> HeadsBackend:
+        clip: Any = self._buffers["key_clip"]
+        gradient = x.requires_grad and torch.is_grad_enabled()
+        # for one token, choosing takes as long as encoding
+        asked = x.dtype, clip.dtype, x.device.type, x.shape[-1], gradient, HEADS.asked
+        if self._chosen.get("asked") != asked:
+            self._chosen["backend"] = HEADS.choose(heads_problem(*asked[:-1]))
+            self._chosen["asked"] = asked
+        backend: HeadsBackend = self._chosen["backend"]
+        return backend
 
 
-def encode_heads(x: Tensor, clip: Tensor, bits: int) -> Tensor | PackedTensor:
-    """Pack rows to asymmetric codes, or return them as they are when ``bits`` are off."""
+def encode_heads(
+    x: Tensor,
+    clip: Tensor,
+    bits: int,
+    *,
+    factor: Tensor | None = None,
+    places: Sequence[Tensor] | None = None,
+    backend: HeadsBackend | None = None,
+) -> Tensor | PackedTensor:
+    """Pack heads to asymmetric codes, or return them as they are when ``bits`` are off.
+
+    Parameters
+    ----------
+    x : tensor of shape (batch, heads, tokens, head_dim)
+    clip, bits, factor
+        As :class:`~tesseral.quantization.kernels.heads.HeadsBackend` takes them.
+    places : sequence of tensors, optional
+        Written and returned: codes, scales and offsets, or the numbers when bits are off. By
+        default new ones.
+    backend : HeadsBackend, optional
+        Who encodes; torch's operations by default.
+    """
     if bits == OFF:
-        return x
-    x = x.to(clip.dtype)
-    scale, offset = asymmetric_scale(*row_range(x, clip), bits)
-    codes = asymmetric_codes(x, scale, offset, bits).to(torch.uint8)
-    return PackedTensor.from_codes(codes, scale.half(), offset.half(), bits=storage_bits(bits))
+        return x if places is None else places[0].copy_(x)
+    found = new_places(x, bits) if places is None else Places(*places)
+    (backend or HEADS.get("portable")).encode(x, factor, clip, bits, found)
+    return PackedTensor(
+        data=found.data,
+        scale=found.scale,
+        offset=found.offset,
+        bits=storage_bits(bits),
+        length=x.shape[-1],
+    )
+
+
+def _factor(transform: FrozenKronecker) -> Tensor | None:
+    return transform.factors[0]

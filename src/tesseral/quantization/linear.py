@@ -1,7 +1,8 @@
 """Linear layers over packed weights and quantised inputs; they know no model."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,8 @@ from torch import Tensor, nn
 from tesseral.core.packed import PackedTensor
 from tesseral.core.packing import packed_length, storage_bits
 from tesseral.quantization.config import OFF
-from tesseral.quantization.kernels.problem import LinearProblem, RowsProblem, StoredWeight
-from tesseral.quantization.kernels.registry import BACKENDS, ROWS
+from tesseral.quantization.kernels.problem import LinearProblem, StoredWeight, rows_problem
+from tesseral.quantization.kernels.registry import BACKENDS, ROWS, RowsBackend
 from tesseral.quantization.shared_input import SharedInput
 from tesseral.quantization.transforms.frozen import FrozenKronecker
 
@@ -24,16 +25,20 @@ class QuantizedActivation:
     codes : int8 tensor of shape (..., in_features)
     scale : floating tensor of shape (..., 1)
     products : dict
-        Outputs of layers that were computed together with a sibling's, until they are fetched.
+        Outputs of layers that were computed together with a sibling's.
     """
 
     codes: Tensor
     scale: Tensor
-    products: dict["QuantizedLinear", Tensor] = field(default_factory=dict, compare=False)
+    products: "Products" = field(default_factory=dict, compare=False)
 
     def dequantize(self) -> Tensor:
         """Return the values in the type of the scale."""
         return self.codes.to(self.scale.dtype) * self.scale
+
+
+Products: TypeAlias = "dict[QuantizedLinear, Tensor]"
+"""Outputs of layers that were computed together, until they are fetched."""
 
 
 class QuantizedInput(SharedInput):
@@ -61,6 +66,9 @@ class QuantizedInput(SharedInput):
         self._layers: list[QuantizedLinear] = []
         self._memo: dict[str, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_memo": {}}  # kernels hold addresses
+
     @property
     def layers(self) -> list["QuantizedLinear"]:
         """The layers that read the same tensor, where these are all that were built."""
@@ -68,27 +76,53 @@ class QuantizedInput(SharedInput):
 
     def add_layer(self, layer: "QuantizedLinear") -> None:
         """Count a layer that will call this module, and remember it."""
+        self._memo.clear()
         self.add_reader()
         self._layers.append(layer)
 
-    def compute(self, x: Tensor) -> Tensor | QuantizedActivation:
+    def compute(self, x: Tensor) -> "Tensor | QuantizedActivation | Products":
+        """Return what all readers give, if one call of a kernel does; else what they read."""
+        stored = self._stored()
+        joined = None if stored is None else self._joined(x, stored[0])
+        transform: Any = self._modules["transform"]
+        if joined is None or transform.is_watched:
+            return self.quantize(x)
+        clip = self._buffers["clip"]
+        outputs = joined(x, transform.factors, clip, self.bits, stored, self._memo)
+        return dict(zip(self._layers, outputs, strict=True))
+
+    def _stored(self) -> list[StoredWeight] | None:
+        """Return the weights of all layers, if each is packed and no other reads the input."""
+        layers = self._layers
+        if self.bits == OFF or not layers or len(layers) != self.readers:
+            return None
+        return None if any(layer.bits == OFF for layer in layers) else [x.stored for x in layers]
+
+    def _joined(self, x: Tensor, first: StoredWeight) -> Callable[..., list[Tensor]] | None:
+        """Return what gives all layers from the rows themselves, if a backend does."""
+        # for one token, choosing takes as long as computing
+        asked = x.dtype, x.is_cpu, first.scale.dtype, ROWS.asked, BACKENDS.asked
+        known = self._memo.get("choice")
+        if known is None or known[0] != asked:
+            known = asked, _joined(self._rows_backend(x).name, self._layers)
+            self._memo["choice"] = known
+        chosen: Callable[..., list[Tensor]] | None = known[1]
+        return chosen
+
+    def quantize(self, x: Tensor) -> Tensor | QuantizedActivation:
         """Return codes with scales, or the dense transformed input when bits are off."""
         if self.bits == OFF:
             dense: Tensor = self.transform(x)
             return dense
-        transform, memo = self.transform, self._memo
-        factors = transform.factors
-        if transform.is_watched:  # someone wants to see the values
-            x, factors, memo = transform(x), [None, None], {}
-        problem = RowsProblem(
-            device=x.device.type,
-            dtype=str(x.dtype).removeprefix("torch."),
-            working_dtype=str(self.clip.dtype).removeprefix("torch."),
-            bits=self.bits,
-        )
-        return QuantizedActivation(
-            *ROWS.choose(problem).quantize(x, factors, self.clip, self.bits, memo)
-        )
+        factors, memo = self.transform.factors, self._memo
+        if self.transform.is_watched:  # someone wants to see the values
+            x, factors, memo = self.transform(x), [None, None], {}
+        codes, scale = self._rows_backend(x).quantize(x, factors, self.clip, self.bits, memo)
+        return QuantizedActivation(codes, scale)
+
+    def _rows_backend(self, x: Tensor) -> RowsBackend:
+        clip: Any = self._buffers["clip"]
+        return ROWS.choose(rows_problem(x.dtype, clip.dtype, x.device.type, self.bits))
 
 
 class QuantizedLinear(nn.Module):
@@ -134,7 +168,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.bits = in_features, out_features, bits
         # in a tuple: the module around owns the input, so it is not registered twice
-        self._source = (source,)
+        self._source, self._storage_bits = (source,), storage_bits(bits) if bits != OFF else OFF
         source.add_layer(self)
         self._memo: dict[str, Any] = {}
         self._problems: dict[str, LinearProblem] = {}
@@ -149,6 +183,9 @@ class QuantizedLinear(nn.Module):
             groups = 1 if group_size is None else in_features // group_size
             self.register_buffer("weight_scale", torch.ones(out_features, groups, dtype=dtype))
         self.register_buffer("bias", torch.zeros(out_features, dtype=dtype) if bias else None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_memo": {}}  # kernels hold addresses
 
     @property
     def packed(self) -> PackedTensor:
@@ -170,6 +207,11 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x' W'^T + bias`` in the type of ``x``, with x' and W' as quantised."""
         prepared = self._source[0](x)
+        if isinstance(prepared, dict):
+            if self not in prepared:
+                prepared.update(self._source[0].compute(x))
+            product: Tensor = prepared.pop(self)
+            return product
         if isinstance(prepared, QuantizedActivation) and self.bits != OFF:
             if self not in prepared.products:
                 self._multiply(prepared, x.dtype)
@@ -183,12 +225,14 @@ class QuantizedLinear(nn.Module):
     @property
     def stored(self) -> StoredWeight:
         """The packed weight and the bias."""
+        # asking a module for a buffer takes long
+        held: Any = self._buffers
         return StoredWeight(
-            codes=self.weight_codes,
-            scale=self.weight_scale,
-            bias=self.bias,
-            bits=storage_bits(self.bits),
-            length=self.in_features,
+            held["weight_codes"],
+            held["weight_scale"],
+            held["bias"],
+            self._storage_bits,
+            self.in_features,
         )
 
     def _multiply(self, activation: QuantizedActivation, dtype: torch.dtype) -> None:
@@ -207,7 +251,9 @@ class QuantizedLinear(nn.Module):
         activation.products.update(zip(layers, outputs, strict=True))
 
     def _problem(self) -> LinearProblem:
-        device = self.weight_codes.device.type
+        codes = self._buffers["weight_codes"]
+        assert codes is not None
+        device = codes.device.type
         problem = self._problems.get(device)
         if problem is None:
             problem = self._problems[device] = LinearProblem(
@@ -222,3 +268,14 @@ class QuantizedLinear(nn.Module):
     def extra_repr(self) -> str:
         """Sizes and width, for printing a model."""
         return f"{self.in_features}, {self.out_features}, bits={self.bits}"
+
+
+def _joined(rows: str, layers: Sequence[QuantizedLinear]) -> Callable[..., list[Tensor]] | None:
+    """Return what gives all layers from the rows themselves, if the backend of rows does."""
+    problem = layers[0]._problem()
+    if any(layer._problem() != problem for layer in layers[1:]):
+        return None
+    linear = BACKENDS.choose(problem)
+    if linear.name != rows or any(layer.stored.scale.dtype != torch.float32 for layer in layers):
+        return None
+    return getattr(linear, "linears_of_rows", None)

@@ -40,15 +40,20 @@ class Clip(nn.Module):
         Number of rows with a range of their own; one pair for all by default.
     learned : bool
         Whether the fractions are learned, as ``sigmoid`` of logits.
+    dtype : torch.dtype
+        Type of the fractions.
     """
 
     whole: Tensor
 
-    def __init__(self, rows: int | None = None, *, learned: bool) -> None:
+    def __init__(
+        self, rows: int | None = None, *, learned: bool, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         shape = (2,) if rows is None else (rows, 2)
-        self.logits = nn.Parameter(torch.full(shape, _OPEN)) if learned else None
-        self.register_buffer("whole", torch.ones(shape), persistent=False)
+        logits = nn.Parameter(torch.full(shape, _OPEN, dtype=dtype))
+        self.logits = logits if learned else None
+        self.register_buffer("whole", torch.ones(shape, dtype=dtype), persistent=False)
 
     def forward(self) -> Tensor:
         """Return the fractions of minimum and maximum to keep."""
@@ -127,7 +132,14 @@ class SimulatedLinear(nn.Module):
         Width of the weight's codes; 16 for off.
     group_size : int, optional
         Neighbours in a row that share a scale; all by default.
+
+    Attributes
+    ----------
+    product : torch.dtype, optional
+        Type in which weight and input are multiplied; by default their own.
     """
+
+    product: torch.dtype | None = None
 
     def __init__(
         self,
@@ -168,7 +180,9 @@ class SimulatedLinear(nn.Module):
         weight, bias = self.fused(x.dtype)
         groups = in_groups(weight, self.group_size)
         values = fake_quantize_rows(groups, self.clip()[:, None], self.bits).flatten(-2)
-        return nn.functional.linear(self.source[0](x), values, bias)
+        kind = values.dtype if self.product is None else self.product
+        terms = (None if t is None else t.to(kind) for t in (self.source[0](x), values, bias))
+        return nn.functional.linear(*terms).to(values.dtype)
 
 
 class SimulatedCodec(nn.Module):

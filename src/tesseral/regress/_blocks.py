@@ -1,5 +1,6 @@
 """Newton steps of one block: the factor of a mode, or the core."""
 
+from functools import partial, reduce
 from math import prod
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from tesseral.core import multi_mode_product, unfold
 from tesseral.core._arrays import Array, Namespace, like, to_float
 from tesseral.core.ties import Ties
-from tesseral.regress._evaluate import Block, Evaluation, metric_grams
+from tesseral.regress._evaluate import Block, Evaluation, kron, metric_grams
 from tesseral.regress._problem import Point, Problem
 
 _JITTER = 1e-11
@@ -58,7 +59,7 @@ def _factor_step(problem: Problem, point: Point, mode: int, found: Evaluation) -
     whole = _mixed(xp, basis, found.information)
     if gram is not None:
         assert metric is not None
-        whole = whole + _kron(xp, xp.eye(metric.shape[0], dtype=gram.dtype) * metric, gram)
+        whole = whole + kron(xp, like(np.eye(metric.shape[0]), gram) * metric, gram)
     return xp.reshape(_solve(xp, whole, xp.reshape(gradient, (-1,))), gradient.shape)
 
 
@@ -70,9 +71,7 @@ def _core_step(problem: Problem, point: Point, found: Evaluation) -> Array:
         grams = metric_grams(problem, point)
         ridge = problem.penalty.ridge
         pull = ridge * xp.reshape(multi_mode_product(point.core, grams), (-1,))
-        whole = xp.ones((1, 1), dtype=point.core.dtype)
-        for gram in grams:
-            whole = _kron(xp, whole, gram)
+        whole = reduce(partial(kron, xp), grams)
         information, gradient = information + ridge * whole, gradient - pull
     if all(len(group) == 1 for group in problem.groups):
         return xp.reshape(_solve(xp, information, gradient), point.rank)
@@ -116,11 +115,6 @@ def _mixed(xp: Namespace, basis: Array, information: Array) -> Array:
     full = [[blocks[min(s, t)][max(s, t)] for t in range(rank)] for s in range(rank)]
     stacked = xp.stack([xp.stack(row) for row in full])  # [rank, rank, width, width]
     return xp.reshape(xp.permute_dims(stacked, (2, 0, 3, 1)), (width * rank, width * rank))
-
-
-def _kron(xp: Namespace, a: Array, b: Array) -> Array:
-    size = a.shape[0] * b.shape[0]
-    return xp.reshape(a[:, None, :, None] * b[None, :, None, :], (size, size))
 
 
 def _solve(xp: Namespace, matrix: Array, vector: Array) -> Array:

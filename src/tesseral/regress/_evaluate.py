@@ -204,16 +204,16 @@ def _between_rows(xp: Namespace, core: Array, sums: Array, mode: int) -> Array:
     return rows @ spread @ rows.mT
 
 
+def kron(xp: Namespace, a: Array, b: Array) -> Array:
+    """Return the Kronecker product of two square matrices."""
+    size = a.shape[0] * b.shape[0]
+    return xp.reshape(a[:, None, :, None] * b[None, :, None, :], (size, size))
+
+
 def _even_information(xp: Namespace, point: Point, block: Block) -> Array:
     """Return the information where every weight is 1: it needs no pass over the data."""
     grams = [loading.mT @ loading for loading in point.loadings]
     if block == "core":
-        size = 1
-        whole = xp.ones((1, 1), dtype=point.core.dtype)
-        for gram in grams:
-            whole = whole[:, None, :, None] * gram[None, :, None, :]
-            size *= gram.shape[0]
-            whole = xp.reshape(whole, (size, size))
-        return whole
+        return reduce(partial(kron, xp), grams)
     rows = unfold(point.core, block)
     return (rows @ unfold(multi_mode_product(point.core, grams, skip=block), block).mT)[None, :, :]

@@ -6,7 +6,7 @@ from math import prod
 import numpy as np
 
 from tesseral.core import StoppingRule, left_singular_vectors, multi_mode_product, unfold
-from tesseral.core._arrays import Array, Namespace, array_namespace, to_float
+from tesseral.core._arrays import Array, Namespace, array_namespace, like, to_float
 from tesseral.core.random import Seed, standard_normal
 from tesseral.core.stopping import Progress
 from tesseral.core.ties import Ties, symmetrize
@@ -156,5 +156,5 @@ def _mode_vectors(tensor: Array, mode: int, rank: int) -> Array:
     if rank <= min(matrix.shape):
         return left_singular_vectors(matrix, rank)
     # fewer columns than the rank: complete the basis with any orthonormal directions
-    extra = xp.asarray(np.eye(matrix.shape[0]), dtype=tensor.dtype)
+    extra = like(np.eye(matrix.shape[0]), tensor)
     return xp.linalg.qr(xp.concat([matrix, extra], axis=1))[0][:, :rank]

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from tesseral import _native
 from tesseral._errors import BackendError, ParameterError
+from tesseral.runtime import env
 from tesseral.runtime.registry import YES, Verdict
 
 
@@ -91,7 +92,7 @@ def cpu_target(name: str | None = None) -> str:
     """
     where, asked = "target", name
     if name is None:
-        where, asked = "TESSERAL_CPU_TARGET", os.environ.get("TESSERAL_CPU_TARGET") or None
+        where, asked = "TESSERAL_CPU_TARGET", env.read("TESSERAL_CPU_TARGET")
     verdicts = target_verdicts()
     if asked is None:
         return next(target for target, verdict in verdicts.items() if verdict.ok)
@@ -122,7 +123,7 @@ def cpu_threads(count: int | None = None) -> int:
     if count is not None:
         return _positive("threads", count)
     for variable in ("TESSERAL_CPU_THREADS", "OMP_NUM_THREADS"):
-        text = os.environ.get(variable)
+        text = env.read(variable)
         if text:
             # OpenMP allows a list, one number for each level of nesting
             return _positive(variable, text.partition(",")[0])

@@ -1,6 +1,9 @@
 """Every environment variable the package reads: name, meaning, default."""
 
+import os
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,11 @@ VARIABLES = (
         "the first that supports the call",
     ),
     Variable(
+        "TESSERAL_CACHE",
+        "folder that compiled CUDA kernels are kept in",
+        "~/.cache/tesseral",
+    ),
+    Variable(
         "TESSERAL_LINEAR_BACKEND",
         "backend of the 4-bit linear layers to use or fail",
         "the first that supports the call",
@@ -43,4 +51,27 @@ VARIABLES = (
         "backend that transforms and quantises the inputs of linear layers, to use or fail",
         "the first that supports the call",
     ),
+    Variable(
+        "TESSERAL_HEADS_BACKEND",
+        "backend that transforms heads and encodes keys and values, to use or fail",
+        "the first that supports the call",
+    ),
 )
+
+
+def read(name: str) -> str | None:
+    """Return what an environment variable holds, or ``None`` if that is nothing.
+
+    Where a variable is not set, ``os.environ`` takes a microsecond to say so, and a token passes
+    hundreds of kernels.
+    """
+    held: dict[Any, Any] | None = getattr(os.environ, "_data", None)
+    if held is None:
+        return os.environ.get(name) or None
+    value = held.get(_key(name))
+    return os.environ.decodevalue(value) if value else None
+
+
+@cache
+def _key(name: str) -> Any:
+    return os.environ.encodekey(name)

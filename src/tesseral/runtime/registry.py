@@ -6,12 +6,12 @@ argument or by environment variable, runs or raises; only the default goes down 
 """
 
 import importlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from tesseral._errors import BackendError
+from tesseral.runtime import env
 
 P = TypeVar("P")
 P_contra = TypeVar("P_contra", contravariant=True)
@@ -65,6 +65,11 @@ class Registry(Generic[P, B]):
         """The backend names, best first."""
         return tuple(self._table)
 
+    @property
+    def asked(self) -> str | None:
+        """The name in the environment variable, if there is one."""
+        return env.read(self.env)
+
     def get(self, name: str) -> B:
         """Return the backend called ``name``.
 
@@ -102,7 +107,7 @@ class Registry(Generic[P, B]):
         """
         asked = name
         if name is None:
-            asked = os.environ.get(self.env) or None
+            asked = self.asked
         said = f" (from {self.env})" if name is None else ""
         refusals = []
         for candidate in self.names if asked is None else (asked,):

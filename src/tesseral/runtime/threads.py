@@ -1,12 +1,12 @@
 """The threads on which native kernels run: torch's own, where there are any."""
 
-import os
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tesseral import _native
+from tesseral.runtime import env
 from tesseral.runtime.cpu import cpu_threads
 
 
@@ -25,7 +25,7 @@ def threads_beside_torch() -> int:
     """
     torch = sys.modules["torch"]
     shared_openmp(torch)
-    if "TESSERAL_CPU_THREADS" in os.environ:
+    if env.read("TESSERAL_CPU_THREADS") is not None:
         return cpu_threads()
     return int(torch.get_num_threads())
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from tesseral.bench.cluster import accuracy, cost, run
-from tesseral.bench.cluster.page import bench_page, figures
+from tesseral.bench.cluster.page import bench_page, figures, phase_section
+from tesseral.bench.cluster.phase import phase_cells, run_phase
 from tesseral.bench.cluster.recipe import METHODS, cells, draw
 
 TINY = run.Size(replicates=1, dense=(20, 30), sparse=((300, 6000, 2),), memory_nodes=30)
@@ -18,11 +19,12 @@ def found():
             accuracy, "run_cells", lambda c, n, w, steps: real(c[::12], n, w, steps=steps)
         )
         patch.setattr(accuracy, "right_numbers", lambda n: {"r=4, sigma=1": n})
+        patch.setattr(accuracy, "peru", lambda: real_peru(refined=False))
         steps = []
         return run.run(TINY, lambda *step: steps.append(step), threads=1)
 
 
-real = accuracy.run_cells
+real, real_peru = accuracy.run_cells, accuracy.peru
 
 
 def test_there_are_the_cells_of_the_paper():
@@ -78,3 +80,16 @@ def test_the_planted_hypergraph_is_symmetric_and_mostly_within_blocks():
     assert tensor.find_ties() == ((0, 1, 2),)
     i, j, k = labels[tensor.coords]
     assert 0.78 < ((i == j) & (j == k)).mean() < 0.92
+
+
+def test_the_phase_transition_is_drawn_beside_the_published():
+    settings = phase_cells()
+    assert len(settings) == 2 * 9 + 2 * 8 + 4 * 8
+    assert {len(draw(cell, 0).tensor.shape) for cell in settings[:10:9]} == {2, 3}
+    few = [settings[0], settings[-1]]
+    found = run_phase(few, 1, lambda *_: None)
+    assert [set(result.rates) for result in found] == [{"dTBM", "oracle"}, {"dTBM", "init_only"}]
+    assert all(0 <= result.mean(name) < 0.5 for result in found for name in result.rates)
+    shown = phase_section(found)
+    assert shown.count("<svg") == 4
+    assert "phase_matrix, gaussian_p80: published" in shown

@@ -93,16 +93,18 @@ def _cell_rates(
     return rates
 
 
-def peru() -> dict[str, float]:
+def peru(*, refined: bool = True) -> dict[str, float]:
     """Return error rates on Peru's legislature, and the likelihood of the refined labels."""
     data = load_peru()
     found = {}
     for method in METHODS:
         found[method] = _rate(model(method), data.tensor, data.party)
-    for name, refine in (("binomial", False), ("binomial, refined", True)):
+    for name, refine in (("binomial", False), ("binomial, refined", True))[: 1 + refined]:
         fitted = model("dTBM", family="binomial", refine=refine).fit(data.tensor)
         found[f"{name}: error rate"] = clustering_error_rate(data.party, fitted.labels_[0])
         found[f"{name}: log-likelihood"] = fitted.log_likelihood_
+        if refine:  # of the labels that it begins with, at their likeliest degrees
+            found["binomial, before: log-likelihood"] = fitted.history_[0]
     return found
 
 

@@ -3,6 +3,7 @@
 from math import log10
 
 from tesseral.bench.cluster.accuracy import FIRST, CellResult
+from tesseral.bench.cluster.phase import COLOURS
 from tesseral.bench.cluster.recipe import METHODS
 from tesseral.bench.cluster.run import (
     ClusterBench,
@@ -62,6 +63,22 @@ def figures(results: list[CellResult]) -> list[str]:
             chart = charts.lines(title, series, xlabel=xlabel, ylabel="clustering error rate")
             drawn.append(page.figure(chart, f"{len(members)} cells."))
     return drawn
+
+
+def phase_section(results: list[CellResult]) -> str:
+    """Return the phase transition, and the start beside the whole fit, beside the published."""
+    words = {"dTBM": "dTBM", "oracle": "from the planted labels", "init_only": "the start alone"}
+    drawn = []
+    for kind, members in kinds(results).items():
+        ordered = sorted(members, key=lambda r: r.cell.x)
+        xs, names = [r.cell.x for r in ordered], list(ordered[0].cell.published)
+        here = {COLOURS[m]: (xs, [r.mean(m) for r in ordered]) for m in names}
+        there = {COLOURS[m]: (xs, [r.cell.published[m] for r in ordered]) for m in names}
+        for title, series in ((f"{kind}: here", here), (f"{kind}: published", there)):
+            chart = charts.lines(title, series, xlabel="gamma", ylabel="clustering error rate")
+            drawn.append(page.figure(chart, f"{len(members)} cells."))
+    key = page.key({COLOURS[m]: word for m, word in words.items()})
+    return page.section("Phase transition, and what the iteration adds", [key, page.grid(drawn)])
 
 
 def growth(found: ClusterBench) -> list[str]:

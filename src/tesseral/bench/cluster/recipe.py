@@ -45,12 +45,12 @@ class Cell:
         return self.published["dTBM"] + spread + 0.01
 
 
-def cells() -> list[Cell]:
-    """Return the 34 settings in which the paper compares methods."""
+def cells(figures: str = "compare") -> list[Cell]:
+    """Return the settings of figures whose names begin so: the 34 in which methods are compared."""
     found: dict[tuple[str, str, float], Cell] = {}
     with PUBLISHED.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            if row["figure"].startswith("compare"):
+            if row["figure"].startswith(figures):
                 key = (row["figure"], row["data"], float(row["x"]))
                 cell = found.setdefault(
                     key, Cell(figure=key[0], data=key[1], x=key[2], published={}, deviation={})
@@ -66,15 +66,17 @@ def draw(cell: Cell, seed: int) -> BlockTensor:
     The recipe leaves open how clusters are drawn; here every node's cluster is drawn by itself,
     which is harder than clusters of one size.
     """
-    family = "normal" if cell.data == "normal" else "binomial"
+    kind, _, size = cell.data.partition("_p")
+    nodes, order = int(size or NODES), 2 if cell.figure == "phase_matrix" else 3
+    family = "binomial" if kind == "binary" else "normal"
     by_shape = cell.figure == "compare_pareto_shape"
     if by_shape:
         contrast = 7.0 if family == "normal" else 4.0
     else:
-        contrast = 1 + (100 if family == "normal" else 50) * NODES ** (cell.x / 2)
+        contrast = 1 + (100 if family == "normal" else 50) * nodes ** (cell.x / 2)
     shape = cell.x if by_shape else _PARETO.get(cell.figure)
     return make_block_tensor(
-        (NODES,) * 3,
+        (nodes,) * order,
         CLUSTERS,
         symmetric=True,
         family=family,

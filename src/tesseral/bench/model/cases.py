@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from tesseral.attention.backends.cuda.backend import CudaPlan
+from tesseral.attention.backends.cuda.chips import VOLTA
 from tesseral.attention.backends.triton.backend import TritonPlan
 from tesseral.attention.backends.triton.tuning import TileConfig
 from tesseral.attention.model import GpuTiles, Machine, Prediction, gpu_tiles, machine, predict_gpu
@@ -37,9 +39,6 @@ EFFICIENT_70 = replace(EFFICIENT_80, rows=32, warps=4, resident=3)
 
 PUBLISHED_70 = GpuTiles(rows=64, keys=32, warps=8, strip=16, columns=2, through_registers=True)
 """A published kernel for V100 at 256 columns: 64 x 32, 8 warps, one program a multiprocessor."""
-
-VOLTA = GpuTiles(rows=128, keys=32, warps=4, strip=32, resident=2, through_registers=True)
-"""A kernel for V100 at 128 columns: 4 warps of 32 rows, two programs a multiprocessor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +149,20 @@ def plan_of(config: TileConfig, splits: int = 1) -> TritonPlan:
         kernel="rows" if config == ROWS else "tiles",
         config=config,
         splits=splits,
+    )
+
+
+def volta_plan(call: AttentionProblem) -> CudaPlan:
+    """Return the plan of the ``volta`` backend for a call that fills a V100."""
+    tiles = VOLTA.tiles(call)
+    return CudaPlan(
+        batch_tile=1,
+        head_tile=1,
+        q_tile=tiles.rows,
+        k_tile=tiles.keys,
+        workspace_bytes=0,
+        tiles=tiles,
+        splits=1,
     )
 
 

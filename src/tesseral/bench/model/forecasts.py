@@ -7,6 +7,7 @@ from tesseral.attention.backends.ascend.plan import AscendPlan, plan_rounds
 from tesseral.attention.model import (
     Machine,
     Prediction,
+    gpu_tiles,
     machine,
     one_level,
     predict_gpu,
@@ -14,7 +15,14 @@ from tesseral.attention.model import (
     predict_standard,
 )
 from tesseral.attention.problem import AttentionProblem
-from tesseral.bench.model.cases import EFFICIENT_70, PUBLISHED_70, TERA, VOLTA, decoding, problem
+from tesseral.bench.model.cases import (
+    EFFICIENT_70,
+    PUBLISHED_70,
+    TERA,
+    decoding,
+    problem,
+    volta_plan,
+)
 
 LENGTHS = (2048, 4096, 8192, 16384)
 HANDOVERS = (0.5, 1.0, 2.0)
@@ -105,7 +113,8 @@ def volta_forecasts() -> list[Forecast]:
     chip = machine("v100")
     wide = predict_gpu(problem(4096, causal=True, width=256), PUBLISHED_70, chip)
     call = problem(4096, causal=True)
-    ours, theirs = (predict_gpu(call, tiles, chip) for tiles in (VOLTA, EFFICIENT_70))
+    tiles = gpu_tiles(volta_plan(call), call)
+    ours, theirs = (predict_gpu(call, each, chip) for each in (tiles, EFFICIENT_70))
     return [
         Forecast(
             what="4096 causal, width 256, tiles of 64 x 32",
@@ -115,7 +124,7 @@ def volta_forecasts() -> list[Forecast]:
             source="the best published V100 kernel of these tiles",
         ),
         Forecast(
-            what="4096 causal, width 128, tiles of 128 x 32, over memory-efficient",
+            what=f"4096 causal, width 128, our {tiles.rows} x {tiles.keys}, over memory-efficient",
             unit="x",
             predicted=theirs.seconds / ours.seconds,
             published=1.43,

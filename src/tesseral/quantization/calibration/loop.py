@@ -1,11 +1,12 @@
 """Calibration of one block: learn what makes its rounded output match the original's."""
 
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from tesseral._errors import CalibrationError
+from tesseral._errors import CalibrationError, PrecisionWarning
 from tesseral.quantization.block import SimulatedBlock
 from tesseral.quantization.calibration.moments import second_moments
 from tesseral.quantization.calibration.objective import token_weights
@@ -43,7 +44,7 @@ def calibrate_block(
     if config.start == "moments" and "transforms" in config.learned:
         start_from_moments(simulated, measure(task, weights, generator))
     if config.learns:
-        _learn(task, simulated, outputs, weights, generator, report)
+        _learn_safely(task, simulated, outputs, weights, generator, report)
     else:
         report(task.step(rare_experts=use.rare))
     moments = None
@@ -92,6 +93,34 @@ def _finite(task: BlockTask, batches: Iterator[Tensor]) -> Iterator[Tensor]:
     for batch in batches:
         _check_finite("the original output", batch, task.index)
         yield batch
+
+
+def _learn_safely(
+    task: BlockTask,
+    simulated: SimulatedBlock,
+    targets: Tensor,
+    weights: Tensor,
+    generator: torch.Generator,
+    report: Report,
+) -> None:
+    """Learn in the precision that is asked for, and again in float32 where that fails."""
+    start = {name: tensor.clone() for name, tensor in simulated.state_dict().items()}
+    order = generator.get_state()
+    if simulated.config.precision == "bfloat16":
+        simulated.multiply_in(torch.bfloat16)
+        try:
+            _learn(task, simulated, targets, weights, generator, report)
+        except CalibrationError as error:
+            warnings.warn(
+                f"{error} It is learned again in float32.", PrecisionWarning, stacklevel=2
+            )
+        else:
+            return
+        finally:
+            simulated.multiply_in(None)
+        simulated.load_state_dict(start)
+        generator.set_state(order)
+    _learn(task, simulated, targets, weights, generator, report)
 
 
 def _learn(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tesseral.core.int4 import Int4Linears, linear_int4, takes_groups
 from tesseral.core.packed import PackedTensor
+from tesseral.core.quantized_linears import QuantizedLinears
 from tesseral.core.rows import RowQuantizer
 from tesseral.quantization.kernels.problem import LinearProblem, RowsProblem, StoredWeight
 from tesseral.quantization.kernels.scaled import scaled
@@ -15,6 +16,7 @@ from tesseral.runtime.registry import YES, Verdict
 from tesseral.runtime.threads import threads_beside_torch
 
 _ROWS = ("float32", "bfloat16", "float16")
+_NONE: tuple[list[int], Any] = ([], None)
 
 
 class CpuLinear:
@@ -54,7 +56,7 @@ class CpuLinear:
         if scale.dtype != torch.float32 or any(w.scale.dtype != torch.float32 for w in weights):
             return [scaled(self.linear, codes, scale, weight, dtype) for weight in weights]
         kernel = memo.get("cpu")
-        if kernel is None or not kernel.reads([(w.codes, w.scale, w.bias) for w in weights]):
+        if kernel is None or not kernel.reads(weights):
             kernel = memo["cpu"] = Int4Linears(
                 [w.packed for w in weights], [w.bias for w in weights]
             )
@@ -64,6 +66,32 @@ class CpuLinear:
         outs = [torch.empty(len(rows), n, dtype=kept) for n in kernel.out_features]
         kernel(rows, scale.reshape(-1, 1), outs, threads=threads_beside_torch())
         return [out.view(*lead, out.shape[-1]).to(dtype) for out in outs]
+
+    def linears_of_rows(
+        self,
+        x: Tensor,
+        factors: Sequence[Tensor | None],
+        clip: Tensor,
+        bits: int,
+        weights: Sequence[StoredWeight],
+        memo: dict[str, Any],
+    ) -> list[Tensor]:
+        """Return the products of all weights with rows that the same call quantises."""
+        held, kernel = memo.get("joined", _NONE)
+        addresses = _addresses(factors, clip, weights)
+        if addresses != held:
+            packed, biases = [w.packed for w in weights], [w.bias for w in weights]
+            kernel = QuantizedLinears(factors, clip, bits, packed, biases)
+            memo["joined"] = addresses, kernel
+        dtype, lead = x.dtype, x.shape[:-1]
+        rows = x if x.ndim == 2 and x.is_contiguous() else _as_rows(x)
+        if dtype is torch.float16:
+            outs = [torch.empty(*lead, n) for n in kernel.out_features]
+            kernel(rows, outs, threads=threads_beside_torch())
+            return [out.to(dtype) for out in outs]
+        outs = [torch.empty(*lead, n, dtype=dtype) for n in kernel.out_features]
+        kernel(rows, outs, threads=threads_beside_torch())
+        return outs
 
 
 class CpuRows:
@@ -90,9 +118,7 @@ class CpuRows:
         memo: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
         """Return codes and scales, in one pass over memory."""
-        rows = x.detach().reshape(-1, x.shape[-1])
-        if rows.stride(-1) != 1:
-            rows = rows.contiguous()
+        rows = _as_rows(x)
         m, n = rows.shape
         # rows a multiple of 512 bytes apart fall into few sets of the caches
         codes = torch.empty(m, n + 64 if n % 512 == 0 else n, dtype=torch.int8)[:, :n]
@@ -103,3 +129,20 @@ class CpuRows:
         kernel(rows, codes, scale, threads=threads_beside_torch())
         lead = x.shape[:-1]
         return codes.view(*lead, n), scale.view(*lead, 1)
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """View tokens as rows whose elements are neighbours, copying where they are not."""
+    rows = x.detach().reshape(-1, x.shape[-1])
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+def _addresses(
+    factors: Sequence[Tensor | None], clip: Tensor, weights: Sequence[StoredWeight]
+) -> list[int]:
+    """Return where everything lies that a kernel holds on to."""
+    found = [0 if factor is None else factor.data_ptr() for factor in factors]
+    found.append(clip.data_ptr())
+    for codes, scale, bias, *_ in weights:
+        found += codes.data_ptr(), scale.data_ptr(), 0 if bias is None else bias.data_ptr()
+    return found

@@ -1,8 +1,10 @@
 """Integer linear products and the rows they read, described without arrays."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from tesseral.core.packed import PackedTensor
@@ -53,6 +55,17 @@ class RowsProblem:
     dtype: str
     working_dtype: str
     bits: int
+
+
+@cache
+def rows_problem(x: torch.dtype, clip: torch.dtype, device: str, bits: int) -> RowsProblem:
+    """Return the problem of rows of this type, a clip of that one, and so many bits."""
+    return RowsProblem(
+        device=device,
+        dtype=str(x).removeprefix("torch."),
+        working_dtype=str(clip).removeprefix("torch."),
+        bits=bits,
+    )
 
 
 class StoredWeight(NamedTuple):

@@ -40,7 +40,8 @@ class FrozenKronecker(nn.Module):
     @property
     def factors(self) -> list[Tensor | None]:
         """The matrices; ``None`` for an identity."""
-        return [None if name is None else self._buffers[name] for name in self.names]
+        held = self._buffers
+        return [None if name is None else held[name] for name in self.names]
 
     @property
     def is_watched(self) -> bool:

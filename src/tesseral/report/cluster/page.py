@@ -50,6 +50,8 @@ def sections(record: ClusterRecord, drawn: dict[str, str]) -> list[str]:
         "slice": "Nodes ordered by cluster; lines between clusters.",
         "core": "The mean of the entries of each block.",
         "degrees": "How much a node takes part, relative to the mean of its cluster.",
+        "consensus": "Share of the fits to parts of the data that put two nodes together; "
+        "clear squares are clusters that do not depend on single entries.",
         "bic": "The smallest was chosen.",
         "phases": "Green: this fit. Orange: below it no method finds clusters. Blue: below it "
         "none that is fast is known. Block means come from entries that labels have not seen.",
@@ -87,6 +89,9 @@ def draw(record: ClusterRecord, source: Any) -> dict[str, str]:
     for mode in shown_modes(record):
         values = np.asarray(model.degrees_[mode], dtype=np.float64)
         drawn[f"degrees-{mode}"] = pictures.degrees(mode, model.labels_[mode], values)
+        if record.stability:
+            together = record.stability[mode].consensus
+            drawn[f"consensus-{mode}"] = pictures.consensus(mode, model.labels_[mode], together)
     if len(model.bic_path_) > 1:
         drawn["bic"] = pictures.criterion(list(model.bic_path_.items()), model.n_clusters_)
     modes = shown_modes(record)

@@ -64,6 +64,22 @@ def degrees(mode: int, labels: NDArray[Any], values: Floats) -> str:
     )
 
 
+def consensus(mode: int, labels: NDArray[Any], together: Floats) -> str:
+    """Draw how often fits to parts of the data put two nodes into one cluster."""
+    bins = _bins(labels)
+    members = np.equal.outer(np.arange(int(bins.max()) + 1), bins).astype(np.float64)
+    members /= members.sum(axis=1, keepdims=True)
+    edges = _edges(labels, bins)
+    return charts.heat_map(
+        f"Consensus of mode {mode}",
+        (members @ together @ members.T).tolist(),
+        xlabel="nodes, by cluster",
+        ylabel="nodes, by cluster",
+        rows=edges,
+        columns=edges,
+    )
+
+
 def criterion(path: Sequence[tuple[tuple[int, ...], float]], chosen: tuple[int, ...]) -> str:
     """Draw the information criterion of every number of clusters that was tried."""
     even = [(counts[0], value) for counts, value in path if len(set(counts)) == 1]

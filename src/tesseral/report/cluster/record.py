@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tesseral.cluster import ModeDiagnosis, clustering_error_rate
+from tesseral.cluster import ModeDiagnosis, Stability, clustering_error_rate
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -30,6 +30,8 @@ class ClusterRecord:
     machine : dict
     elapsed_s : float
         Time of the fit.
+    stability : tuple of Stability
+        Of every mode, if fits to parts of the data were asked for; otherwise empty.
     """
 
     data: str
@@ -40,6 +42,7 @@ class ClusterRecord:
     warnings: tuple[str, ...]
     machine: dict[str, Any]
     elapsed_s: float
+    stability: tuple[Stability, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers as plain values, ready for JSON."""
@@ -70,6 +73,10 @@ class ClusterRecord:
                     "regime": entry.regime,
                 }
                 for entry in self.diagnosis
+            ],
+            "stability": [
+                {"error_rate": entry.error_rate, "nodes": entry.nodes.tolist()}
+                for entry in self.stability
             ],
             "warnings": list(self.warnings),
             "machine": self.machine,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tesseral._errors import TesseralWarning
-from tesseral.cluster import diagnose, read
+from tesseral.cluster import Stability, diagnose, read, stability
 from tesseral.report import charts
 from tesseral.report.cluster.page import cluster_page, draw
 from tesseral.report.cluster.record import ClusterRecord, error_rate
@@ -28,14 +28,23 @@ def fit_record(
     names: Sequence[NDArray[Any]] | None = None,
     truth: ArrayLike | None = None,
     seed: int = 0,
+    resamples: int = 0,
 ) -> ClusterRecord:
-    """Fit a model and return what it found; its warnings become part of that."""
+    """Fit a model and return what it found; its warnings become part of that.
+
+    With ``resamples``, it is fitted to as many random parts of the data too.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", TesseralWarning)
         started = monotonic()
         model.fit(tensor)
         elapsed_s = monotonic() - started
         found = diagnose(model, tensor, random_state=seed)
+    steady: tuple[Stability, ...] = ()
+    if resamples:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TesseralWarning)  # about parts of the data
+            steady = stability(model, tensor, n_resamples=resamples, random_state=seed)
     words = [str(w.message) for w in caught if issubclass(w.category, TesseralWarning)]
     return ClusterRecord(
         data=data,
@@ -46,6 +55,7 @@ def fit_record(
         warnings=tuple(dict.fromkeys(words)),
         machine=machine_record().as_dict(),
         elapsed_s=elapsed_s,
+        stability=steady,
     )
 
 
@@ -74,6 +84,8 @@ def write_record(
         for mode, labels in enumerate(record.model.labels_):
             arrays[f"labels_{mode}"] = labels
             arrays[f"degrees_{mode}"] = np.asarray(record.model.degrees_[mode])
+        for mode, entry in enumerate(record.stability):
+            arrays[f"consensus_{mode}"] = entry.consensus
         np.savez_compressed(folder / "result.npz", **arrays)
 
 

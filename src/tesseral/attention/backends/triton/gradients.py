@@ -117,7 +117,7 @@ class _Call:
             self.sources = [describe(*source) for source in sources]
         else:
             self.sources = self.tensors = [neighbours(tensor) for tensor in self.tensors]
-        self.mask, self.mask_strides = dense_mask(problem, arrays)
+        self.mask, self.mask_steps = dense_mask(problem, arrays)
         self.slopes, self.slope_batch = slopes_of(arrays)
 
     def launch(
@@ -134,8 +134,8 @@ class _Call:
             self.mask,
             self.slopes,
             *results,
-            *(step for tensor in (*self.tensors, *results) for step in tensor.stride()[:3]),
-            *self.mask_strides,
+            *(tensor.stride()[:3] for tensor in (*self.tensors, *results)),
+            self.mask_steps,
             self.slope_batch,
             problem.q_heads,
             problem.kv_heads,
@@ -177,9 +177,9 @@ def _row_sums(
         grad_output,
         grad_lse,
         delta,
-        *output.stride()[:3],
-        *grad_output.stride()[:3],
-        *((0, 0, 0) if grad_lse is None else grad_lse.stride()),
+        output.stride()[:3],
+        grad_output.stride()[:3],
+        (0, 0, 0) if grad_lse is None else grad_lse.stride(),
         problem.q_heads,
         problem.q_len,
         GRAD_LSE=grad_lse is not None,

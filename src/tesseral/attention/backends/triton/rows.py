@@ -6,11 +6,10 @@ import torch
 import triton
 
 from tesseral.attention.backends.triton.device import interpreted
-from tesseral.attention.backends.triton.kernels.rows import (
-    attention_rows_kernel,
-    merge_splits_kernel,
-)
+from tesseral.attention.backends.triton.kernels.merge import merge_splits_kernel
+from tesseral.attention.backends.triton.kernels.rows import attention_rows_kernel
 from tesseral.attention.backends.triton.tiles import (
+    LOG2E,
     PRECISION,
     Results,
     band_of,
@@ -18,9 +17,12 @@ from tesseral.attention.backends.triton.tiles import (
     neighbours,
     slopes_of,
 )
-from tesseral.attention.backends.triton.tuning import TileConfig, padded
+from tesseral.attention.backends.triton.tuning import TileConfig, is_general, padded
 from tesseral.attention.problem import AttentionArrays, AttentionProblem
 from tesseral.core import PackedTensor
+
+MERGED_COLUMNS = 32
+"""Columns of the output that a program merges: few, so that many programs share the reading."""
 
 
 def run_rows(
@@ -52,7 +54,7 @@ def run_rows(
     tables : int32 tensor of shape (n_sequences, max_blocks), optional
         Blocks of each sequence.
     """
-    mask, mask_strides = dense_mask(problem, arrays)
+    mask, mask_steps = dense_mask(problem, arrays)
     query = neighbours(arrays.query)
     key, key_scale, key_offset, key_bits = _parts(arrays.key)
     value, value_scale, value_offset, value_bits = _parts(arrays.value)
@@ -64,6 +66,7 @@ def run_rows(
         states = query.new_empty((rows, splits, 2), dtype=torch.float32)
     row_tiles = triton.cdiv(problem.q_len * problem.group, config.q_tile)
     grid = (row_tiles * splits * problem.kv_heads * problem.batch,)
+    general = is_general(problem)
     attention_rows_kernel[grid](
         query,
         key,
@@ -81,14 +84,14 @@ def run_rows(
         slopes,
         spans,
         tables,
-        *query.stride()[:3],
-        *key.stride()[:3],
-        *value.stride()[:3],
-        *_steps(key_scale),
-        *_steps(value_scale),
-        *results.output.stride()[:3],
-        *results.lse.stride()[:3],
-        *mask_strides,
+        query.stride()[:3],
+        key.stride()[:3],
+        value.stride()[:3],
+        _steps(key_scale),
+        _steps(value_scale),
+        results.output.stride()[:3],
+        results.lse.stride()[:3],
+        mask_steps,
         slope_batch,
         0 if tables is None else tables.stride(0),
         0 if tables is None else key.shape[2],
@@ -98,7 +101,7 @@ def run_rows(
         splits,
         problem.q_len,
         problem.kv_len,
-        scale=problem.scale,
+        scale=problem.scale if general else problem.scale * LOG2E,
         softcap=problem.softcap or 0.0,
         GROUP=problem.group,
         KEY_BITS=key_bits,
@@ -106,6 +109,7 @@ def run_rows(
         VALUE_BITS=value_bits,
         VALUE_OFFSET=value_offset is not None,
         MASK=problem.mask,
+        GENERAL=general,
         SOFTCAP=problem.softcap is not None,
         ALIBI=problem.alibi,
         SINKS=problem.sinks,
@@ -117,9 +121,9 @@ def run_rows(
         BLOCK_M=config.q_tile,
         BLOCK_N=config.k_tile,
         HEAD_DIM=problem.head_dim,
-        D_PAD=padded(problem.head_dim),
+        D_PAD=_padded_codes(problem.head_dim, key_bits),
         VALUE_DIM=problem.value_dim,
-        DV_PAD=padded(problem.value_dim),
+        DV_PAD=_padded_codes(problem.value_dim, value_bits),
         STAGES=config.stages,
         num_warps=config.warps,
         num_stages=config.stages,
@@ -137,21 +141,22 @@ def _merge(
     states: Any,
     splits: int,
 ) -> None:
-    merge_splits_kernel[(results.lse.numel(),)](
+    chunks = triton.cdiv(problem.value_dim, MERGED_COLUMNS)
+    merge_splits_kernel[(results.lse.numel() * chunks,)](
         sums,
         states,
         results.output,
         results.lse,
         arrays.sinks,
-        *results.output.stride()[:3],
-        *results.lse.stride()[:3],
+        results.output.stride()[:3],
+        results.lse.stride()[:3],
         problem.q_heads,
         results.lse.shape[2],
         splits,
         SINKS=problem.sinks,
-        BLOCK_S=min(32, triton.next_power_of_2(splits)),
+        BLOCK_S=triton.next_power_of_2(splits),
+        BLOCK_D=MERGED_COLUMNS,
         VALUE_DIM=problem.value_dim,
-        DV_PAD=padded(problem.value_dim),
         num_warps=4,
     )
 
@@ -167,7 +172,26 @@ def _parts(array: torch.Tensor | PackedTensor) -> tuple[Any, Any, Any, int]:
         offset = offset.to(scale.dtype)
         if offset.stride() != scale.stride():
             scale, offset = scale.contiguous(), offset.contiguous()
-    return neighbours(array.data), scale, offset, array.bits
+    return _words(array.data), scale, offset, array.bits
+
+
+def _words(data: torch.Tensor) -> torch.Tensor:
+    """Return bytes of codes as words of 16 bits; a copy where they do not lie so."""
+    fits = (
+        data.stride(-1) == 1
+        and data.data_ptr() % 2 == 0
+        and not any(step % 2 for step in (data.shape[-1], *data.stride()[:-1]))
+    )
+    if not fits:
+        room = data.new_zeros((*data.shape[:-1], data.shape[-1] + data.shape[-1] % 2))
+        room[..., : data.shape[-1]] = data
+        data = room
+    return data.view(torch.int16)
+
+
+def _padded_codes(width: int, bits: int) -> int:
+    """Return the columns of a tile; 16 words of codes at least, which a product needs."""
+    return max(padded(width), 256 // bits if bits else 0)
 
 
 def _steps(scale: torch.Tensor | None) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tesseral.attention.backends.triton.kernels.forward import attention_forward_kernel
 from tesseral.attention.backends.triton.kernels.lists import mask_lists_kernel
-from tesseral.attention.backends.triton.tuning import TileConfig, padded
+from tesseral.attention.backends.triton.tuning import TileConfig, is_general, padded
 from tesseral.attention.problem import AttentionArrays, AttentionProblem
 
 LOG2E = 1.4426950408889634
@@ -31,6 +31,8 @@ def band_of(problem: AttentionProblem) -> dict[str, Any]:
     left, right = problem.window or (-1, -1)
     if problem.causal:
         right = 0
+    if problem.q_len == 1:
+        right = -1  # the last query stands at the last key
     return {"left": max(left, 0), "right": max(right, 0), "LEFT": left >= 0, "RIGHT": right >= 0}
 
 
@@ -56,9 +58,8 @@ def run_tiles(
     spans : int32 tensor of shape (4, n_sequences), optional
         Start and length of each sequence's queries, and of its keys.
     """
-    mask, strides = dense_mask(problem, arrays)
-    general = bool(problem.softcap or problem.alibi or problem.mask == "additive")
-    general = general or problem.scale <= 0
+    mask, steps = dense_mask(problem, arrays)
+    general = is_general(problem)
     q_tiles = triton.cdiv(problem.q_len, config.q_tile)
     lists = _mask_lists(problem, mask, config) if mask is not None else None
     d_pad, dv_pad = padded(problem.head_dim), padded(problem.value_dim)
@@ -81,10 +82,10 @@ def run_tiles(
         arrays.sinks,
         slopes,
         spans,
-        *(step for tensor in tensors for step in tensor.stride()[:3]),
-        *results.output.stride()[:3],
-        *results.lse.stride()[:3],
-        *strides,
+        *(tensor.stride()[:3] for tensor in tensors),
+        results.output.stride()[:3],
+        results.lse.stride()[:3],
+        steps,
         lists.batch_step if lists else 0,
         lists.head_step if lists else 0,
         slope_batch,
@@ -142,7 +143,7 @@ def _mask_lists(problem: AttentionProblem, mask: torch.Tensor, config: TileConfi
         partial,
         full,
         counts,
-        *mask.stride(),
+        mask.stride(),
         heads,
         problem.q_len,
         problem.kv_len,

@@ -67,7 +67,7 @@ def case_of(problem: AttentionProblem, kernel: Kernel) -> str:
         return f"rows {size} {width} {_bits(problem.key_format)}"
     if kernel == "gradients":
         return f"gradients {size} {width}"
-    if _is_general(problem):
+    if is_general(problem):
         rule = "general"
     else:
         rule = "banded" if problem.causal or problem.window else "full"
@@ -125,7 +125,7 @@ def _careful(problem: AttentionProblem, kernel: Kernel) -> TileConfig:
     )
 
 
-def _is_general(problem: AttentionProblem) -> bool:
+def is_general(problem: AttentionProblem) -> bool:
     """Return whether scores take more than a positive factor."""
     return bool(
         problem.softcap or problem.alibi or problem.mask == "additive" or problem.scale <= 0

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from tesseral.attention.backends.triton.kernels.forward import read_tile
+from tesseral.attention.backends.triton.kernels.places import at_head, at_rows
 from tesseral.attention.backends.triton.kernels.scores import (
     LOG2E,
     end_key,
@@ -19,15 +20,9 @@ def row_sums_kernel(
     grad_output,
     grad_lse,
     delta,
-    output_batch,
-    output_head,
-    output_row,
-    grad_batch,
-    grad_head,
-    grad_row,
-    lse_batch,
-    lse_head,
-    lse_row,
+    output_steps,
+    grad_steps,
+    lse_steps,
     heads,
     q_len,
     GRAD_LSE: tl.constexpr,
@@ -43,15 +38,12 @@ def row_sums_kernel(
     rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.arange(0, DV_PAD)
     inside = (rows < q_len)[:, None] & (columns < VALUE_DIM)[None, :]
-    steps = batch.to(tl.int64) * output_batch + head.to(tl.int64) * output_head
-    at = output + steps + rows.to(tl.int64)[:, None] * output_row + columns[None, :]
+    at = at_rows(at_head(output, batch, head, output_steps), rows, output_steps[2], columns)
     values = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    steps = batch.to(tl.int64) * grad_batch + head.to(tl.int64) * grad_head
-    at = grad_output + steps + rows.to(tl.int64)[:, None] * grad_row + columns[None, :]
+    at = at_rows(at_head(grad_output, batch, head, grad_steps), rows, grad_steps[2], columns)
     sums = tl.sum(values * tl.load(at, mask=inside, other=0.0).to(tl.float32), 1)
     if GRAD_LSE:
-        steps = batch.to(tl.int64) * lse_batch + head.to(tl.int64) * lse_head
-        at = grad_lse + steps + rows.to(tl.int64) * lse_row
+        at = at_head(grad_lse, batch, head, lse_steps) + rows.to(tl.int64) * lse_steps[2]
         sums = sums - tl.load(at, mask=rows < q_len, other=0.0)
     entry = (batch.to(tl.int64) * heads + head) * q_len + rows
     tl.store(delta + entry, sums, mask=rows < q_len)
@@ -64,7 +56,7 @@ def _weights_and_slope(
     places,
     keys,
     mask,
-    mask_step,
+    mask_steps,
     rows,
     q_len,
     kv_len,
@@ -80,6 +72,7 @@ def _weights_and_slope(
     ALIBI: tl.constexpr,
 ):
     """Return softmax weights (keys, queries), and the derivative of scores by products."""
+    ahead = keys[:, None] - places[None, :]
     scores = products * scale
     derivative = scale
     if SOFTCAP:
@@ -87,12 +80,12 @@ def _weights_and_slope(
         scores = softcap * bounded
         derivative = scale * (1 - bounded * bounded)
     if ALIBI:
-        scores = scores - slope * tl.abs(places[None, :] - keys[:, None]).to(tl.float32)
-    seen = tl.trans(sees(places, keys, left, right, LEFT, RIGHT))
+        scores = scores - slope * tl.abs(ahead).to(tl.float32)
+    seen = sees(ahead, left, right, LEFT, RIGHT)
     inside = (keys < kv_len)[:, None] & (rows < q_len)[None, :]
     seen = seen & inside
     if MASK != "none":
-        part = tl.load(mask + keys.to(tl.int64)[:, None] * mask_step, mask=inside, other=0)
+        part = tl.load(mask + keys.to(tl.int64)[:, None] * mask_steps[3], mask=inside, other=0)
         if MASK == "additive":
             scores = scores + part.to(tl.float32)
         else:
@@ -113,28 +106,13 @@ def attention_keys_backward_kernel(
     slopes,
     grad_key,
     grad_value,
-    query_batch,
-    query_head,
-    query_row,
-    key_batch,
-    key_head,
-    key_row,
-    value_batch,
-    value_head,
-    value_row,
-    grad_batch,
-    grad_head,
-    grad_row,
-    grad_key_batch,
-    grad_key_head,
-    grad_key_row,
-    grad_value_batch,
-    grad_value_head,
-    grad_value_row,
-    mask_batch,
-    mask_head,
-    mask_row,
-    mask_key,
+    query_steps,
+    key_steps,
+    value_steps,
+    grad_steps,
+    grad_key_steps,
+    grad_value_steps,
+    mask_steps,
     slope_batch,
     q_heads,
     kv_heads,
@@ -174,16 +152,14 @@ def attention_keys_backward_kernel(
     start = tile * BLOCK_N
     keys = start + tl.arange(0, BLOCK_N)
     if not DESCRIBED:
-        query += batch.to(tl.int64) * query_batch
-        grad_output += batch.to(tl.int64) * grad_batch
-        key += batch.to(tl.int64) * key_batch + kv_head.to(tl.int64) * key_head
-        value += batch.to(tl.int64) * value_batch + kv_head.to(tl.int64) * value_head
+        key = at_head(key, batch, kv_head, key_steps)
+        value = at_head(value, batch, kv_head, value_steps)
     k = read_tile(
-        key, batch, kv_head, none, start, kv_len, key_row, True, DESCRIBED, BLOCK_N, HEAD_DIM,
+        key, batch, kv_head, none, start, kv_len, key_steps[2], True, DESCRIBED, BLOCK_N, HEAD_DIM,
         D_PAD,
     )  # fmt: skip
     v = read_tile(
-        value, batch, kv_head, none, start, kv_len, value_row, True, DESCRIBED, BLOCK_N,
+        value, batch, kv_head, none, start, kv_len, value_steps[2], True, DESCRIBED, BLOCK_N,
         VALUE_DIM, DV_PAD,
     )  # fmt: skip
     key_sums = tl.zeros([BLOCK_N, D_PAD], tl.float32)
@@ -199,23 +175,23 @@ def attention_keys_backward_kernel(
         queries = query
         grads = grad_output
         if not DESCRIBED:
-            queries = query + head.to(tl.int64) * query_head
-            grads = grad_output + head.to(tl.int64) * grad_head
+            queries = at_head(query, batch, head, query_steps)
+            grads = at_head(grad_output, batch, head, grad_steps)
         row_base = (batch.to(tl.int64) * q_heads + head) * q_len
         slope = 0.0
         if ALIBI:
             slope = tl.load(slopes + batch * slope_batch + head).to(tl.float32)
         mask_base = mask
         if MASK != "none":
-            mask_base = mask + batch.to(tl.int64) * mask_batch + head.to(tl.int64) * mask_head
+            mask_base = at_head(mask, batch, head, mask_steps)
         for first in tl.range(first_row, end_row, BLOCK_M, num_stages=STAGES):
             rows = first + tl.arange(0, BLOCK_M)
             q = read_tile(
-                queries, batch, head, none, first, q_len, query_row, True, DESCRIBED, BLOCK_M,
+                queries, batch, head, none, first, q_len, query_steps[2], True, DESCRIBED, BLOCK_M,
                 HEAD_DIM, D_PAD,
             )  # fmt: skip
             do = read_tile(
-                grads, batch, head, none, first, q_len, grad_row, True, DESCRIBED, BLOCK_M,
+                grads, batch, head, none, first, q_len, grad_steps[2], True, DESCRIBED, BLOCK_M,
                 VALUE_DIM, DV_PAD,
             )  # fmt: skip
             inside = rows < q_len
@@ -225,10 +201,10 @@ def attention_keys_backward_kernel(
             shifts = tl.load(delta + row_base + rows, mask=inside, other=0.0)
             mask_rows = mask_base
             if MASK != "none":
-                mask_rows = mask_base + rows.to(tl.int64)[None, :] * mask_row
+                mask_rows = mask_base + rows.to(tl.int64)[None, :] * mask_steps[2]
             products = tl.dot(k, q.T, input_precision=PRECISION)
             weights, derivative = _weights_and_slope(
-                products, totals, rows + offset, keys, mask_rows, mask_key, rows, q_len, kv_len,
+                products, totals, rows + offset, keys, mask_rows, mask_steps, rows, q_len, kv_len,
                 left, right, scale, softcap, slope, MASK, LEFT, RIGHT, SOFTCAP, ALIBI,
             )  # fmt: skip
             value_sums = tl.dot(weights.to(do.dtype), do, value_sums, input_precision=PRECISION)
@@ -236,13 +212,13 @@ def attention_keys_backward_kernel(
             changes = weights * (changes - shifts[None, :]) * derivative
             key_sums = tl.dot(changes.to(q.dtype), q, key_sums, input_precision=PRECISION)
     columns = tl.arange(0, D_PAD)
-    steps = batch.to(tl.int64) * grad_key_batch + kv_head.to(tl.int64) * grad_key_head
-    at = grad_key + steps + keys.to(tl.int64)[:, None] * grad_key_row + columns[None, :]
+    at = at_head(grad_key, batch, kv_head, grad_key_steps)
+    at = at_rows(at, keys, grad_key_steps[2], columns)
     inside = (keys < kv_len)[:, None] & (columns < HEAD_DIM)[None, :]
     tl.store(at, key_sums.to(grad_key.dtype.element_ty), mask=inside)
     columns = tl.arange(0, DV_PAD)
-    steps = batch.to(tl.int64) * grad_value_batch + kv_head.to(tl.int64) * grad_value_head
-    at = grad_value + steps + keys.to(tl.int64)[:, None] * grad_value_row + columns[None, :]
+    at = at_head(grad_value, batch, kv_head, grad_value_steps)
+    at = at_rows(at, keys, grad_value_steps[2], columns)
     inside = (keys < kv_len)[:, None] & (columns < VALUE_DIM)[None, :]
     tl.store(at, value_sums.to(grad_value.dtype.element_ty), mask=inside)
 
@@ -258,25 +234,12 @@ def attention_queries_backward_kernel(
     mask,
     slopes,
     grad_query,
-    query_batch,
-    query_head,
-    query_row,
-    key_batch,
-    key_head,
-    key_row,
-    value_batch,
-    value_head,
-    value_row,
-    grad_batch,
-    grad_head,
-    grad_row,
-    grad_query_batch,
-    grad_query_head,
-    grad_query_row,
-    mask_batch,
-    mask_head,
-    mask_row,
-    mask_key,
+    query_steps,
+    key_steps,
+    value_steps,
+    grad_steps,
+    grad_query_steps,
+    mask_steps,
     slope_batch,
     q_heads,
     kv_heads,
@@ -312,16 +275,16 @@ def attention_queries_backward_kernel(
     first = tile * BLOCK_M
     rows = first + tl.arange(0, BLOCK_M)
     if not DESCRIBED:
-        query += batch.to(tl.int64) * query_batch + head.to(tl.int64) * query_head
-        grad_output += batch.to(tl.int64) * grad_batch + head.to(tl.int64) * grad_head
-        key += batch.to(tl.int64) * key_batch + kv_head.to(tl.int64) * key_head
-        value += batch.to(tl.int64) * value_batch + kv_head.to(tl.int64) * value_head
+        query = at_head(query, batch, head, query_steps)
+        grad_output = at_head(grad_output, batch, head, grad_steps)
+        key = at_head(key, batch, kv_head, key_steps)
+        value = at_head(value, batch, kv_head, value_steps)
     q = read_tile(
-        query, batch, head, none, first, q_len, query_row, True, DESCRIBED, BLOCK_M, HEAD_DIM,
+        query, batch, head, none, first, q_len, query_steps[2], True, DESCRIBED, BLOCK_M, HEAD_DIM,
         D_PAD,
     )  # fmt: skip
     do = read_tile(
-        grad_output, batch, head, none, first, q_len, grad_row, True, DESCRIBED, BLOCK_M,
+        grad_output, batch, head, none, first, q_len, grad_steps[2], True, DESCRIBED, BLOCK_M,
         VALUE_DIM, DV_PAD,
     )  # fmt: skip
     inside = rows < q_len
@@ -334,8 +297,8 @@ def attention_queries_backward_kernel(
         slope = tl.load(slopes + batch * slope_batch + head).to(tl.float32)
     mask_rows = mask
     if MASK != "none":
-        mask_rows = mask + batch.to(tl.int64) * mask_batch + head.to(tl.int64) * mask_head
-        mask_rows += rows.to(tl.int64)[None, :] * mask_row
+        mask_rows = at_head(mask, batch, head, mask_steps)
+        mask_rows += rows.to(tl.int64)[None, :] * mask_steps[2]
     last_place = tl.minimum(first + BLOCK_M, q_len) - 1 + offset
     start = first_key(first + offset, kv_len, left, LEFT) // BLOCK_N * BLOCK_N
     end = end_key(last_place, kv_len, right, RIGHT)
@@ -343,23 +306,23 @@ def attention_queries_backward_kernel(
     for at in tl.range(start, end, BLOCK_N, num_stages=STAGES):
         keys = at + tl.arange(0, BLOCK_N)
         k = read_tile(
-            key, batch, kv_head, none, at, kv_len, key_row, True, DESCRIBED, BLOCK_N, HEAD_DIM,
+            key, batch, kv_head, none, at, kv_len, key_steps[2], True, DESCRIBED, BLOCK_N, HEAD_DIM,
             D_PAD,
         )  # fmt: skip
         v = read_tile(
-            value, batch, kv_head, none, at, kv_len, value_row, True, DESCRIBED, BLOCK_N,
+            value, batch, kv_head, none, at, kv_len, value_steps[2], True, DESCRIBED, BLOCK_N,
             VALUE_DIM, DV_PAD,
         )  # fmt: skip
         products = tl.dot(k, q.T, input_precision=PRECISION)
         weights, derivative = _weights_and_slope(
-            products, totals, rows + offset, keys, mask_rows, mask_key, rows, q_len, kv_len, left,
+            products, totals, rows + offset, keys, mask_rows, mask_steps, rows, q_len, kv_len, left,
             right, scale, softcap, slope, MASK, LEFT, RIGHT, SOFTCAP, ALIBI,
         )  # fmt: skip
         changes = tl.dot(v, do.T, input_precision=PRECISION)
         changes = weights * (changes - shifts[None, :]) * derivative
         sums = tl.dot(tl.trans(changes.to(k.dtype)), k, sums, input_precision=PRECISION)
     columns = tl.arange(0, D_PAD)
-    steps = batch.to(tl.int64) * grad_query_batch + head.to(tl.int64) * grad_query_head
-    at = grad_query + steps + rows.to(tl.int64)[:, None] * grad_query_row + columns[None, :]
+    at = at_head(grad_query, batch, head, grad_query_steps)
+    at = at_rows(at, rows, grad_query_steps[2], columns)
     inside = (rows < q_len)[:, None] & (columns < HEAD_DIM)[None, :]
     tl.store(at, sums.to(grad_query.dtype.element_ty), mask=inside)

@@ -1,60 +1,196 @@
-"""Codes of 4 and 8 bits as numbers, each exact in float16."""
+"""Codes of 4 and 8 bits as float16: subnormal numbers, which take no conversion.
+
+The bits of a code ``c`` below 1024, read as float16, are the number ``c / 2^24``; those of a code
+four places up are ``c / 2^20``. Tensor cores multiply them exactly, so that masking a word of codes
+is all that is done to it; the powers of two go into scales.
+"""
 
 import triton
 import triton.language as tl
 
+UNIT = tl.constexpr(2.0**24)
+"""What a product with such numbers is short by."""
+
+SMALLEST = tl.constexpr(2.0**-100)
+"""Scales of values below it count as it where weights are compared; a smaller one may be zero."""
+
 
 @triton.jit
-def widen_bytes(codes, SIGNED: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Return bytes as float16: 1024 + c has the bits 0x6400 + c, so that no conversion is needed.
+def widen(words, BITS: tl.constexpr, SIGNED: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Return the codes in words of 16 bits, least significant first, each in units of 2^-24.
 
-    Without ``ASSEMBLY``, as in the interpreter, they are converted.
+    Of 4 bits, the second and the fourth are 16 times as large; of 8 bits there are two, given
+    twice. ``SIGNED`` codes come out larger by half their range. ``ASSEMBLY`` takes two words at
+    once.
     """
+    SHIFT: tl.constexpr = (0x88 if BITS == 4 else 0x80) * 0x0101 - 2**16
+    if SIGNED:
+        words = words ^ SHIFT
     if ASSEMBLY:
-        if SIGNED:
-            codes = codes ^ 0x80
-        numbers = tl.inline_asm_elementwise(
-            """{
-            prmt.b32 $0, $2, 0x64646464, 0x4140;
-            prmt.b32 $1, $2, 0x64646464, 0x4342;
-            }""",
-            "=r,=r,r", [codes], dtype=tl.float16, is_pure=True, pack=4,
-        )  # fmt: skip
-        numbers = numbers - (1152.0 if SIGNED else 1024.0)
-    elif SIGNED:
-        numbers = codes.to(tl.int8, bitcast=True).to(tl.float16)
+        if BITS == 4:
+            first, second, third, fourth = tl.inline_asm_elementwise(
+                """{
+                .reg .b32 upper;
+                shr.b32 upper, $4, 8;
+                and.b32 $0, $4, 0x000f000f;
+                and.b32 $1, $4, 0x00f000f0;
+                and.b32 $2, upper, 0x000f000f;
+                and.b32 $3, upper, 0x00f000f0;
+                }""",
+                "=r,=r,=r,=r,r", [words], dtype=(tl.float16,) * 4, is_pure=True, pack=2,
+            )  # fmt: skip
+        else:
+            first, second = tl.inline_asm_elementwise(
+                """{
+                and.b32 $0, $2, 0x00ff00ff;
+                prmt.b32 $1, $2, 0, 0x4341;
+                }""",
+                "=r,=r,r", [words], dtype=(tl.float16,) * 2, is_pure=True, pack=2,
+            )  # fmt: skip
+            third, fourth = first, second
     else:
-        numbers = codes.to(tl.float16)
-    return numbers
+        first = _place(words, 0, 0xF if BITS == 4 else 0xFF)
+        second = _place(words, 0, 0xF0) if BITS == 4 else _place(words, 8, 0xFF)
+        third = _place(words, 8, 0xF)
+        fourth = _place(words, 8, 0xF0)
+    return first, second, third, fourth
 
 
 @triton.jit
-def widen_nibbles(codes, SIGNED: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Return the low and the high halves of bytes as float16: codes at even and odd places."""
-    if ASSEMBLY:
-        if SIGNED:
-            codes = codes ^ 0x88
-        low, high = tl.inline_asm_elementwise(
-            """{
-            .reg .b32 low, high;
-            and.b32 low, $4, 0x0f0f0f0f;
-            shr.b32 high, $4, 4;
-            and.b32 high, high, 0x0f0f0f0f;
-            prmt.b32 $0, low, 0x64646464, 0x4140;
-            prmt.b32 $1, low, 0x64646464, 0x4342;
-            prmt.b32 $2, high, 0x64646464, 0x4140;
-            prmt.b32 $3, high, 0x64646464, 0x4342;
-            }""",
-            "=r,=r,=r,=r,r", [codes], dtype=(tl.float16, tl.float16), is_pure=True, pack=4,
-        )  # fmt: skip
-        low = low - (1032.0 if SIGNED else 1024.0)
-        high = high - (1032.0 if SIGNED else 1024.0)
+def _place(words, PLACES: tl.constexpr, MASK: tl.constexpr):
+    return ((words >> PLACES) & MASK).to(tl.int16).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def read_queries(at, inside_rows, PLACES: tl.constexpr, WIDTH: tl.constexpr, WORDS: tl.constexpr):
+    """Return the columns of queries that meet each of the ``PLACES`` codes of a word."""
+    columns = PLACES * tl.arange(0, WORDS)
+    rows = inside_rows[:, None]
+    first = tl.load(at + columns[None, :], mask=rows & (columns < WIDTH)[None, :], other=0.0)
+    second, third, fourth = first, first, first
+    if PLACES > 1:
+        columns += 1
+        second = tl.load(at + columns[None, :], mask=rows & (columns < WIDTH)[None, :], other=0.0)
+    if PLACES > 2:
+        columns += 1
+        third = tl.load(at + columns[None, :], mask=rows & (columns < WIDTH)[None, :], other=0.0)
+        columns += 1
+        fourth = tl.load(at + columns[None, :], mask=rows & (columns < WIDTH)[None, :], other=0.0)
+    return first, second, third, fourth
+
+
+@triton.jit
+def queries_for_codes(q, BITS: tl.constexpr):
+    """Return queries that meet codes as they are, the factor of their products, and their sums.
+
+    A power of two brings any row of a 16-bit type into the range of float16.
+    """
+    first, second = q[0].to(tl.float32), q[1].to(tl.float32)
+    third, fourth = q[2].to(tl.float32), q[3].to(tl.float32)
+    total = tl.sum(first, 1) + tl.sum(second, 1)
+    largest = tl.maximum(tl.max(tl.abs(first), 1), tl.max(tl.abs(second), 1))
+    if BITS == 4:
+        total += tl.sum(third, 1) + tl.sum(fourth, 1)
+        largest = tl.maximum(largest, tl.max(tl.abs(third), 1))
+        largest = tl.maximum(largest, tl.max(tl.abs(fourth), 1))
+        second = second / 16
+        fourth = fourth / 16
+    step = tl.math.exp2(tl.ceil(tl.math.log2(tl.maximum(largest, 1e-30))))[:, None]
+    dtype: tl.constexpr = tl.float32 if q[0].dtype == tl.float32 else tl.float16
+    scaled = (
+        (first / step).to(dtype),
+        (second / step).to(dtype),
+        (third / step).to(dtype),
+        (fourth / step).to(dtype),
+    )
+    return scaled, step * UNIT, total[:, None]
+
+
+@triton.jit
+def scores_of(q, words, BITS: tl.constexpr, SIGNED: tl.constexpr, ASSEMBLY: tl.constexpr,
+            PRECISION: tl.constexpr):  # fmt: skip
+    """Return products of queries and keys, whose words are (words, keys)."""
+    if BITS == 0:
+        scores = tl.dot(q[0], words, input_precision=PRECISION)
     else:
-        low = (codes & 15).to(tl.int16)
-        high = (codes >> 4).to(tl.int16)
-        if SIGNED:
-            low = (low ^ 8) - 8
-            high = (high ^ 8) - 8
-        low = low.to(tl.float16)
-        high = high.to(tl.float16)
-    return low, high
+        codes = widen(words, BITS, SIGNED, ASSEMBLY)
+        scores = tl.dot(q[0], codes[0].to(q[0].dtype), input_precision=PRECISION)
+        scores = tl.dot(q[1], codes[1].to(q[0].dtype), scores, input_precision=PRECISION)
+        if BITS == 4:
+            scores = tl.dot(q[2], codes[2].to(q[0].dtype), scores, input_precision=PRECISION)
+            scores = tl.dot(q[3], codes[3].to(q[0].dtype), scores, input_precision=PRECISION)
+    return scores
+
+
+@triton.jit
+def read_scales(scale, offset, at, inside, OFFSET: tl.constexpr):
+    """Return scales and offsets of codes as they lie; 16-bit ones side by side in one word."""
+    scales = tl.load(scale + at, mask=inside, other=0.0)
+    PAIRED: tl.constexpr = OFFSET and scale.dtype.element_ty.primitive_bitwidth == 16
+    if PAIRED:
+        shifts = tl.load(offset + at, mask=inside, other=0.0)
+        low = scales.to(tl.uint16, bitcast=True).to(tl.uint32)
+        words = low | (shifts.to(tl.uint16, bitcast=True).to(tl.uint32) << 16)
+        shifts = words
+        scales = words
+    elif OFFSET:
+        shifts = tl.load(offset + at, mask=inside, other=0.0)
+    else:
+        shifts = scales
+    return scales, shifts
+
+
+@triton.jit
+def scales_of(read, DTYPE: tl.constexpr, BITS: tl.constexpr, OFFSET: tl.constexpr):
+    """Return scales, and the values that codes of zero bits stand for, in float32."""
+    scales, shifts = read
+    PAIRED: tl.constexpr = OFFSET and DTYPE.primitive_bitwidth == 16
+    if PAIRED:
+        shifts = (scales >> 16).to(tl.uint16).to(DTYPE, bitcast=True).to(tl.float32)
+        scales = scales.to(tl.uint16).to(DTYPE, bitcast=True).to(tl.float32)
+    elif OFFSET:
+        scales = scales.to(tl.float32)
+        shifts = shifts.to(tl.float32)
+    else:
+        scales = scales.to(tl.float32)
+        shifts = scales * (-8.0 if BITS == 4 else -128.0)
+    return scales, shifts
+
+
+@triton.jit
+def nearly_log2(x):
+    """Return the binary logarithm of positive normal numbers, or up to 0.09 less."""
+    return x.to(tl.int32, bitcast=True).to(tl.float32) * 2.0**-23 - 127.0
+
+
+@triton.jit
+def add_values(sums, weights, words, decay, BITS: tl.constexpr, SIGNED: tl.constexpr,
+                ASSEMBLY: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Return sums after some more values, whose words are (keys, words)."""
+    first, second, third, fourth = sums
+    if BITS == 0:
+        first = tl.dot(weights, words, first * decay, input_precision=PRECISION)
+    else:
+        codes = widen(words, BITS, SIGNED, ASSEMBLY)
+        dtype: tl.constexpr = weights.dtype
+        first = tl.dot(weights, codes[0].to(dtype), first * decay, input_precision=PRECISION)
+        second = tl.dot(weights, codes[1].to(dtype), second * decay, input_precision=PRECISION)
+        if BITS == 4:
+            third = tl.dot(weights, codes[2].to(dtype), third * decay, input_precision=PRECISION)
+            fourth = tl.dot(weights, codes[3].to(dtype), fourth * decay, input_precision=PRECISION)
+    return first, second, third, fourth
+
+
+@triton.jit
+def in_order(sums, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return sums with columns as they follow one another, in full size."""
+    first, second, third, fourth = sums
+    if BITS == 4:
+        even = tl.join(first, third)
+        odd = tl.join(second, fourth) / 16
+        ordered = tl.reshape(tl.join(even, odd), (ROWS, COLUMNS)) * UNIT
+    elif BITS == 8:
+        ordered = tl.reshape(tl.join(first, second), (ROWS, COLUMNS)) * UNIT
+    else:
+        ordered = first
+    return ordered

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from tesseral.attention.backends.triton.kernels.places import at_head, at_rows, sequence
 from tesseral.attention.backends.triton.kernels.scores import (
     LN2,
     LOG2E,
@@ -40,7 +41,7 @@ def read_tile(
     else:
         rows = start + tl.arange(0, ROWS)
         columns = tl.arange(0, COLUMNS)
-        at = source + rows.to(tl.int64)[:, None] * row_step + columns[None, :]
+        at = at_rows(source, rows, row_step, columns)
         if CHECKED:
             inside = (rows < length)[:, None] & (columns < WIDTH)[None, :]
             tile = tl.load(at, mask=inside, other=0.0)
@@ -63,21 +64,7 @@ def _visit_tiles(
     key,
     value,
     mask,
-    mask_key,
-    rows,
-    places,
-    batch,
-    kv_head,
-    kv_start,
-    key_row,
-    value_row,
-    q_len,
-    kv_len,
-    left,
-    right,
-    scale,
-    softcap,
-    slope,
+    call,
     MASKED: tl.constexpr,
     LISTED: tl.constexpr,
     MASK: tl.constexpr,
@@ -102,6 +89,9 @@ def _visit_tiles(
     stand there. In general the maximum is one of scores; with nothing added to scores it is
     one of scores times log2(e), so that one multiply-add prepares a weight.
     """
+    rows, places, batch, kv_head, kv_start, q_len, kv_len, steps, band, scale, softcap, slope = call
+    left, right = band
+    key_row, value_row, mask_key = steps
     for i in tl.range(first, end, 1 if LISTED else BLOCK_N, num_stages=STAGES):
         start = tl.load(numbers + i) * BLOCK_N if LISTED else i
         keys = start + tl.arange(0, BLOCK_N)
@@ -110,10 +100,11 @@ def _visit_tiles(
             HEAD_DIM, D_PAD,
         )  # fmt: skip
         scores = tl.dot(query, k.T, input_precision=PRECISION)
+        ahead = keys[None, :] - places[:, None]
         if GENERAL:
-            scores = biased(scores, places, keys, scale, softcap, slope, SOFTCAP, ALIBI)
+            scores = biased(scores * scale, ahead, softcap, slope, SOFTCAP, ALIBI)
         if MASKED:
-            seen = (keys < kv_len)[None, :] & sees(places, keys, left, right, LEFT, RIGHT)
+            seen = (keys < kv_len)[None, :] & sees(ahead, left, right, LEFT, RIGHT)
             if MASK != "none":
                 inside = (rows < q_len)[:, None] & (keys < kv_len)[None, :]
                 part = tl.load(mask + keys.to(tl.int64)[None, :] * mask_key, mask=inside, other=0)
@@ -159,25 +150,12 @@ def attention_forward_kernel(
     sinks,
     slopes,
     spans,
-    query_batch,
-    query_head,
-    query_row,
-    key_batch,
-    key_head,
-    key_row,
-    value_batch,
-    value_head,
-    value_row,
-    output_batch,
-    output_head,
-    output_row,
-    lse_batch,
-    lse_head,
-    lse_row,
-    mask_batch,
-    mask_head,
-    mask_row,
-    mask_key,
+    query_steps,
+    key_steps,
+    value_steps,
+    output_steps,
+    lse_steps,
+    mask_steps,
     list_batch,
     list_head,
     slope_batch,
@@ -226,15 +204,10 @@ def attention_forward_kernel(
     batch = tl.program_id(0) // q_tiles // q_heads
     if RIGHT:
         tile = q_tiles - 1 - tile  # late queries see more keys: they go first
-    q_start = batch * 0
-    kv_start = batch * 0
-    source = batch
-    if PACKED:
-        q_start = tl.load(spans + batch)
-        q_len = tl.load(spans + batches + batch)
-        kv_start = tl.load(spans + 2 * batches + batch)
-        kv_len = tl.load(spans + 3 * batches + batch)
-        source = batch * 0
+    source, q_start, q_len, kv_start, kv_len = sequence(
+        spans, batch, batches, q_len, kv_len, PACKED
+    )
+    if PACKED:  # noqa: SIM102, a flag of the compiler's
         if tile * BLOCK_M >= q_len:
             return
     rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -247,22 +220,17 @@ def attention_forward_kernel(
     kv_head = head // group
     mask_rows = mask
     if MASK != "none":
-        mask_rows = (
-            mask
-            + batch.to(tl.int64) * mask_batch
-            + head.to(tl.int64) * mask_head
-            + rows.to(tl.int64)[:, None] * mask_row
-        )
+        mask_rows = at_head(mask, batch, head, mask_steps)
+        mask_rows += rows.to(tl.int64)[:, None] * mask_steps[2]
     if not DESCRIBED:
-        query += source.to(tl.int64) * query_batch + head.to(tl.int64) * query_head
-        query += q_start.to(tl.int64) * query_row
-        key += source.to(tl.int64) * key_batch + kv_head.to(tl.int64) * key_head
-        key += kv_start.to(tl.int64) * key_row
-        value += source.to(tl.int64) * value_batch + kv_head.to(tl.int64) * value_head
-        value += kv_start.to(tl.int64) * value_row
+        query = at_head(query, source, head, query_steps)
+        query += q_start.to(tl.int64) * query_steps[2]
+        key = at_head(key, source, kv_head, key_steps) + kv_start.to(tl.int64) * key_steps[2]
+        value = at_head(value, source, kv_head, value_steps)
+        value += kv_start.to(tl.int64) * value_steps[2]
     q = read_tile(
-        query, source, head, q_start, tile * BLOCK_M, q_len, query_row, True, DESCRIBED, BLOCK_M,
-        HEAD_DIM, D_PAD,
+        query, source, head, q_start, tile * BLOCK_M, q_len, query_steps[2], True, DESCRIBED,
+        BLOCK_M, HEAD_DIM, D_PAD,
     )  # fmt: skip
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -270,19 +238,23 @@ def attention_forward_kernel(
 
     LISTED: tl.constexpr = MASK != "none"
     BANDED: tl.constexpr = LEFT or RIGHT or TAIL
+    steps = (key_steps[2], value_steps[2], mask_steps[3] if LISTED else 0)
+    call = (
+        rows, places, source, kv_head, kv_start, q_len, kv_len, steps, (left, right), scale,
+        softcap, slope,
+    )  # fmt: skip
     if LISTED:
         k_tiles = tl.cdiv(kv_len, BLOCK_N)
         entry = (batch * list_batch + head * list_head) * q_tiles + tile
         partial_tiles += entry.to(tl.int64) * k_tiles
         full_tiles += entry.to(tl.int64) * k_tiles
         full_start = entry * 0
+        n_partial = tl.load(tile_counts + 2 * entry)
         full_end = tl.load(tile_counts + 2 * entry + 1)
         accumulator, total, maximum = _visit_tiles(
-            0, tl.load(tile_counts + 2 * entry), partial_tiles, accumulator, total, maximum, q,
-            key, value, mask_rows, mask_key, rows, places, source, kv_head, kv_start, key_row,
-            value_row, q_len, kv_len, left, right, scale, softcap, slope, True, True, MASK, LEFT,
-            RIGHT, GENERAL, SOFTCAP, ALIBI, PACKED, DESCRIBED, PRECISION, BLOCK_N, HEAD_DIM, D_PAD,
-            VALUE_DIM, DV_PAD, STAGES,
+            0, n_partial, partial_tiles, accumulator, total, maximum, q, key, value,
+            mask_rows, call, True, True, MASK, LEFT, RIGHT, GENERAL, SOFTCAP, ALIBI, PACKED,
+            DESCRIBED, PRECISION, BLOCK_N, HEAD_DIM, D_PAD, VALUE_DIM, DV_PAD, STAGES,
         )  # fmt: skip
     else:
         start, full_start, full_end, end = key_tiles(
@@ -290,25 +262,20 @@ def attention_forward_kernel(
         )
         if LEFT:
             accumulator, total, maximum = _visit_tiles(
-                start, full_start, None, accumulator, total, maximum, q, key, value, mask_rows,
-                mask_key, rows, places, source, kv_head, kv_start, key_row, value_row, q_len,
-                kv_len, left, right, scale, softcap, slope, True, False, MASK, LEFT, RIGHT,
-                GENERAL, SOFTCAP, ALIBI, PACKED, DESCRIBED, PRECISION, BLOCK_N, HEAD_DIM, D_PAD,
-                VALUE_DIM, DV_PAD, STAGES,
+                start, full_start, None, accumulator, total, maximum, q, key, value,
+                mask_rows, call, True, False, MASK, LEFT, RIGHT, GENERAL, SOFTCAP, ALIBI, PACKED,
+                DESCRIBED, PRECISION, BLOCK_N, HEAD_DIM, D_PAD, VALUE_DIM, DV_PAD, STAGES,
             )  # fmt: skip
     accumulator, total, maximum = _visit_tiles(
-        full_start, full_end, full_tiles, accumulator, total, maximum, q, key, value, mask_rows,
-        mask_key, rows, places, source, kv_head, kv_start, key_row, value_row, q_len, kv_len, left,
-        right, scale, softcap, slope, False, LISTED, MASK, LEFT, RIGHT, GENERAL,
-        SOFTCAP, ALIBI, PACKED, DESCRIBED, PRECISION, BLOCK_N, HEAD_DIM, D_PAD, VALUE_DIM, DV_PAD,
-        STAGES,
+        full_start, full_end, full_tiles, accumulator, total, maximum, q, key, value,
+        mask_rows, call, False, LISTED, MASK, LEFT, RIGHT, GENERAL, SOFTCAP, ALIBI, PACKED,
+        DESCRIBED, PRECISION, BLOCK_N, HEAD_DIM, D_PAD, VALUE_DIM, DV_PAD, STAGES,
     )  # fmt: skip
     if BANDED and not LISTED:
         accumulator, total, maximum = _visit_tiles(
-            full_end, end, None, accumulator, total, maximum, q, key, value, mask_rows, mask_key,
-            rows, places, source, kv_head, kv_start, key_row, value_row, q_len, kv_len, left,
-            right, scale, softcap, slope, True, False, MASK, LEFT, RIGHT, GENERAL, SOFTCAP, ALIBI,
-            PACKED, DESCRIBED, PRECISION, BLOCK_N, HEAD_DIM, D_PAD, VALUE_DIM, DV_PAD, STAGES,
+            full_end, end, None, accumulator, total, maximum, q, key, value,
+            mask_rows, call, True, False, MASK, LEFT, RIGHT, GENERAL, SOFTCAP, ALIBI, PACKED,
+            DESCRIBED, PRECISION, BLOCK_N, HEAD_DIM, D_PAD, VALUE_DIM, DV_PAD, STAGES,
         )  # fmt: skip
 
     if not GENERAL:
@@ -320,19 +287,9 @@ def attention_forward_kernel(
     divisor, log_total = finished(maximum, total)
     accumulator = accumulator * divisor[:, None]
     columns = tl.arange(0, DV_PAD)
-    at = (
-        output
-        + source.to(tl.int64) * output_batch
-        + head.to(tl.int64) * output_head
-        + (q_start + rows).to(tl.int64)[:, None] * output_row
-        + columns[None, :]
-    )
+    at = at_head(output, source, head, output_steps)
+    at = at_rows(at, q_start + rows, output_steps[2], columns)
     inside = (rows < q_len)[:, None] & (columns < VALUE_DIM)[None, :]
     tl.store(at, accumulator.to(output.dtype.element_ty), mask=inside)
-    at = (
-        lse
-        + source.to(tl.int64) * lse_batch
-        + head.to(tl.int64) * lse_head
-        + (q_start + rows).to(tl.int64) * lse_row
-    )
+    at = at_head(lse, source, head, lse_steps) + (q_start + rows).to(tl.int64) * lse_steps[2]
     tl.store(at, log_total, mask=rows < q_len)

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from tesseral.attention.backends.triton.kernels.places import at_head
 from tesseral.attention.backends.triton.kernels.scores import key_tiles, sees
 
 
@@ -12,10 +13,7 @@ def mask_lists_kernel(
     partial_tiles,
     full_tiles,
     tile_counts,
-    mask_batch,
-    mask_head,
-    mask_row,
-    mask_key,
+    mask_steps,
     heads,
     q_len,
     kv_len,
@@ -45,12 +43,7 @@ def mask_lists_kernel(
     first_place = tile * BLOCK_M + kv_len - q_len
     last_place = tl.minimum(tile * BLOCK_M + BLOCK_M, q_len) - 1 + kv_len - q_len
     start, _, _, end = key_tiles(first_place, last_place, kv_len, left, right, LEFT, RIGHT, BLOCK_N)
-    row = (
-        mask
-        + batch.to(tl.int64) * mask_batch
-        + head.to(tl.int64) * mask_head
-        + rows.to(tl.int64)[:, None] * mask_row
-    )
+    row = at_head(mask, batch, head, mask_steps) + rows.to(tl.int64)[:, None] * mask_steps[2]
     partial = partial_tiles + entry.to(tl.int64) * k_tiles
     full = full_tiles + entry.to(tl.int64) * k_tiles
     n_partial = 0
@@ -58,8 +51,8 @@ def mask_lists_kernel(
     for at in tl.range(start, end, BLOCK_N):
         keys = at + tl.arange(0, BLOCK_N)
         inside = inside_rows & (keys < kv_len)[None, :]
-        part = tl.load(row + keys.to(tl.int64)[None, :] * mask_key, mask=inside, other=0)
-        seen = inside & sees(places, keys, left, right, LEFT, RIGHT)
+        part = tl.load(row + keys.to(tl.int64)[None, :] * mask_steps[3], mask=inside, other=0)
+        seen = inside & sees(keys[None, :] - places[:, None], left, right, LEFT, RIGHT)
         if ADDITIVE:
             seen = seen & (part != float("-inf"))
             plain = seen & (part == 0)

@@ -52,9 +52,8 @@ def key_tiles(
 
 
 @triton.jit
-def sees(places, keys, left, right, LEFT: tl.constexpr, RIGHT: tl.constexpr):
-    """Return whether each query, by its place among the keys, sees each key by the band."""
-    ahead = keys[None, :] - places[:, None]
+def sees(ahead, left, right, LEFT: tl.constexpr, RIGHT: tl.constexpr):
+    """Return whether a query sees a key by the band, given how far the key is ahead of it."""
     seen = ahead * 0 == 0
     if LEFT:
         seen = seen & (ahead >= -left)
@@ -70,13 +69,12 @@ def tanh(x):
 
 
 @triton.jit
-def biased(scores, places, keys, scale, softcap, slope, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr):
-    """Return scores after factor, cap and linear bias; ``slope`` is a number or (rows, 1)."""
-    scores = scores * scale
+def biased(scores, ahead, softcap, slope, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr):
+    """Return scores after cap and linear bias, given how far each key is ahead of its query."""
     if SOFTCAP:
         scores = softcap * tanh(scores / softcap)
     if ALIBI:
-        scores = scores - slope * tl.abs(places[:, None] - keys[None, :]).to(tl.float32)
+        scores = scores - slope * tl.abs(ahead).to(tl.float32)
     return scores
 
 

@@ -1,0 +1,145 @@
+"""The two sums of a decoder block over ranks: after attention, and after the MLP."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tesseral._errors import ParameterError, ShapeError
+from tesseral.attention.api import attention
+from tesseral.attention.distributed.overlap import sum_by_tiles
+from tesseral.attention.mask import Window
+
+_ATTENTION = "attention_all_reduce"
+_LINEAR = "linear_all_reduce"
+
+
+def attention_all_reduce(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    window: Window | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    tiles: Sequence[int] | None = None,
+    group: Any = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Return attention of this rank's heads, projected, and summed over the ranks.
+
+    Queries go tile by tile; the sum of one tile runs while the next is computed. Without
+    ``tiles`` there is one, and nothing overlaps; :func:`choose_tiles` says what pays.
+
+    Parameters
+    ----------
+    query : tensor of shape (batch, q_heads, q_len, head_dim)
+        The heads of this rank, as the following ones.
+    key : tensor of shape (batch, kv_heads, kv_len, head_dim)
+    value : tensor of shape (batch, kv_heads, kv_len, value_dim)
+    weight : tensor of shape (hidden, q_heads * value_dim)
+        The columns of the output projection that read these heads.
+    is_causal, scale, softcap, sinks, backend
+        As for :func:`tesseral.attention.attention`.
+    window : (left, right), optional
+        As there; only under ``is_causal``.
+    tiles : sequence of int, optional
+        Queries of each tile, the same on all ranks; they add up to ``q_len``.
+    group : ProcessGroup, optional
+        The ranks; all by default.
+
+    Returns
+    -------
+    tensor of shape (batch, q_len, hidden)
+        The same on every rank. It is laid out with the queries first.
+
+    Raises
+    ------
+    ShapeError, ParameterError
+        If arguments do not fit together, before anything is sent.
+    DistributedError
+        If a sum fails.
+
+    References
+    ----------
+    FastAttention, arXiv:2410.16663: tiling-AllReduce.
+    """
+    batch, heads, q_len, _ = query.shape
+    _check_weight(_ATTENTION, weight, heads * value.shape[-1])
+    _check_recorded(_ATTENTION, query, key, value, weight)
+    if window is not None and not is_causal:
+        raise ParameterError(
+            f"{_ATTENTION}: window={window!r} needs is_causal=True; without it, keys behind a tile "
+            "of queries would have to be counted from the last tile."
+        )
+    hidden = len(weight)
+    out = query.new_empty((q_len, batch, hidden))
+
+    def compute(start: int, stop: int, part: Tensor) -> None:
+        # the last query of the tile stands beside the last key that it sees
+        seen = key.shape[2] - (q_len - stop) if is_causal else key.shape[2]
+        rows: Any = attention(
+            query[:, :, start:stop],
+            key[:, :, : max(0, seen)],
+            value[:, :, : max(0, seen)],
+            is_causal=is_causal,
+            scale=scale,
+            window=window,
+            softcap=softcap,
+            sinks=sinks,
+            backend=backend,
+        )
+        rows = rows.permute(2, 0, 1, 3).reshape((stop - start) * batch, -1)
+        torch.mm(rows, weight.mT, out=part.view(-1, hidden))
+
+    return sum_by_tiles(compute, out, tiles or (q_len,), group, what=_ATTENTION).transpose(0, 1)
+
+
+def linear_all_reduce(
+    x: Tensor, weight: Tensor, *, tiles: Sequence[int] | None = None, group: Any = None
+) -> Tensor:
+    """Return ``x @ weight.T`` summed over the ranks, tile by tile, as after a sharded MLP.
+
+    Parameters
+    ----------
+    x : tensor of shape (batch, length, features)
+        The features of this rank.
+    weight : tensor of shape (hidden, features)
+        The columns that read them.
+    tiles, group
+        As for :func:`attention_all_reduce`.
+
+    Returns
+    -------
+    tensor of shape (batch, length, hidden)
+        The same on every rank. It is laid out with the tokens first.
+    """
+    if x.ndim != 3:
+        raise ShapeError(f"{_LINEAR}: x must be (batch, length, features), got {tuple(x.shape)}.")
+    _check_weight(_LINEAR, weight, x.shape[-1])
+    _check_recorded(_LINEAR, x, weight)
+    hidden = len(weight)
+    out = x.new_empty((x.shape[1], x.shape[0], hidden))
+
+    def compute(start: int, stop: int, part: Tensor) -> None:
+        rows = x[:, start:stop].transpose(0, 1).reshape(-1, x.shape[-1])
+        torch.mm(rows, weight.mT, out=part.view(-1, hidden))
+
+    return sum_by_tiles(compute, out, tiles or (len(out),), group, what=_LINEAR).transpose(0, 1)
+
+
+def _check_weight(where: str, weight: Tensor, features: int) -> None:
+    if weight.ndim != 2 or weight.shape[1] != features:
+        raise ShapeError(
+            f"{where}: weight must have shape (hidden, {features}), a column for every feature "
+            f"of this rank, got {tuple(weight.shape)}."
+        )
+
+
+def _check_recorded(where: str, *tensors: Tensor) -> None:
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        raise ParameterError(f"{where}: gradients do not pass a sum by tiles; use torch.no_grad().")

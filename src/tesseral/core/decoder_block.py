@@ -1,0 +1,191 @@
+"""A decoder block of few tokens, but for its attention, in two calls of a kernel."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tesseral import _native
+from tesseral._errors import DtypeError, ShapeError
+from tesseral.core._arrays import address, dtype_name
+from tesseral.core.quantized_linears import QuantizedLinears
+from tesseral.core.rows import check_dense, check_rows
+from tesseral.runtime.cpu import cpu_target, cpu_threads
+
+ROTATED_MULTIPLE = 2 * _native.HEAD_ROWS_MULTIPLE
+"""Heads that the kernel turns have a multiple of so many elements."""
+
+Encoding = tuple[Any, Any, int]
+"""A matrix or None, a clip and a width, as :func:`tesseral.core.head_rows.encode_heads` takes."""
+
+
+class DecoderBlock:
+    """The layers, norms and encodings of a block, looked at once.
+
+    What comes before attention is a norm, query, key and value, their rotary embedding, the
+    query's matrix, and the encoding of keys and values. What comes after is the output layer, a
+    residual sum, a norm, ``down(silu(gate) * up)`` and another sum. Each step is rounded to the
+    type of the block, as it is when each is an operation of its own.
+
+    Parameters
+    ----------
+    element : str
+        Type of hidden states and norms: float32 or bfloat16.
+    head_dim : int
+        A multiple of :data:`ROTATED_MULTIPLE`.
+    norms : pair of (array of shape (width,), float)
+        Weight and epsilon of the norms before attention and MLP.
+    layers : four QuantizedLinears
+        Query, key and value; output; gate and up; down.
+    query_factor : float32 array of shape (head_dim, head_dim), or None
+    key, value : Encoding
+
+    Raises
+    ------
+    DtypeError, ShapeError
+        If they do not fit together.
+    """
+
+    def __init__(
+        self,
+        element: str,
+        head_dim: int,
+        norms: Sequence[tuple[Any, float]],
+        layers: Sequence[QuantizedLinears],
+        query_factor: Any,
+        key: Encoding,
+        value: Encoding,
+    ) -> None:
+        if element not in ("float32", "bfloat16"):
+            raise DtypeError(f"DecoderBlock: must be float32 or bfloat16, got {element}.")
+        self.element, self.head_dim, self.width = element, head_dim, layers[0].in_features
+        self.heads = self._check_layers(layers)
+        for weight, _ in norms:
+            check_rows("norm", weight, element, (self.width,))
+        for factor in (query_factor, key[0], value[0]):
+            if factor is not None:
+                check_dense("factor", factor, "float32", head_dim, head_dim)
+        for _, clip, _ in (key, value):
+            check_dense("clip", clip, "float32", 1, 2)
+        self._kept = norms, layers, query_factor, key, value
+        self._native = _native.DecoderBlock(
+            element,
+            head_dim,
+            *((address(weight), epsilon) for weight, epsilon in norms),
+            *(layer.kernel for layer in layers),
+            0 if query_factor is None else address(query_factor),
+            *((0 if f is None else address(f), address(clip), n) for f, clip, n in (key, value)),
+        )
+
+    def _check_layers(self, layers: Sequence[QuantizedLinears]) -> tuple[int, int]:
+        """Return the numbers of heads of queries and of keys."""
+        first, output, gates, down = layers
+        dim, width = self.head_dim, self.width
+        sizes = [(layer.in_features, *layer.out_features) for layer in layers]
+        heads = [n // dim for n in first.out_features]
+        fits = (
+            dim % ROTATED_MULTIPLE == 0
+            and sizes[0] == (width, *(n * dim for n in heads))
+            and len(heads) == 3
+            and heads[1] == heads[2]
+            and sizes[1] == (heads[0] * dim, width)
+            and sizes[2] == (width, down.in_features, down.in_features)
+            and down.out_features == [width]
+        )
+        if not fits:
+            raise ShapeError(
+                f"DecoderBlock: layers of sizes {sizes} and heads of {dim} do not make a block."
+            )
+        return heads[0], heads[1]
+
+    def before(
+        self,
+        hidden: Any,
+        rotary: tuple[Any, Any],
+        query: Any,
+        key: Sequence[Any],
+        value: Sequence[Any],
+        *,
+        threads: int | None = None,
+        target: str | None = None,
+    ) -> None:
+        """Fill ``query`` and the places of new keys and values.
+
+        Parameters
+        ----------
+        hidden : array of shape (m, 1, width)
+        rotary : pair of arrays of shape (m or 1, 1, head_dim)
+            Cosines and sines of the tokens.
+        query : array of shape (m, heads, 1, head_dim)
+        key, value : (uint8, float16 and float16 arrays) of shape (m, kv_heads, 1, ...)
+            As :func:`tesseral.core.head_rows.encode_heads` fills them.
+        threads, target : optional
+            As for :func:`~tesseral.core.int4.linear_int4`.
+        """
+        m = hidden.shape[0]
+        dim, (n_heads, n_kv_heads) = self.head_dim, self.heads
+        check_dense("hidden", hidden, self.element, m, self.width)
+        check_dense("query", query, self.element, m * n_heads, dim)
+        angles = rotary[0].shape[0]
+        for part in rotary:
+            check_dense("rotary", part, self.element, angles, dim)
+        if angles not in (1, m):
+            raise ShapeError(f"DecoderBlock: angles of {angles} sequences do not fit {m}.")
+        lead = (m, n_kv_heads, 1)
+        self._native.before(
+            m,
+            address(hidden),
+            address(rotary[0]),
+            address(rotary[1]),
+            dim if angles > 1 else 0,
+            address(query),
+            _places(key, lead),
+            _places(value, lead),
+            cpu_threads(threads),
+            cpu_target(target),
+        )
+
+    def after(
+        self,
+        attended: Any,
+        hidden: Any,
+        out: Any,
+        *,
+        threads: int | None = None,
+        target: str | None = None,
+    ) -> None:
+        """Fill ``out`` with the hidden states after the block.
+
+        Parameters
+        ----------
+        attended : array of shape (m, 1, heads * head_dim)
+        hidden, out : arrays of shape (m, 1, width)
+            Hidden states before the block, and after it.
+        threads, target : optional
+            As for :func:`~tesseral.core.int4.linear_int4`.
+        """
+        m = hidden.shape[0]
+        check_dense("attended", attended, self.element, m * self.heads[0], self.head_dim)
+        check_dense("hidden", hidden, self.element, m, self.width)
+        check_dense("out", out, self.element, m, self.width)
+        self._native.after(
+            m,
+            address(attended),
+            address(hidden),
+            address(out),
+            cpu_threads(threads),
+            cpu_target(target),
+        )
+
+
+def _places(arrays: Sequence[Any], lead: tuple[int, int, int]) -> Any:
+    data, scale, offset = arrays
+    steps = data.stride(), scale.stride()
+    fits = (
+        data.shape[:3] == scale.shape[:3] == offset.shape[:3] == lead
+        and steps[0][3] == 1
+        and offset.stride() == steps[1]
+        and [dtype_name(x) for x in arrays] == ["uint8", "float16", "float16"]
+    )
+    if not fits:
+        shapes = [tuple(x.shape) for x in arrays]
+        raise ShapeError(f"DecoderBlock: places of shapes {shapes} do not fit {lead} heads.")
+    return address(data), address(scale), address(offset), steps[0][:3], steps[1][:3]

@@ -1,0 +1,215 @@
+"""Decoder blocks that take one token of each sequence in two calls of a kernel.
+
+At one token, most of a block's time would go into asking Python for a hundred small things. The
+block of a Llama, in our format, on the CPU, with our cache, is two calls and the attention between
+them. Everything else goes the model's own way.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tesseral.attention import attention
+from tesseral.core.decoder_block import ROTATED_MULTIPLE, DecoderBlock
+from tesseral.core.quantized_linears import QuantizedLinears
+from tesseral.llm.cache import QuantizedKVCache
+from tesseral.llm.rule_mask import BandMask
+from tesseral.quantization.config import OFF
+from tesseral.quantization.kernels.heads import HEADS
+from tesseral.quantization.kernels.registry import BACKENDS, ROWS
+from tesseral.quantization.kvcodec import KVCodec
+from tesseral.quantization.linear import QuantizedLinear
+from tesseral.runtime.threads import threads_beside_torch
+
+BLOCKS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"})
+"""transformers' blocks that are of this kind."""
+
+_LAYERS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+class NativeBlock(nn.Module):
+    """Before a class of blocks: one token of each sequence through our kernels."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = False,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Return the hidden states after the block."""
+        x = hidden_states
+        if x.ndim == 3 and x.shape[1] == 1 and x.is_cpu and not kwargs.get("output_attentions"):
+            token = Token(x, attention_mask, past_key_values, position_embeddings)
+            parts = self.__dict__.get("_parts")
+            if parts is None:
+                parts = self.__dict__["_parts"] = Parts(self)
+            if parts.take(token):
+                return parts.run(token)
+        original: Tensor = super().forward(
+            x,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            position_embeddings=position_embeddings,
+            **kwargs,
+        )
+        return original
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_parts"}
+
+
+class Token:
+    """What a block is called with."""
+
+    __slots__ = ("cache", "hidden", "mask", "rotary")
+
+    def __init__(self, hidden: Tensor, mask: Any, cache: Any, rotary: Any) -> None:
+        self.hidden, self.mask, self.cache, self.rotary = hidden, mask, cache, rotary
+
+
+class Parts:
+    """The parts of a block, and the kernel made for where they lie."""
+
+    def __init__(self, block: Any) -> None:
+        self._block = block
+        attention_module = block.self_attn
+        self._layers = [[block.get_submodule(name) for name in names] for names in _LAYERS]
+        self._norms = [block.get_submodule(name) for name in _NORMS]
+        self._codec = getattr(attention_module, "kv_codec", None)
+        self._scaling: float = getattr(attention_module, "scaling", 0.0)
+        self._index: int = attention_module.layer_idx
+        self._fits = self._are_known()
+        self._kernel: DecoderBlock | None = None
+        self._lie: list[Any] = []
+        self._watched = [m for m in block.modules() if m is not block]
+
+    def _are_known(self) -> bool:
+        """Whether the parts are of the kinds that the kernel knows."""
+        attention_module, mlp = self._block.self_attn, self._block.mlp
+        layers = [layer for group in self._layers for layer in group]
+        codec = self._codec
+        return (
+            all(isinstance(layer, QuantizedLinear) and layer.bits != OFF for layer in layers)
+            and all(group[0]._source[0].layers == group for group in self._layers)
+            and all(group[0]._source[0].bits != OFF for group in self._layers)
+            and all(hasattr(norm, "variance_epsilon") for norm in self._norms)
+            and isinstance(codec, KVCodec)
+            and OFF not in (codec.key_bits, codec.value_bits)
+            and attention_module.head_dim % ROTATED_MULTIPLE == 0
+            and getattr(attention_module, "sliding_window", None) is None
+            and type(mlp.act_fn).__name__ in ("SiLUActivation", "SiLU")
+        )
+
+    def take(self, token: Token) -> bool:
+        """Whether this token goes through the kernel; makes it where it is missing."""
+        x, cache, mask = token.hidden, token.cache, token.mask
+        if not self._fits or token.rotary is None or not isinstance(cache, QuantizedKVCache):
+            return False
+        layer = cache.layers[self._index]
+        keys = layer.get_seq_length() + 1
+        plain = not layer.is_sliding and (
+            mask is None
+            or (isinstance(mask, BandMask) and mask.sizes == (1, keys) and mask.n_keys == keys)
+        )
+        named = ROWS.asked, BACKENDS.asked, HEADS.asked
+        if not plain or named != (None, None, None) or x.dtype not in _TYPES:
+            return False
+        if (torch.is_grad_enabled() and x.requires_grad) or self._block.training:
+            return False
+        if any(m._forward_hooks or m._forward_pre_hooks for m in self._watched):
+            return False
+        lie = self._addresses(x.dtype)
+        if lie != self._lie:
+            self._kernel, self._lie = self._made(x.dtype), lie
+        return self._kernel is not None
+
+    def _addresses(self, dtype: torch.dtype) -> list[Any]:
+        found: list[Any] = [dtype]
+        for group in self._layers:
+            source: Any = group[0]._source[0]
+            found += [None if f is None else f.data_ptr() for f in source.transform.factors]
+            found.append(source._buffers["clip"].data_ptr())
+            for layer in group:
+                codes, scale, bias, *_ = layer.stored
+                found += codes.data_ptr(), scale.data_ptr(), bias is not None and bias.data_ptr()
+        codec: Any = self._codec
+        for array in (*self._factors(), codec._buffers["key_clip"], codec._buffers["value_clip"]):
+            found.append(None if array is None else array.data_ptr())
+        found += [norm._parameters["weight"].data_ptr() for norm in self._norms]
+        return found
+
+    def _factors(self) -> tuple[Tensor | None, Tensor | None]:
+        codec: Any = self._codec
+        return codec.query_transform.factors[0], codec.key_transform.factors[0]
+
+    def _made(self, dtype: torch.dtype) -> DecoderBlock | None:
+        """Return the kernel for the parts as they lie now, if it takes them."""
+        sources: list[Any] = [group[0]._source[0] for group in self._layers]
+        stored = [[layer.stored for layer in group] for group in self._layers]
+        arrays = [array for group in stored for weight in group for array in weight[:3]]
+        arrays += [source._buffers["clip"] for source in sources]
+        arrays += [factor for source in sources for factor in source.transform.factors]
+        weights = [norm.weight for norm in self._norms]
+        on_cpu = all(a is None or a.is_cpu for a in (*arrays, *weights))
+        floats = all(a is None or a.dtype in (torch.float32, torch.uint8) for a in arrays)
+        four = all(weight.bits == 4 for group in stored for weight in group)
+        if not (on_cpu and floats and four and all(w.dtype == dtype for w in weights)):
+            return None
+        if any(BACKENDS.choose(group[0]._problem()).name != "cpu" for group in self._layers):
+            return None
+        layers = [
+            QuantizedLinears(
+                source.transform.factors,
+                source.clip,
+                source.bits,
+                [weight.packed for weight in group],
+                [weight.bias for weight in group],
+            )
+            for source, group in zip(sources, stored, strict=True)
+        ]
+        codec: Any = self._codec
+        query_factor, key_factor = self._factors()
+        return DecoderBlock(
+            _TYPES[dtype],
+            self._block.self_attn.head_dim,
+            [(norm.weight.detach(), norm.variance_epsilon) for norm in self._norms],
+            layers,
+            query_factor,
+            (key_factor, codec.key_clip, codec.key_bits),
+            (None, codec.value_clip, codec.value_bits),
+        )
+
+    def run(self, token: Token) -> Tensor:
+        """Return the hidden states after the block, and add to the cache."""
+        kernel, x = self._kernel, token.hidden
+        assert kernel is not None
+        x = x if x.is_contiguous() else x.contiguous()
+        batch, threads = x.shape[0], threads_beside_torch()
+        (heads, kv_heads), dim = kernel.heads, kernel.head_dim
+        cosine, sine = token.rotary
+        rotary = cosine.contiguous(), sine.contiguous()
+        query = torch.empty(batch, heads, 1, dim, dtype=x.dtype)
+        keys, values = token.cache.layers[self._index].update_by(
+            lambda key, value: kernel.before(x, rotary, query, key, value, threads=threads),
+            (batch, kv_heads, 1, dim),
+            x,
+        )
+        rule = {"is_causal": True} if token.mask is None else token.mask.rule
+        attended: Any = attention(query, keys, values, scale=self._scaling, **rule)
+        out = torch.empty(x.shape, dtype=x.dtype)
+        kernel.after(attended.contiguous(), x, out, threads=threads)
+        return out

@@ -1,0 +1,15 @@
+"""Before anything else: import Triton so that it can be interpreted, where nothing can run it.
+
+Triton decides with its own import whether its library is interpreted, and torch may import it in
+any test; whether a kernel is, is decided later, with the kernel's import.
+"""
+
+import importlib.util
+
+import pytest
+import torch
+
+if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        importlib.import_module("triton")

@@ -1,0 +1,54 @@
+"""Pages of documentation: their code blocks, the commands they show, and running them."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+
+def blocks(text, language):
+    """Return the lines of every fenced block in a language, with their line numbers from 1."""
+    found, inside = [], None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.startswith("```"):
+            inside = None if inside is not None else line[3:].strip()
+        elif inside == language:
+            found.append((number, line))
+    return found
+
+
+def command_lines(text, program):
+    """Return every call of a program in a console block, without its comment."""
+    lines = [shlex.split(line, comments=True) for _, line in blocks(text, "console")]
+    return [words[1:] for words in lines if words and words[0] == program]
+
+
+def named(text, program):
+    """Return every name that stands after a program in a console block or inside backticks."""
+    quoted = re.findall(rf"`{program} ([a-z]\w*)[^`]*`", text)
+    return {*quoted, *(words[0] for words in command_lines(text, program))}
+
+
+def run_in_order(text, language, folder):
+    """Run the blocks of a page as one program, and hold what they print to what they promise.
+
+    Each line keeps its number, so that a traceback points into the page.
+    """
+    lines = dict(blocks(text, language))
+    assert lines
+    script = folder / "page.py"
+    script.write_text("\n".join(lines.get(n, "") for n in range(1, max(lines) + 1)), "utf-8")
+    result = subprocess.run(
+        [sys.executable, "-W", "error", script],
+        cwd=folder,
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "SKBUILD_EDITABLE_VERBOSE": "0", "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    printed = iter(result.stdout.splitlines())
+    for promised in re.findall(r"^print\(.*\)  # (.+)$", "\n".join(lines.values()), re.MULTILINE):
+        assert promised in printed, f"{promised!r} is not in its place in:\n{result.stdout}"
