@@ -10,6 +10,8 @@ from tesseral._errors import ParameterError
 from tesseral.attention import TilingMask
 from tesseral.attention.backends.ascend.chip import ASCEND_910B2
 from tesseral.attention.backends.ascend.plan import plan_rounds
+from tesseral.attention.backends.cuda.backend import CudaPlan
+from tesseral.attention.backends.cuda.chips import VOLTA
 from tesseral.attention.backends.triton.backend import TritonPlan
 from tesseral.attention.backends.triton.tuning import TileConfig
 from tesseral.attention.model import (
@@ -174,6 +176,20 @@ def test_the_work_is_what_the_plan_counts(problem):
     assert visible_pairs(problem) == int(mask_as_matrix(mask).sum())
 
 
+@every_call
+def test_masks_are_paid_for_in_partial_tiles_only(problem):
+    alone = dataclasses.replace(machine("h200"), cores=1)
+    mask = TilingMask(
+        problem.q_len, problem.kv_len, is_causal=problem.causal, window=problem.window
+    )
+    count, pairs = mask.count(64, 64), 64 * 64
+    tiles = (count.full + count.partial) * (4.5 * pairs + 64 * 128 + 131 * 32 * 4)
+    ends = -(-problem.q_len // 64) * 2 * 64 * 128
+    lanes = problem.q_heads * (tiles + count.partial * 6.7 * pairs + ends)
+    got = predict_gpu(problem, dataclasses.replace(TILES, resident=1), alone)
+    assert got.timeline.busy()["vector"] == pytest.approx(lanes / (alone.clock_hz * 128))
+
+
 def mask_as_matrix(mask):
     whole = TilingMask(
         mask.q_len, mask.kv_len, is_causal=mask.is_causal, window=mask.window, block=2048
@@ -264,6 +280,19 @@ def test_tiles_of_a_plan_share_a_multiprocessor_as_memory_and_registers_let_them
         )  # fmt: skip
         tiles = gpu_tiles(plan, PROBLEM)
         assert (tiles.rows, tiles.keys, tiles.resident) == (rows, 64, resident)
+
+
+def test_tiles_in_cuda_are_those_of_their_plan():
+    tiles = VOLTA.tiles(PROBLEM)
+    plan = CudaPlan(
+        batch_tile=1, head_tile=1, q_tile=tiles.rows, k_tile=tiles.keys, workspace_bytes=0,
+        tiles=tiles, splits=2,
+    )  # fmt: skip
+    got = gpu_tiles(plan, PROBLEM)
+    assert (got.rows, got.keys, got.resident) == (tiles.rows, tiles.keys, tiles.blocks)
+    assert got.strip == 16 * tiles.squares
+    assert got.parts == 2
+    assert got.through_registers
 
 
 def test_tasks_go_to_who_is_free():

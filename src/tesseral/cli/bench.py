@@ -10,6 +10,7 @@ from tesseral.cli.bench_cluster import cluster
 from tesseral.cli.bench_device import Device, measure_on_device, on_cuda, refuse_options
 from tesseral.cli.bench_linear import linear
 from tesseral.cli.bench_llm import llm
+from tesseral.cli.bench_model import model
 from tesseral.cli.bench_regress import regress
 from tesseral.cli.console import print_table, progress
 from tesseral.runtime.extras import require
@@ -86,6 +87,7 @@ BENCHES: dict[str, Callable[..., None]] = {
     "cluster": cluster,
     "linear": linear,
     "llm": llm,
+    "model": model,
     "regress": regress,
 }
 """One function per benchmark; heavy rooms are imported inside it."""

@@ -81,6 +81,24 @@ class Bar:
     points: Sequence[float] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A piece of work on a timeline.
+
+    Attributes
+    ----------
+    row, kind : str
+        Who works, and on what; each kind has a colour.
+    start, end : float
+        When.
+    """
+
+    row: str
+    kind: str
+    start: float
+    end: float
+
+
 def require_matplotlib() -> ModuleType:
     """Return matplotlib.
 
@@ -104,6 +122,43 @@ def bars_png(title: str, rows: Sequence[Bar], *, xlabel: str) -> bytes:
         axes, file = _bar_axes(title, rows, xlabel, PAPER, _PNG_WIDTH), BytesIO()
         # without its version the same data give the same bytes
         axes.figure.savefig(file, format="png", dpi=_PNG_DPI, metadata={"Software": None})
+    return file.getvalue()
+
+
+def timelines_png(
+    panels: Mapping[str, Sequence[Span]], roles: Mapping[str, str], *, xlabel: str
+) -> bytes:
+    """Draw timelines one below another, by their titles, as a PNG image.
+
+    ``roles`` has the colour of each kind of work, in the order of the legend.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    with _style(PAPER):
+        figure = Figure(figsize=(_PNG_WIDTH, 2.0 * len(panels) + 0.6), layout="constrained")
+        for number, (title, spans) in enumerate(panels.items(), start=1):
+            axes = figure.add_subplot(len(panels), 1, number)
+            axes.set_title(title, loc="left")
+            rows = list(dict.fromkeys(span.row for span in spans))
+            for place, row in enumerate(rows):
+                mine = [span for span in spans if span.row == row]
+                axes.broken_barh(
+                    [(span.start, span.end - span.start) for span in mine],
+                    (place - 0.38, 0.76),
+                    facecolors=[PAPER[roles[span.kind]] for span in mine],
+                    edgecolor="white",
+                    linewidth=0.3,
+                )
+            axes.set_yticks(range(len(rows)), rows)
+            axes.tick_params(axis="y", length=0, labelcolor=PAPER["ink"])
+            axes.invert_yaxis()
+            axes.set_xlim(left=0)
+        axes.set_xlabel(xlabel)
+        keys = [Patch(color=PAPER[role], label=kind) for kind, role in roles.items()]
+        figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False)
+        file = BytesIO()
+        figure.savefig(file, format="png", dpi=_PNG_DPI, metadata={"Software": None})
     return file.getvalue()
 
 

@@ -67,29 +67,34 @@ class _Multiprocessor:
 
     def add_program(self, visited: Visits, last: int | None) -> int:
         """Append a program after operation ``last``; return the number of its own last."""
-        rows, wait = self.tiles.rows, self.machine.handover_s
-        begin = len(self.operations)
-        self._add(
-            "queries",
-            self.machine.seconds(far=HALF * rows * self.d),
-            {} if last is None else {last: 0.0},
-        )
+        rows, wait, stages = self.tiles.rows, self.machine.handover_s, self.tiles.stages
+        before = {} if last is None else {last: 0.0}
+        begin = self._add("queries", self.machine.seconds(far=HALF * rows * self.d), before)
+        weights: int | None = None
+        products: list[int] = []
         for i in range(visited.total):
-            first = begin + 1 + 4 * i
-            freed = first + 3 - 4 * self.tiles.stages  # the product that frees a buffer
-            self._add("read", self.read, {max(begin, freed): 0.0})
-            before = {first - 2: 0.0} if i else {}
-            self._add("scores", self.scores, {first: wait, **before})
-            before = {first - 1: 0.0} if i else {}
-            weights = self.masked if i >= visited.full else self.plain
-            self._add("weights", weights, {first + 1: wait, **before})
-            self._add("values", self.values, {first + 2: wait})
+            freed = products[i - stages] if i >= stages else begin
+            read = self._add("read", self.read, {freed: 0.0})
+            before = {} if weights is None else {weights: 0.0}
+            scores = self._product("scores", self.scores, {read: wait, **before})
+            before = {products[-1]: 0.0} if products else {}
+            seconds = self.masked if i >= visited.full else self.plain
+            weights = self._add("weights", seconds, {scores: wait, **before})
+            products.append(self._product("values", self.values, {weights: wait}))
         work = self.machine.seconds(far=HALF * rows * self.dv, lanes=2 * rows * self.dv)
-        self._add("output", work, {len(self.operations) - 1: wait})
+        return self._add("output", work, {products[-1]: wait} if products else {begin: 0.0})
+
+    def _add(self, name: str, seconds: dict[str, float], after: dict[int, float]) -> int:
+        self.operations.append(Operation(name=name, seconds=seconds, after=after))
         return len(self.operations) - 1
 
-    def _add(self, name: str, seconds: dict[str, float], after: dict[int, float]) -> None:
-        self.operations.append(Operation(name=name, seconds=seconds, after=after))
+    def _product(self, name: str, seconds: dict[str, float], after: dict[int, float]) -> int:
+        """Append a product, after its operands where they go through registers."""
+        if not self.tiles.through_registers:
+            return self._add(name, seconds, after)
+        near = {unit: s for unit, s in seconds.items() if unit == "near"}
+        rest = {unit: s for unit, s in seconds.items() if unit != "near"}
+        return self._add(name, rest, {self._add("operands", near, after): 0.0})
 
     def _read(self, readers: int) -> dict[str, float]:
         """Return the cost of a tile of keys and values, far ones for one of their readers."""

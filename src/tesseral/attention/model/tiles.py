@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tesseral.attention.backends.cuda.backend import CudaPlan
 from tesseral.attention.backends.triton.backend import TritonPlan
 from tesseral.attention.problem import AttentionProblem
 
@@ -33,6 +34,9 @@ class GpuTiles:
         Programs that share a multiprocessor.
     stages : int
         Tiles of keys on their way at once; 1 = read before they are multiplied.
+    through_registers : bool
+        Whether operands are read into registers before they are multiplied (``mma``), or are
+        multiplied where they lie in shared memory (``wgmma``).
     weights_near : bool
         Whether weights go through shared memory to be multiplied, or stay in registers.
     reread : bool
@@ -50,17 +54,39 @@ class GpuTiles:
     columns: int = 1
     resident: int = 1
     stages: int = 1
+    through_registers: bool = False
     weights_near: bool = False
     reread: bool = False
     parts: int = 1
     folded: bool = False
 
 
-def gpu_tiles(plan: TritonPlan, problem: AttentionProblem) -> GpuTiles:
-    """Return the tiles of a plan of the ``triton`` backend, as it is compiled for Hopper.
+def gpu_tiles(plan: TritonPlan | CudaPlan, problem: AttentionProblem) -> GpuTiles:
+    """Return the tiles of a plan of the ``triton`` backend, for Hopper, or of one in CUDA C++."""
+    if isinstance(plan, CudaPlan):
+        return _cuda_tiles(plan)
+    return _triton_tiles(plan, problem)
 
-    How many programs share a multiprocessor follows from their shared memory (queries and
-    ``stages`` tiles of keys and values) and registers (scores, weights and sums, and 64 a thread).
+
+def _cuda_tiles(plan: CudaPlan) -> GpuTiles:
+    tiles = plan.tiles
+    return GpuTiles(
+        rows=tiles.rows,
+        keys=tiles.keys,
+        warps=tiles.warps,
+        strip=tiles.rows // tiles.warps,
+        resident=tiles.blocks,
+        stages=tiles.buffers,
+        through_registers=True,
+        parts=plan.splits,
+    )
+
+
+def _triton_tiles(plan: TritonPlan, problem: AttentionProblem) -> GpuTiles:
+    """Return its tiles; how many programs share a multiprocessor follows from what they need.
+
+    That is shared memory for queries and ``stages`` tiles of keys and values, and registers for
+    scores, weights and sums, and 64 a thread.
     """
     config = plan.config
     shared = HALF * config.q_tile * problem.head_dim
@@ -77,6 +103,7 @@ def gpu_tiles(plan: TritonPlan, problem: AttentionProblem) -> GpuTiles:
         strip=16 if folded else 64,
         resident=resident,
         stages=config.stages,
+        through_registers=folded,  # wgmma takes 64 rows
         parts=plan.splits,
         folded=folded,
     )
