@@ -13,7 +13,7 @@ Kernel: TypeAlias = Literal["tiles", "rows", "gradients"]
 """Tiles of one head, rows of a group, or the backward pass."""
 
 
-LEAST_SPLIT = 128
+LEAST_SPLIT = 256
 """Keys of a part, at least, when few rows share their keys among several programs."""
 
 MOST_SPLITS = 128
@@ -78,9 +78,7 @@ def choose_tiles(
     problem: AttentionProblem, kernel: Kernel, capability: tuple[int, int]
 ) -> TileConfig:
     """Return the tiles measured for a case on this kind of device, or careful ones."""
-    measured = _measured(f"sm{capability[0]}{capability[1]}")
-    known = measured.get(case_of(problem, kernel))
-    return known or _careful(problem, kernel)
+    return measured_tiles(capability).get(case_of(problem, kernel)) or _careful(problem, kernel)
 
 
 def write_measured(found: dict[str, TileConfig], machine: str, date: str) -> str:
@@ -94,12 +92,16 @@ def count_splits(problem: AttentionProblem, config: TileConfig) -> int:
     row_tiles = -(-problem.group * max(1, problem.q_len) // config.q_tile)
     programs = row_tiles * problem.kv_heads * max(1, problem.batch)
     wanted = config.waves * multiprocessors(problem.device) // programs
-    return max(1, min(wanted, MOST_SPLITS, problem.kv_len // LEAST_SPLIT))
+    wanted = max(1, min(wanted, MOST_SPLITS, problem.kv_len // LEAST_SPLIT))
+    k_tiles = -(-problem.kv_len // config.k_tile)
+    part = -(-k_tiles // wanted)
+    return max(1, -(-k_tiles // part)) if k_tiles else 1  # none of which is empty
 
 
 @cache
-def _measured(architecture: str) -> dict[str, TileConfig]:
-    file = resources.files(__package__) / "tuned" / f"{architecture}.json"
+def measured_tiles(capability: tuple[int, int]) -> dict[str, TileConfig]:
+    """Return the tiles in the data file of an architecture, by case; none without a file."""
+    file = resources.files(__package__) / "tuned" / f"sm{capability[0]}{capability[1]}.json"
     if not file.is_file():
         return {}
     cases = json.loads(file.read_text(encoding="utf-8"))["cases"]
