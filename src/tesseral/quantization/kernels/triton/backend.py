@@ -30,8 +30,8 @@ LARGEST_FACTOR = 256
 class TritonLinear:
     """Multiplies packed 4-bit weights: few rows as they are read, many after widening to bytes.
 
-    Rows of at most 4 bits come in float8 where tensor cores multiply it, and their sums may then
-    lose the last of 14 bits; all other sums are exact. ``triton-int8`` is exact for all.
+    Many rows of at most 4 bits come in float8 where tensor cores multiply it, with sums in float32
+    now and then, which was exact wherever it was measured. ``triton-int8`` is exact by its type.
     """
 
     name = "triton"

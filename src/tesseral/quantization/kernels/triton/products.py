@@ -161,7 +161,6 @@ def few_rows(
     splits: int | None = None,
     warps: int = 8,
     stages: int | None = None,
-    prefetch: bool = True,
 ) -> Tensor:
     """Return the scaled products of some rows, of shape (rows, outputs of all weights)."""
     m, width = len(codes), len(weights.scale)
@@ -200,8 +199,6 @@ def few_rows(
         BLOCK_N=block[1],
         BLOCK_K=block[2],
         STAGES=stages,
-        PREFETCH=prefetch,
-        LINES=triton.next_power_of_2(triton.cdiv(weights.length // 2, 128 * splits) + 1),
         num_warps=warps,
         **_dependent(),
     )
