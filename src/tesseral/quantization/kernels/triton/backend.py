@@ -10,7 +10,7 @@ from tesseral.core.packed import PackedTensor
 from tesseral.quantization.kernels.heads import HeadsProblem
 from tesseral.quantization.kernels.portable import PortableRows
 from tesseral.quantization.kernels.problem import LinearProblem, RowsProblem, StoredWeight
-from tesseral.quantization.kernels.triton.device import place_of, ready
+from tesseral.quantization.kernels.triton.device import on, place_of, ready
 from tesseral.runtime.registry import YES, Verdict
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 _ROWS = ("float32", "bfloat16", "float16")
 _UNIT = 32
 """Rows of weights are whole vectors of 16 bytes."""
-
-LARGEST_TILE = 2**15
-"""Elements that a row may have, its matrix padded to powers of two."""
 
 LARGEST_FACTOR = 256
 """Size, padded, that a factor may have."""
@@ -56,7 +53,8 @@ class TritonLinear:
         stored = StoredWeight(weight.data, weight.scale, None, 4, weight.length)
         rows = _rows(codes, weight.length)
         scale = torch.ones(len(rows), 1, device=codes.device)
-        sums = products.multiply(rows, scale, products.side_by_side([stored]), torch.int32)
+        with on(codes.device):
+            sums = products.multiply(rows, scale, products.side_by_side([stored]), torch.int32)
         return sums.reshape(*codes.shape[:-1], sums.shape[-1])
 
     def linears(
@@ -75,7 +73,8 @@ class TritonLinear:
         lead, outputs = codes.shape[:-1], []
         for start in range(0, len(weights), products.TOGETHER):
             together = _remembered(memo, start, weights[start : start + products.TOGETHER])
-            output = products.multiply(rows, rates, together, dtype)
+            with on(codes.device):
+                output = products.multiply(rows, rates, together, dtype)
             parts = output.split([len(part) for part in together.codes], dim=1)
             outputs += [part.view(*lead, part.shape[-1]) for part in parts]
         return outputs
@@ -122,11 +121,13 @@ class TritonRows:
         flat = x.detach().reshape(-1, width)
         if flat.stride(-1) != 1:
             flat = flat.contiguous()
-        if not fits(width, [None if factor is None else len(factor) for factor in factors]).ok:
+        sizes = [None if factor is None else len(factor) for factor in factors]
+        if not fits(width, sizes, flat.dtype).ok:
             return PortableRows().quantize(x, factors, clip, bits, memo)
         form = rows.form_for(flat, bits)
         ready_factors = rows.remembered(memo, width, factors, flat.dtype)
-        codes, scale = rows.quantize_rows(flat, ready_factors, clip, bits, form=form)
+        with on(flat.device):
+            codes, scale = rows.quantize_rows(flat, ready_factors, clip, bits, form=form)
         return codes.view(x.shape), scale.view(*x.shape[:-1], 1)
 
 
@@ -159,19 +160,21 @@ class TritonHeads:
         x = x.detach()
         if x.stride(-1) != 1:
             x = x.contiguous()
-        return heads.encode_heads(x, heads.prepare_matrix(factors[0], x.dtype), clip, bits)
+        with on(x.device):
+            return heads.encode_heads(x, heads.prepare_matrix(factors[0], x.dtype), clip, bits)
 
 
-def fits(width: int, factors: Sequence[int | None]) -> Verdict:
-    """Return whether a program can hold a row, and factors of these sizes."""
-    from tesseral.quantization.kernels.triton.rows import layout, pads
+def fits(width: int, factors: Sequence[int | None], dtype: torch.dtype) -> Verdict:
+    """Return whether a program can hold a row of a type, and factors of these sizes."""
+    from tesseral.quantization.kernels.triton.rows import largest_tile, layout, pads
 
     padded = pads(layout(width, factors))
     for size, factor in zip(padded, factors, strict=True):
         if factor is not None and size > LARGEST_FACTOR:
             return Verdict(False, f"takes factors up to {LARGEST_FACTOR}, got {factor}")
-    if padded[0] * padded[1] > LARGEST_TILE:
-        return Verdict(False, f"holds rows up to {LARGEST_TILE} elements, padded; got {width}")
+    room = largest_tile(dtype)
+    if padded[0] * padded[1] > room:
+        return Verdict(False, f"holds {dtype} rows up to {room} elements, padded; got {width}")
     return YES
 
 
