@@ -8,6 +8,7 @@ from support.quantised import tiny
 from tesseral._errors import BackendError, ShapeError
 from tesseral.llm.cache import QuantizedKVCache
 from tesseral.llm.fused import DecodeGraph, FusedDecoder
+from tesseral.llm.fused.cache import check_room
 from tesseral.llm.fused.generate import continue_greedily
 from tesseral.llm.fused.support import supports
 from tesseral.llm.layouts import blocks_of, open_block
@@ -136,6 +137,15 @@ def test_what_cannot_be_run_is_said(name, config, reason):
     assert reason in supports(model).reason
     with pytest.raises(BackendError, match="FusedDecoder: cannot run"):
         FusedDecoder(model)
+
+
+def test_a_cache_that_does_not_fit_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (10**9, 10**10))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda _: 5 * 10**8)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda _: 10**8)
+    check_room(10**9, "cuda", 4, 9)
+    with pytest.raises(MemoryError, match=r"4 sequences of 9 tokens needs 2\.00 GB, and 1\.40 GB"):
+        check_room(2 * 10**9, "cuda", 4, 9)
 
 
 @needs_kernels

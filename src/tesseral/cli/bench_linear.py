@@ -79,8 +79,8 @@ def check_device(device: str) -> None:
     ------
     ParameterError
         If it is neither cpu nor cuda.
-    BackendError
-        If torch sees no such device.
+    BackendError, MissingExtraError
+        If torch sees no such device, or Triton is missing.
     """
     import torch
 
@@ -88,6 +88,8 @@ def check_device(device: str) -> None:
         raise ParameterError(f"bench: --device must be cpu or cuda, got {device!r}.")
     if device == "cuda" and not torch.cuda.is_available():
         raise BackendError("bench: --device cuda needs a CUDA device, and torch sees none.")
+    if device == "cuda":
+        require("triton", extra="triton", purpose="tesseral bench --device cuda")
 
 
 def show_cuda(record: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from tesseral.bench.graphs import interleave_events
-from tesseral.bench.llm.cuda_models import ApartSite, dense_model, quantised_model
 from tesseral.bench.llm.cuda_names import FP16, FUSED, PLAIN, UNFUSED
 from tesseral.bench.llm.cuda_sides import CudaSide, DenseSide, OurSide
 from tesseral.bench.timing import Timing, ratio
@@ -76,6 +75,8 @@ MEMORY = {"prefill": 0.42, "decode 64": 0.35}
 @torch.inference_mode()
 def run(plan: CudaPlan, watch: Watch) -> dict[str, Any]:
     """Measure everything and return a record of plain values."""
+    from tesseral.bench.llm.cuda_models import ApartSite, dense_model, quantised_model
+
     shape = plan.shape | {"num_hidden_layers": plan.layers}
     makers: dict[str, Callable[[], CudaSide]] = {
         FUSED: lambda: OurSide(FusedDecoder(quantised_model(shape, "hadamard"))),

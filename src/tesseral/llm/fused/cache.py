@@ -56,3 +56,21 @@ class FixedCache:
     def nbytes(self) -> int:
         """Bytes of codes, scales and offsets."""
         return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+
+
+def check_room(n_bytes: int, device: torch.device, batch: int, room: int) -> None:
+    """Refuse a cache that the device has no room for.
+
+    Raises
+    ------
+    MemoryError
+        With what is needed, what is free, and what to change.
+    """
+    free = torch.cuda.mem_get_info(device)[0]
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if n_bytes > free:
+        raise MemoryError(
+            f"FusedDecoder: a cache for {batch} sequences of {room} tokens needs "
+            f"{n_bytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free on {device}; take fewer or "
+            "shorter sequences, or fewer bits for keys and values."
+        )

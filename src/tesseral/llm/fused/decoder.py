@@ -9,9 +9,10 @@ from torch.nn.functional import linear, rms_norm
 from transformers import PreTrainedModel
 
 from tesseral._errors import BackendError, ShapeError
-from tesseral.llm.fused.cache import FixedCache
+from tesseral.llm.fused.cache import FixedCache, check_room
 from tesseral.llm.fused.support import supports
 from tesseral.llm.layouts import blocks_of, final_norm_of
+from tesseral.quantization.kernels.triton.device import on
 
 if TYPE_CHECKING:
     from tesseral.llm.fused.block import FusedSite
@@ -54,8 +55,17 @@ class FusedDecoder:
         self._rotary = body.rotary_emb
 
     def new_cache(self, batch: int, room: int) -> FixedCache:
-        """Return an empty cache for so many sequences of so many tokens."""
+        """Return an empty cache for so many sequences of so many tokens.
+
+        Raises
+        ------
+        MemoryError
+            If the device has not so much memory left.
+        """
         first = self.blocks[0]
+        if self.device.type == "cuda":
+            sides = sum(sum(block.bits) * first.head_dim // 8 + 8 for block in self.blocks)
+            check_room(batch * first.kv_heads * room * sides, self.device, batch, room)
         return FixedCache.empty(
             [block.bits for block in self.blocks],
             (batch, first.kv_heads, room),
@@ -105,6 +115,10 @@ class FusedDecoder:
         return self._run(tokens, cache, (slots <= cache.place)[None, None, None])
 
     def _run(self, tokens: Tensor, cache: FixedCache, mask: Tensor | None) -> Tensor:
+        with on(self.device):
+            return self._logits(tokens, cache, mask)
+
+    def _logits(self, tokens: Tensor, cache: FixedCache, mask: Tensor | None) -> Tensor:
         hidden = self._embed(tokens)
         positions = cache.place + torch.arange(tokens.shape[1], device=self.device)
         turn = self._rotary(hidden, position_ids=positions[None])

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from tesseral.llm.layouts import blocks_of
 from tesseral.quantization.kernels.problem import LinearProblem
@@ -28,7 +29,7 @@ LINEARS = (
 _CACHE_BITS = (4, 8)
 
 
-def supports(model: nn.Module) -> Verdict:
+def supports(model: PreTrainedModel) -> Verdict:
     """Return whether a model can be run by :class:`~tesseral.llm.fused.FusedDecoder`."""
     config: Any = model.config
     device = next(model.parameters()).device.type
@@ -42,7 +43,7 @@ def supports(model: nn.Module) -> Verdict:
     if _has_window(config):
         return Verdict(False, "attends to all tokens before, the model to a window")
     for index, block in enumerate(blocks_of(model)):
-        verdict = _supports_block(block, device)
+        verdict = _supports_block(block, device, model.dtype)
         if not verdict.ok:
             return Verdict(False, f"block {index}: {verdict.reason}")
     return YES
@@ -55,7 +56,7 @@ def _has_window(config: Any) -> bool:
     return getattr(config, "sliding_window", None) is not None
 
 
-def _supports_block(block: nn.Module, device: str) -> Verdict:
+def _supports_block(block: nn.Module, device: str, dtype: torch.dtype) -> Verdict:
     codec = getattr(block.self_attn, "kv_codec", None)
     if not isinstance(codec, KVCodec):
         return Verdict(False, "is not quantised")
@@ -64,13 +65,13 @@ def _supports_block(block: nn.Module, device: str) -> Verdict:
             return Verdict(False, f"stores keys and values in {_CACHE_BITS} bits, got {bits}")
     for names in LINEARS:
         for name in names:
-            verdict = _supports_layer(block.get_submodule(name), device)
+            verdict = _supports_layer(block.get_submodule(name), device, dtype)
             if not verdict.ok:
                 return Verdict(False, f"{name} {verdict.reason}")
     return YES
 
 
-def _supports_layer(layer: nn.Module, device: str) -> Verdict:
+def _supports_layer(layer: nn.Module, device: str, dtype: torch.dtype) -> Verdict:
     if not isinstance(layer, QuantizedLinear) or "weight_codes" not in layer._buffers:
         return Verdict(False, "has no packed weight")
     source = layer._source[0]
@@ -89,4 +90,4 @@ def _supports_layer(layer: nn.Module, device: str) -> Verdict:
     if not verdict.ok:
         return verdict
     sizes = [None if factor is None else len(factor) for factor in source.transform.factors]
-    return fits(layer.in_features, sizes)
+    return fits(layer.in_features, sizes, dtype)

@@ -11,7 +11,7 @@ from tesseral.quantization.kernels.heads import HeadsProblem, Places
 from tesseral.quantization.kernels.heads_portable import PortableHeads
 from tesseral.quantization.kernels.portable import PortableRows
 from tesseral.quantization.kernels.problem import LinearProblem, RowsProblem, StoredWeight
-from tesseral.quantization.kernels.triton.device import place_of, ready
+from tesseral.quantization.kernels.triton.device import on, place_of, ready
 from tesseral.runtime.registry import YES, Verdict
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ _ROWS = ("float32", "bfloat16", "float16")
 _UNIT = 32
 """Rows of weights are whole vectors of 16 bytes."""
 
-LARGEST_TILE = 2**15
-"""Elements that a row may have, its matrix padded to powers of two."""
-
 LARGEST_FACTOR = 256
 """Size, padded, that a factor may have."""
 
@@ -31,8 +28,8 @@ LARGEST_FACTOR = 256
 class TritonLinear:
     """Multiplies packed 4-bit weights: few rows as they are read, many after widening to bytes.
 
-    Rows of at most 4 bits come in float8 where tensor cores multiply it, and their sums may then
-    lose the last of 14 bits; all other sums are exact. ``triton-int8`` is exact for all.
+    Many rows of at most 4 bits come in float8 where tensor cores multiply it, with sums in float32
+    now and then, which was exact wherever it was measured. ``triton-int8`` is exact by its type.
     """
 
     name = "triton"
@@ -57,7 +54,8 @@ class TritonLinear:
         stored = StoredWeight(weight.data, weight.scale, None, 4, weight.length)
         rows = _rows(codes, weight.length)
         scale = torch.ones(len(rows), 1, device=codes.device)
-        sums = products.multiply(rows, scale, products.side_by_side([stored]), torch.int32)
+        with on(codes.device):
+            sums = products.multiply(rows, scale, products.side_by_side([stored]), torch.int32)
         return sums.reshape(*codes.shape[:-1], sums.shape[-1])
 
     def linears(
@@ -76,7 +74,8 @@ class TritonLinear:
         lead, outputs = codes.shape[:-1], []
         for start in range(0, len(weights), products.TOGETHER):
             together = _remembered(memo, start, weights[start : start + products.TOGETHER])
-            output = products.multiply(rows, rates, together, dtype)
+            with on(codes.device):
+                output = products.multiply(rows, rates, together, dtype)
             parts = output.split([len(part) for part in together.codes], dim=1)
             outputs += [part.view(*lead, part.shape[-1]) for part in parts]
         return outputs
@@ -123,11 +122,13 @@ class TritonRows:
         flat = x.detach().reshape(-1, width)
         if flat.stride(-1) != 1:
             flat = flat.contiguous()
-        if not fits(width, [None if factor is None else len(factor) for factor in factors]).ok:
+        sizes = [None if factor is None else len(factor) for factor in factors]
+        if not fits(width, sizes, flat.dtype).ok:
             return PortableRows().quantize(x, factors, clip, bits, memo)
         form = rows.form_for(flat, bits)
         ready_factors = rows.remembered(memo, width, factors, flat.dtype)
-        codes, scale = rows.quantize_rows(flat, ready_factors, clip, bits, form=form)
+        with on(flat.device):
+            codes, scale = rows.quantize_rows(flat, ready_factors, clip, bits, form=form)
         return codes.view(x.shape), scale.view(*x.shape[:-1], 1)
 
 
@@ -166,19 +167,22 @@ class TritonHeads:
         x = x.detach()
         if x.stride(-1) != 1:
             x = x.contiguous()
-        heads.encode_heads(x, heads.prepare_matrix(factor, x.dtype), clip, bits, places)
+        with on(x.device):
+            matrix = heads.prepare_matrix(factor, x.dtype)
+            heads.encode_heads(x, matrix, clip, bits, places)
 
 
-def fits(width: int, factors: Sequence[int | None]) -> Verdict:
-    """Return whether a program can hold a row, and factors of these sizes."""
-    from tesseral.quantization.kernels.triton.rows import layout, pads
+def fits(width: int, factors: Sequence[int | None], dtype: torch.dtype) -> Verdict:
+    """Return whether a program can hold a row of a type, and factors of these sizes."""
+    from tesseral.quantization.kernels.triton.rows import largest_tile, layout, pads
 
     padded = pads(layout(width, factors))
     for size, factor in zip(padded, factors, strict=True):
         if factor is not None and size > LARGEST_FACTOR:
             return Verdict(False, f"takes factors up to {LARGEST_FACTOR}, got {factor}")
-    if padded[0] * padded[1] > LARGEST_TILE:
-        return Verdict(False, f"holds rows up to {LARGEST_TILE} elements, padded; got {width}")
+    room = largest_tile(dtype)
+    if padded[0] * padded[1] > room:
+        return Verdict(False, f"holds {dtype} rows up to {room} elements, padded; got {width}")
     return YES
 
 

@@ -1,12 +1,14 @@
 """What Triton can do on a device, asked without importing it."""
 
 import importlib.util
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
 
 from tesseral.runtime.registry import YES, Verdict
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 OLDEST = (8, 0)
@@ -70,10 +72,22 @@ def overlaps() -> bool:
     return found is not None and found >= (9, 0)
 
 
+def has_wide_memory() -> bool:
+    """Return whether a program may have 227 KiB of shared memory."""
+    return capability() in ((9, 0), (10, 0), (10, 3))
+
+
 def has_float8() -> bool:
     """Return whether tensor cores multiply float8."""
     found = capability()
     return found is not None and found >= (8, 9)
+
+
+def on(device: "torch.device") -> AbstractContextManager[object]:
+    """Return a context in which kernels are launched on a device."""
+    import torch
+
+    return nullcontext() if device.type == "cpu" else torch.cuda.device(device)
 
 
 def place_of(tensor: "Tensor") -> tuple[int, int]:

@@ -32,7 +32,7 @@ way, come out short: by 5% at 4096 columns, by 25% at 14336. Otherwise they are 
 """
 
 FLOAT_UNIT = 512.0
-"""What codes of weights are divided by in float8."""
+"""What codes are divided by in float8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,10 @@ def multiply(
     residual : tensor of the shape of the result, optional
         Contiguous; added.
     """
-    if codes.dtype == torch.float8_e4m3fn:
+    floats = codes.dtype == torch.float8_e4m3fn
+    if floats and len(weights.scale) % 16:  # torch's product does not take such a width
+        codes, scale, floats = (FLOAT_UNIT * codes.half()).to(torch.int8), scale / FLOAT_UNIT, False
+    if floats:
         return many_float_rows(codes, scale, weights, dtype, residual)
     if len(codes) == 1:
         return one_row(codes, scale, weights, dtype, residual)
@@ -161,7 +164,6 @@ def few_rows(
     splits: int | None = None,
     warps: int = 8,
     stages: int | None = None,
-    prefetch: bool = True,
 ) -> Tensor:
     """Return the scaled products of some rows, of shape (rows, outputs of all weights)."""
     m, width = len(codes), len(weights.scale)
@@ -200,8 +202,6 @@ def few_rows(
         BLOCK_N=block[1],
         BLOCK_K=block[2],
         STAGES=stages,
-        PREFETCH=prefetch,
-        LINES=triton.next_power_of_2(triton.cdiv(weights.length // 2, 128 * splits) + 1),
         num_warps=warps,
         **_dependent(),
     )

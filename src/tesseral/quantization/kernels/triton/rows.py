@@ -64,6 +64,12 @@ def pads(sizes: tuple[int, int]) -> tuple[int, int]:
     return first, second
 
 
+def largest_tile(dtype: torch.dtype) -> int:
+    """Return how many elements, padded, a row of a type may have for a program to hold it."""
+    room = 2**15 if gpu.has_wide_memory() else 2**14
+    return room // 4 if dtype == torch.float32 else room
+
+
 def power_of_two(matrix: Tensor) -> float:
     """Return the power of two that divides the elements of a matrix to at most 1."""
     exponent = int(torch.frexp(matrix.abs().max())[1].item())

@@ -118,15 +118,6 @@ def _halves(pairs, SECOND: tl.constexpr, ASSEMBLY: tl.constexpr):
 
 
 @triton.jit
-def _prefetch(addresses):
-    """Ask for the cache lines at these addresses, without waiting for them."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [addresses],
-        dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
 def one_row_kernel(
     x,
     x_scale,
@@ -221,8 +212,6 @@ def few_rows_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
-    PREFETCH: tl.constexpr,
-    LINES: tl.constexpr,
 ):
     """Write ``(sums * x_scale) * scale + bias`` of some rows with up to three weights.
 
@@ -243,11 +232,6 @@ def few_rows_kernel(
     PART: tl.constexpr = (BYTES + SPLITS * BLOCK_K - 1) // (SPLITS * BLOCK_K) * BLOCK_K
     if DEPENDENT:
         gdc_launch_dependents()
-        # weights come into the cache while the rows are still being made
-        if PREFETCH:
-            lines = split * PART + 128 * tl.arange(0, LINES)
-            lines = tl.minimum(lines, BYTES - 1)
-            _prefetch((base + lines[None, :]).to(tl.int64))
         gdc_wait()
     sums = tl.zeros([BLOCK_N, BLOCK_M], tl.int32)
     for start in tl.range(0, PART, BLOCK_K, num_stages=STAGES):
