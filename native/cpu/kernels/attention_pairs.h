@@ -154,6 +154,7 @@ void add_value_pairs(const PairRows& source, int64_t count, const float* weights
   } else {
     int64_t column = 0;
     add_value_pairs_by<Rows, 8>(source, count, column, weights, factors, values, stride);
+    add_value_pairs_by<Rows, 4>(source, count, column, weights, factors, values, stride);
     add_value_pairs_by<Rows, 2>(source, count, column, weights, factors, values, stride);
   }
 }
