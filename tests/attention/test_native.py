@@ -25,6 +25,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 0.03, torch.float16: 4e-3}
 PLANS = {
     "streamed": {"kernel": "streamed", "strip_rows": 12, "split_keys": 0},
+    "streamed_pairs": {"kernel": "streamed", "strip_rows": 12, "bf16_dot": True},
     "streamed_split": {"kernel": "streamed", "strip_rows": 4, "split_keys": 17},
     "packed": {"kernel": "packed", "strip_rows": 28, "k_tile": 64, "split_keys": 0},
     "packed_split": {"kernel": "packed", "strip_rows": 16, "k_tile": 40, "split_keys": 33},

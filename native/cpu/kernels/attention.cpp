@@ -11,14 +11,6 @@ bool streams(const AttentionCall& call, const AttentionTask& task) {
   return rows_of(call, task) <= at_most(call.stream_rows, stream_max_rows);
 }
 
-#if defined(TESSERAL_BF16_DOT)
-// Pairs are of keys, values and queries that all are bfloat16.
-bool multiplies_pairs(const AttentionCall& call) {
-  return call.bf16_dot && call.element == Element::bf16 && call.key.element == Element::bf16 &&
-         call.value.element == Element::bf16;
-}
-#endif
-
 int64_t scratch_floats(const AttentionCall& call) {
   const int64_t packed = at_least(Workspace<false>::floats(call), Workspace<true>::floats(call));
   return at_least(packed, StreamedTask::floats(call));

@@ -11,7 +11,10 @@
 
 #if defined(TESSERAL_INT8_DOT)
 
+#include <type_traits>
+
 #include "simd/avx512_bf16_codes.h"
+#include "simd/unroll.h"
 
 namespace tesseral::TESSERAL_TARGET {
 namespace {
@@ -106,65 +109,111 @@ struct CodedQuery {
       const int64_t at = parts == 1 ? i : i / 128 * 128 + i % 2 * 64 + i % 128 / 2;
       ordered[at] = query[i] * steps.per_unit;
     }
-    sum = 0;
+    Floats integers = zero();
     for (int64_t i = 0; i < stride; i += lanes) {
-      store_digits<Digits>(load(ordered + i), digits + i, stride);
+      integers = add(integers, store_digits<Digits>(load(ordered + i), digits + i, stride));
     }
-    for (int64_t i = 0; i < stride; ++i) {
-      float unit = 1;
-      for (int d = 0; d < Digits; ++d, unit *= 256) {
-        sum += unit * static_cast<float>(digits[d * stride + i]);
-      }
-    }
-    sum *= step;
+    sum = sum_lanes(integers) * step;
   }
 };
+
+// Reads the codes of a key into the vectors that they unfold to.
+template <int Vectors>
+inline void unfold_codes(const KeyValueRows& source, const char* row, int64_t bytes, int flip,
+                         Codes (&codes)[Vectors]) {
+  if (parts_of(source) == 1) {
+    TESSERAL_UNROLL
+    for (int v = 0; v < Vectors; ++v) {
+      const int64_t begin = v * code_bytes;
+      codes[v] = flip_codes(load_codes(row + begin, bytes - begin), flip);
+    }
+    return;
+  }
+  if constexpr (Vectors % 2 == 0) {
+    TESSERAL_UNROLL
+    for (int v = 0; v < Vectors; v += 2) {
+      const int64_t begin = v / 2 * code_bytes;
+      const Codes packed = flip_codes(load_codes(row + begin, bytes - begin), flip);
+      codes[v] = low_codes(packed);
+      codes[v + 1] = high_codes(packed);
+    }
+  }
+}
+
+// scores[r][key] = sum over columns of the integers of query r and the codes of a key, which
+// unfold to Vectors vectors. The two highest digits are joined before the sum, which stays below
+// 2^31: at most attention_max_dim * 255 * largest_integer<2>().
+template <int Digits, int Rows, int Vectors>
+void sum_coded_keys(const KeyValueRows& source, const char* first, int64_t count,
+                    const CodedQuery* queries, float* scores, int64_t score_row) {
+  constexpr int n_keys = lanes / Rows;
+  constexpr int64_t stride = Vectors * code_bytes;
+  const int64_t bytes = row_bytes(source);
+  const int flip = flip_of(source);
+  for (int64_t key = 0; key < count; key += n_keys) {
+    Codes codes[n_keys][Vectors];
+    TESSERAL_UNROLL
+    for (int k = 0; k < n_keys; ++k) {
+      prefetch(first + (key + k + stream_block) * source.rows.row, bytes);
+      unfold_codes<Vectors>(source, first + at_most(key + k, count - 1) * source.rows.row, bytes,
+                            flip, codes[k]);
+    }
+    const auto add_digit = [&](int digit, Sums(&sums)[lanes]) {
+      TESSERAL_UNROLL
+      for (int v = 0; v < Vectors; ++v) {
+        TESSERAL_UNROLL
+        for (int r = 0; r < Rows; ++r) {
+          const Codes query = load_codes(queries[r].digits + digit * stride + v * code_bytes);
+          TESSERAL_UNROLL
+          for (int k = 0; k < n_keys; ++k) {
+            sums[r * n_keys + k] = add_products(sums[r * n_keys + k], codes[k][v], query);
+          }
+        }
+      }
+    };
+    Sums sums[lanes];
+    TESSERAL_UNROLL
+    for (Sums& sum : sums) sum = no_sums();
+    add_digit(Digits - 1, sums);
+    TESSERAL_UNROLL
+    for (Sums& sum : sums) sum = times_256(sum);
+    add_digit(Digits - 2, sums);
+    Floats totals = floats_of(sum_each(sums));
+    if constexpr (Digits == 3) {
+      TESSERAL_UNROLL
+      for (Sums& sum : sums) sum = no_sums();
+      add_digit(0, sums);
+      totals = multiply_add(totals, broadcast(256), floats_of(sum_each(sums)));
+    }
+    alignas(64) float joined[lanes];
+    store(joined, totals);
+    for (int r = 0; r < Rows; ++r) {
+      for (int k = 0; k < n_keys; ++k) scores[r * score_row + key + k] = joined[r * n_keys + k];
+    }
+  }
+}
 
 // scores[r][key] = query r . key, for Rows rows and the keys of a run.
 template <int Digits, int Rows>
 void multiply_coded_keys(const KeyValueRows& source, const char* first, int64_t count,
                          const CodedQuery* queries, const float* scales, const float* offsets,
                          float* scores, int64_t score_row) {
-  constexpr int n_keys = lanes / Rows;
-  const int64_t chunks = code_chunks(source);
-  const int parts = parts_of(source);
-  const int64_t stride = chunks * parts * code_bytes;
-  const int64_t bytes = row_bytes(source);
-  const int flip = flip_of(source);
-  for (int64_t key = 0; key < count; key += n_keys) {
-    Floats totals[lanes];
-    for (int k = 0; k < n_keys; ++k) {
-      const char* row = first + at_most(key + k, count - 1) * source.rows.row;
-      prefetch(first + (key + k + stream_block) * source.rows.row, bytes);
-      Sums sums[Rows][Digits];
-      for (int r = 0; r < Rows; ++r) {
-        for (int d = 0; d < Digits; ++d) sums[r][d] = no_sums();
-      }
-      const auto add_part = [&](Codes codes, int64_t at) {
-        for (int r = 0; r < Rows; ++r) {
-          for (int d = 0; d < Digits; ++d) {
-            sums[r][d] =
-                add_products(sums[r][d], codes, load_codes(queries[r].digits + d * stride + at));
-          }
-        }
-      };
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        const int64_t begin = chunk * code_bytes;
-        const Codes packed = flip_codes(load_codes(row + begin, bytes - begin), flip);
-        if (parts == 1) {
-          add_part(packed, begin);
-        } else {
-          add_part(low_codes(packed), 2 * begin);
-          add_part(high_codes(packed), 2 * begin + code_bytes);
-        }
-      }
-      for (int r = 0; r < Rows; ++r) totals[r * n_keys + k] = join_digits<Digits>(sums[r], 1);
-    }
-    alignas(64) float sums[lanes];
-    store(sums, sum_each(totals));
-    for (int r = 0; r < Rows; ++r) {
-      for (int k = 0; k < n_keys; ++k) scores[r * score_row + key + k] = sums[r * n_keys + k];
-    }
+  const auto sum_keys = [&](auto vectors) {
+    sum_coded_keys<Digits, Rows, decltype(vectors)::value>(source, first, count, queries, scores,
+                                                           score_row);
+  };
+  switch (code_chunks(source) * parts_of(source)) {
+    case 1:
+      sum_keys(std::integral_constant<int, 1>{});
+      break;
+    case 2:
+      sum_keys(std::integral_constant<int, 2>{});
+      break;
+    case 3:
+      sum_keys(std::integral_constant<int, 3>{});
+      break;
+    default:
+      sum_keys(std::integral_constant<int, 4>{});
   }
   for (int r = 0; r < Rows; ++r) {
     const CodedQuery& query = queries[r];

@@ -248,29 +248,6 @@ struct Workspace {
   }
 };
 
-// Weights of a row in place of its scores; the sum of all.
-template <bool Pairs>
-inline float exponentiate(float* scores, int64_t count, float unit, float limit) {
-  const Floats by = broadcast(unit);
-  const Floats minus = broadcast(-limit);
-  Floats sum[2] = {zero(), zero()};
-  for (int64_t i = 0; i < count; i += 2 * lanes) {
-    Floats weights[2];
-    for (int j = 0; j < 2; ++j) {
-      weights[j] = exp2_of_negative(multiply_add(load(scores + i + j * lanes), by, minus));
-      sum[j] = add(sum[j], weights[j]);
-    }
-#if defined(TESSERAL_BF16_DOT)
-    if constexpr (Pairs) {
-      store(scores + i / 2, narrow_to_pairs(weights[0], weights[1]));
-      continue;
-    }
-#endif
-    for (int j = 0; j < 2; ++j) store(scores + i + j * lanes, weights[j]);
-  }
-  return sum_lanes(add(sum[0], sum[1]));
-}
-
 template <bool Pairs>
 class PackedTask {
  public:

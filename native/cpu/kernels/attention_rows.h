@@ -21,7 +21,8 @@ using std::int64_t;
 constexpr float log2_e = 1.44269504088896340736f;
 constexpr float infinity = __builtin_inff();
 
-constexpr int64_t stream_block = 128;  // keys that are read in place at a time
+constexpr int64_t stream_block = 64;  // keys that are read in place at a time
+constexpr int64_t stream_ahead = 32;  // keys from one that is read to the one that is asked for
 constexpr int64_t stream_stride = stream_block + lanes;
 
 inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -282,6 +283,17 @@ class Ahead {
   int64_t row_ = 0;
 };
 
+// Whether pairs of bfloat16 are multiplied as they are: keys, values and queries all must be.
+inline bool multiplies_pairs(const AttentionCall& call) {
+#if defined(TESSERAL_BF16_DOT)
+  return call.bf16_dot && call.element == Element::bf16 && call.key.element == Element::bf16 &&
+         call.value.element == Element::bf16;
+#else
+  (void)call;
+  return false;
+#endif
+}
+
 inline bool has_dense_mask(const AttentionCall& call) { return call.mask.rows.data != nullptr; }
 
 // Whether scores need more than a factor and an interval of visible keys.
@@ -390,6 +402,30 @@ inline float take_limit(float* scores, int64_t count, float unit, float limit) {
   if (is_near_zero(power)) return power;
   for (int64_t i = 0; i < count; ++i) scores[i] -= limit;
   return 0;
+}
+
+// Weights of a row in place of its scores, whose count is a multiple of two vectors; the sum of
+// all. As pairs they take the first half of the row.
+template <bool Pairs>
+inline float exponentiate(float* scores, int64_t count, float unit, float limit) {
+  const Floats by = broadcast(unit);
+  const Floats minus = broadcast(-limit);
+  Floats sum[2] = {zero(), zero()};
+  for (int64_t i = 0; i < count; i += 2 * lanes) {
+    Floats weights[2];
+    for (int j = 0; j < 2; ++j) {
+      weights[j] = exp2_of_negative(multiply_add(load(scores + i + j * lanes), by, minus));
+      sum[j] = add(sum[j], weights[j]);
+    }
+#if defined(TESSERAL_BF16_DOT)
+    if constexpr (Pairs) {
+      store(scores + i / 2, narrow_to_pairs(weights[0], weights[1]));
+      continue;
+    }
+#endif
+    for (int j = 0; j < 2; ++j) store(scores + i + j * lanes, weights[j]);
+  }
+  return sum_lanes(add(sum[0], sum[1]));
 }
 
 // A limit as a natural logarithm, rounded where factor_between rounds it.

@@ -2,14 +2,17 @@
 //
 // The rows of a task are the queries of all heads that share a key head, so that one read of a
 // key serves them all. Keys come in small blocks; the scores of a block stay in the L1 cache.
-// Dense keys and values are widened as they are loaded; codes are widened to a buffer first, or
-// multiplied as integers where the target can (attention_coded.h).
+// Dense keys and values are widened as they are loaded, or multiplied as pairs of bfloat16
+// (attention_pairs.h); codes are widened to a buffer first, or multiplied as integers
+// (attention_coded.h), where the target can.
 #pragma once
 
 #include <type_traits>
 
 #include "kernels/attention_coded.h"
+#include "kernels/attention_pairs.h"
 #include "kernels/attention_rows.h"
+#include "simd/unroll.h"
 
 namespace tesseral::TESSERAL_TARGET {
 namespace {
@@ -68,7 +71,7 @@ void multiply_keys(const Stream<Type>& keys, int64_t count, int64_t width, const
     const char* row[n_keys];
     for (int k = 0; k < n_keys; ++k) {
       row[k] = keys.at(at_most(key + k, count - 1));
-      prefetch(keys.at(key + k) + stream_block * keys.stride, width * keys.size);
+      prefetch(keys.at(key + k) + stream_ahead * keys.stride, width * keys.size);
     }
     Floats sums[lanes];
     for (int i = 0; i < lanes; ++i) sums[i] = zero();
@@ -120,37 +123,53 @@ void multiply_keys(const Stream<Type>& keys, int64_t count, int64_t width, const
 template <Element Type, int Rows, int Columns, bool Halves>
 void add_value_columns(const Stream<Type>& source, int64_t count, int64_t column, int last_count,
                        const float* weights, const float* factors, float* values, int64_t stride) {
+  static_assert(!Halves || Columns % 2 == 0, "halves come in pairs of vectors");
+  constexpr int step = Halves ? 2 : 1;
   Floats sums[Rows][Columns];
+  TESSERAL_UNROLL
   for (int r = 0; r < Rows; ++r) {
-    for (int c = 0; c < Columns; ++c) {
-      sums[r][c] = multiply(broadcast(factors[r]), load(values + r * stride + column + c * lanes));
+    TESSERAL_UNROLL
+    for (int c = 0; c < Columns; c += step) {
+      const float* from = values + r * stride + column + c * lanes;
+      sums[r][c] = multiply(broadcast(factors[r]), load(from));
+      if constexpr (Halves) {
+        sums[r][c + 1] = multiply(broadcast(factors[r]), load(from + lanes));
+        split_halves(sums[r][c], sums[r][c + 1]);
+      }
     }
-    for (int c = 0; Halves && c < Columns; c += 2) split_halves(sums[r][c], sums[r][c + 1]);
   }
   for (int64_t key = 0; key < count; ++key) {
     const char* row = source.at(key);
-    prefetch(row + column * source.size + stream_block * source.stride,
+    prefetch(row + column * source.size + stream_ahead * source.stride,
              Columns * lanes * source.size);
     Floats x[Columns];
-    for (int c = 0; c < Columns; ++c) {
-      if constexpr (Halves) {
-        source.load_two(row, column + c * lanes, x[c], x[c + 1]);
-        ++c;
-        continue;
-      }
+    TESSERAL_UNROLL
+    for (int c = 0; c < Columns; c += step) {
       const int64_t at = column + c * lanes;
-      x[c] = c + 1 == Columns && last_count != lanes ? source.load_part_of(row, at, last_count)
-                                                     : source.load_lanes_of(row, at);
+      if constexpr (Halves) {
+        source.load_two(row, at, x[c], x[c + 1]);
+      } else {
+        x[c] = c + 1 == Columns && last_count != lanes ? source.load_part_of(row, at, last_count)
+                                                       : source.load_lanes_of(row, at);
+      }
     }
+    TESSERAL_UNROLL
     for (int r = 0; r < Rows; ++r) {
       const Floats weight = broadcast(weights[r * stream_stride + key]);
+      TESSERAL_UNROLL
       for (int c = 0; c < Columns; ++c) sums[r][c] = multiply_add(weight, x[c], sums[r][c]);
     }
   }
+  TESSERAL_UNROLL
   for (int r = 0; r < Rows; ++r) {
-    for (int c = 0; Halves && c < Columns; c += 2) join_halves(sums[r][c], sums[r][c + 1]);
-    for (int c = 0; c < Columns; ++c) {
-      store(values + r * stride + column + c * lanes, sums[r][c]);
+    TESSERAL_UNROLL
+    for (int c = 0; c < Columns; c += step) {
+      float* to = values + r * stride + column + c * lanes;
+      if constexpr (Halves) {
+        join_halves(sums[r][c], sums[r][c + 1]);
+        store(to + lanes, sums[r][c + 1]);
+      }
+      store(to, sums[r][c]);
     }
   }
 }
@@ -186,19 +205,6 @@ void add_streamed_values(const Stream<Type>& source, int64_t count, int64_t widt
   add_values_by<Type, Rows, 1>(source, count, column, width, weights, factors, values, stride);
 }
 
-// Weights of a row in place of its scores, of which those after `count`, up to a multiple of the
-// lanes, are -infinity; the sum of all.
-inline float exponentiate_row(float* scores, int64_t count, float unit, float limit) {
-  Floats sum = zero();
-  for (int64_t i = 0; i < count; i += lanes) {
-    const Floats weight =
-        exp2_of_negative(multiply_add(load(scores + i), broadcast(unit), broadcast(-limit)));
-    store(scores + i, weight);
-    sum = add(sum, weight);
-  }
-  return sum_lanes(sum);
-}
-
 // Rows that few-row kernels take at most.
 constexpr int64_t stream_max_rows = 32;
 
@@ -216,7 +222,8 @@ class StreamedTask {
         coded_(wide_ + wide_floats(call)),
         state_(call, task.state != nullptr ? task.state : coded_ + coded_floats(call), rows_),
         adjusts_(adjusts_scores(call)),
-        unit_(unit_of(call)) {}
+        unit_(unit_of(call)),
+        pairs_(multiplies_pairs(call)) {}
 
   static int64_t floats(const AttentionCall& call) {
     const int64_t rows = stream_max_rows;
@@ -233,7 +240,7 @@ class StreamedTask {
       begin = at_most(begin, places_[r].k_begin);
       end = at_least(end, places_[r].k_end);
     }
-    widen_queries();
+    copy_queries();
     encode_queries();
     for (int64_t key = begin; key < end;) {
       const KeyRun run = find_keys(call_, sequence_, key, at_most(end, key + stream_block));
@@ -309,6 +316,15 @@ class StreamedTask {
       return call_.element == Element::f32 ? multiply_codes<3>(run) : multiply_codes<2>(run);
     }
 #endif
+#if defined(TESSERAL_BF16_DOT)
+    if (pairs_) {
+      return each_row_group([&](auto n_rows, int64_t row) {
+        multiply_key_pairs<decltype(n_rows)::value>(pair_rows_of(call_.key, run), run.count,
+                                                    queries_ + row * query_stride_, query_stride_,
+                                                    scores_ + row * stream_stride);
+      });
+    }
+#endif
     with_rows(call_.key, run, [&](const auto& keys) {
       each_row_group([&](auto n_rows, int64_t row) {
         multiply_keys<std::decay_t<decltype(keys)>::type, decltype(n_rows)::value>(
@@ -325,6 +341,15 @@ class StreamedTask {
                                            : add_codes<2>(run, factors);
     }
 #endif
+#if defined(TESSERAL_BF16_DOT)
+    if (pairs_) {
+      return each_row_group([&](auto n_rows, int64_t row) {
+        add_value_pairs<decltype(n_rows)::value>(
+            pair_rows_of(call_.value, run), run.count, scores_ + row * stream_stride, factors + row,
+            state_.values + row * state_.stride, state_.stride);
+      });
+    }
+#endif
     with_rows(call_.value, run, [&](const auto& values) {
       each_row_group([&](auto n_rows, int64_t row) {
         add_streamed_values<std::decay_t<decltype(values)>::type, decltype(n_rows)::value>(
@@ -334,15 +359,20 @@ class StreamedTask {
     });
   }
 
-  void widen_queries() {
+  void copy_queries() {
     const KeyValueRows source = {call_.element, call_.key.width, call_.query, Element::f32, {}, {}};
     for (int64_t r = 0; r < rows_; ++r) {
       const Row& row = places_[r];
-      widen_row(source, sequence_.batch, row.head, sequence_.q_start + row.query,
-                queries_ + r * query_stride_);
-      if (call_.key.element == Element::bf16) {
-        order_query(queries_ + r * query_stride_, call_.key.width);
+      const int64_t at = sequence_.q_start + row.query;
+      float* query = queries_ + r * query_stride_;
+      if (pairs_) {
+        std::memset(query, 0, static_cast<std::size_t>(4 * query_stride_));
+        std::memcpy(query, row_of(source.rows, sequence_.batch, row.head, at),
+                    static_cast<std::size_t>(row_bytes(source)));
+        continue;
       }
+      widen_row(source, sequence_.batch, row.head, at, query);
+      if (call_.key.element == Element::bf16) order_query(query, call_.key.width);
     }
   }
 
@@ -372,6 +402,12 @@ class StreamedTask {
     for (; row < rows_; ++row) action(Count<1>{}, row);
   }
 
+#if defined(TESSERAL_BF16_DOT)
+  PairRows pair_rows_of(const KeyValueRows& source, const KeyRun& run) const {
+    return {row_of(source.rows, run.batch, task_.kv_head, run.row), source.rows.row, source.width};
+  }
+#endif
+
   // Calls action with the rows of a run, as they lie or widened.
   template <class Action>
   void with_rows(const KeyValueRows& source, const KeyRun& run, const Action& action) {
@@ -400,10 +436,13 @@ class StreamedTask {
     if (row.k_begin > key || row.k_end < key + count) {
       hide_scores(row, scores - key, key, key + count);
     }
-    for (int64_t i = count; i < round_up(count, lanes); ++i) scores[i] = -infinity;
-    const float factor = raise_limit(scores, count, unit_, &state_.limit[r]);
-    const float sum =
-        exponentiate_row(scores, count, unit_, take_limit(scores, count, unit_, state_.limit[r]));
+    const int64_t padded = round_up(count, 2 * lanes);
+    for (int64_t i = count; i < padded; ++i) scores[i] = -infinity;
+    float& limit = state_.limit[r];
+    const float factor = raise_limit(scores, padded, unit_, &limit);
+    const float minus = take_limit(scores, padded, unit_, limit);
+    const float sum = pairs_ ? exponentiate<true>(scores, padded, unit_, minus)
+                             : exponentiate<false>(scores, padded, unit_, minus);
     state_.sum[r] = state_.sum[r] * factor + sum;
     return factor;
   }
@@ -420,6 +459,7 @@ class StreamedTask {
   State state_;
   bool adjusts_;
   float unit_;
+  bool pairs_;
   Row places_[stream_max_rows];
 #if defined(TESSERAL_INT8_DOT)
   CodedQuery coded_queries_[stream_max_rows];

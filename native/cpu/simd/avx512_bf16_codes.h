@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "unroll.h"
+
 namespace tesseral::TESSERAL_TARGET {
 namespace {
 
@@ -41,17 +43,39 @@ inline Sums add_products(Sums sum, Codes codes, Codes digits) {
 }
 
 inline Floats floats_of(Sums x) { return _mm512_cvtepi32_ps(x); }
+inline Sums times_256(Sums x) { return _mm512_slli_epi32(x, 8); }
+
+// Lane i of the result is the sum of the lanes of x[i].
+inline Sums sum_each(const Sums (&x)[lanes]) {
+  const auto add_pairs = [](Sums low, Sums high) { return _mm512_add_epi32(low, high); };
+  Sums quads[4];
+  TESSERAL_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const Sums* q = x + 4 * i;
+    const Sums low =
+        add_pairs(_mm512_unpacklo_epi32(q[0], q[1]), _mm512_unpackhi_epi32(q[0], q[1]));
+    const Sums high =
+        add_pairs(_mm512_unpacklo_epi32(q[2], q[3]), _mm512_unpackhi_epi32(q[2], q[3]));
+    quads[i] = add_pairs(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
+  }
+  const auto add_blocks = [&](Sums a, Sums b) {
+    return add_pairs(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xDD));
+  };
+  return add_blocks(add_blocks(quads[0], quads[1]), add_blocks(quads[2], quads[3]));
+}
 
 // Rounds lanes to integers of at most 24 bits and stores their digits to base 256, each in
-// [-128, 127], the lowest first, `stride` bytes apart.
+// [-128, 127], the lowest first, `stride` bytes apart; returns the integers.
 template <int Digits>
-inline void store_digits(Floats x, std::int8_t* p, std::int64_t stride) {
-  __m512i rest = _mm512_cvtps_epi32(x);
+inline Floats store_digits(Floats x, std::int8_t* p, std::int64_t stride) {
+  const __m512i integers = _mm512_cvtps_epi32(x);
+  __m512i rest = integers;
   for (int i = 0; i < Digits; ++i) {
     const __m512i up = _mm512_add_epi32(rest, _mm512_set1_epi32(128));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + i * stride), _mm512_cvtepi32_epi8(rest));
     rest = _mm512_srai_epi32(up, 8);
   }
+  return floats_of(integers);
 }
 
 // Bytes of four rows side by side: columns[j] holds, in 128-bit lane l, the columns 16 l + 4 j to

@@ -111,12 +111,21 @@ class _NumpyView:
         return 1
 
     @staticmethod
+    def has_rows(array: Any) -> bool:
+        """Return whether columns are neighbours."""
+        return array.strides[-1] == array.itemsize or array.shape[-1] == 1  # type: ignore[no-any-return]
+
+    @staticmethod
     def contiguous(array: Any) -> Any:
         return np.ascontiguousarray(array)
 
     @staticmethod
-    def new(like: Any, shape: tuple[int, ...], dtype: str | None = None) -> Any:
-        return np.empty(shape, like.dtype if dtype is None else dtype)
+    def new(like: Any, shape: tuple[int, ...]) -> Any:
+        return np.empty(shape, like.dtype)
+
+    @staticmethod
+    def new_float32(like: Any, shape: tuple[int, ...]) -> Any:  # noqa: ARG004
+        return np.empty(shape, np.float32)
 
 
 class _TorchView:
@@ -136,13 +145,20 @@ class _TorchView:
         return int(dtype.itemsize)
 
     @staticmethod
+    def has_rows(array: Any) -> bool:
+        return array.stride(-1) == 1 or array.shape[-1] == 1  # type: ignore[no-any-return]
+
+    @staticmethod
     def contiguous(array: Any) -> Any:
         return array.contiguous()
 
     @staticmethod
-    def new(like: Any, shape: tuple[int, ...], dtype: str | None = None) -> Any:
-        torch = sys.modules["torch"]
-        return like.new_empty(shape, dtype=None if dtype is None else getattr(torch, dtype))
+    def new(like: Any, shape: tuple[int, ...]) -> Any:
+        return like.new_empty(shape)
+
+    @staticmethod
+    def new_float32(like: Any, shape: tuple[int, ...]) -> Any:
+        return like.new_empty(shape, dtype=sys.modules["torch"].float32)
 
 
 _View: TypeAlias = type[_NumpyView] | type[_TorchView]
@@ -167,7 +183,7 @@ class _Call:
         given = _readable(problem, arrays, view)
         shape = (*query.shape[:-1], problem.value_dim)
         self.output = _new_output(query, shape, view, axes)
-        self.lse = view.new(query, shape[:-1], "float32")
+        self.lse = view.new_float32(query, shape[:-1])
         self.arrays = (*given, self.output, self.lse)
         lies = tuple([None if x is None else (view.strides(x), x.dtype) for x in self.arrays])
         self.plan = plan
@@ -225,9 +241,7 @@ def _readable_mask(problem: AttentionProblem, mask: Array | None) -> Array | Non
 
 def _with_rows(array: Array, view: _View) -> Array:
     """Return an array whose columns are neighbours: this one, or a copy."""
-    if array.shape[-1] > 1 and view.strides(array)[-1] * view.unit(array.dtype) != array.itemsize:
-        return view.contiguous(array)
-    return array
+    return array if view.has_rows(array) else view.contiguous(array)
 
 
 def _float32(array: Array, view: _View) -> Array:
@@ -237,10 +251,11 @@ def _float32(array: Array, view: _View) -> Array:
 
 def _new_output(query: Array, shape: tuple[int, ...], view: _View, axes: _Axes) -> Array:
     """Return a new array whose axes lie in memory as those of the query do."""
-    strides = view.strides(query)
-    if axes is _HEADS_FIRST and shape[2] > 1 and strides[1] < strides[2]:
-        batch, heads, length, width = shape
-        return view.new(query, (batch, length, heads, width)).swapaxes(1, 2)
+    if axes is _HEADS_FIRST and shape[2] > 1:
+        strides = view.strides(query)
+        if strides[1] < strides[2]:
+            batch, heads, length, width = shape
+            return view.new(query, (batch, length, heads, width)).swapaxes(1, 2)
     return view.new(query, shape)
 
 
