@@ -13,12 +13,12 @@ from tesseral._errors import BackendError
 from tesseral.core.packed import PackedTensor
 from tesseral.core.packing import pack, packed_length, unpack
 from tesseral.quantization.kernels.heads import HEADS, HeadsProblem
-from tesseral.quantization.kvcodec import encode_heads
 from tesseral.quantization.kernels.portable import PortableRows
 from tesseral.quantization.kernels.problem import LinearProblem, RowsProblem, StoredWeight
 from tesseral.quantization.kernels.registry import BACKENDS, ROWS
 from tesseral.quantization.kernels.triton import device as gpu
 from tesseral.quantization.kernels.triton.backend import TritonLinear, TritonRows, fits
+from tesseral.quantization.kvcodec import encode_heads
 from tesseral.quantization.numerics import symmetric_range
 
 DTYPES = [torch.float32, torch.float16]

@@ -95,7 +95,9 @@ class KVCodec(nn.Module):
         bits: int,
         places: Sequence[Tensor] | None,
     ) -> Tensor | PackedTensor:
-        backend = None if bits == OFF else self._backend(x if not x.requires_grad else x.detach(), bits)
+        backend = (
+            None if bits == OFF else self._backend(x if not x.requires_grad else x.detach(), bits)
+        )
         return encode_heads(x, clip, bits, factor=factor, places=places, backend=backend)
 
     def _backend(self, x: Tensor, bits: int) -> HeadsBackend:

@@ -37,9 +37,7 @@ def prepare_matrix(matrix: Tensor | None, dtype: torch.dtype) -> HeadMatrix:
     return HeadMatrix(values=room, unit=unit)
 
 
-def encode_heads(
-    x: Tensor, matrix: HeadMatrix, clip: Tensor, bits: int, places: Places
-) -> None:
+def encode_heads(x: Tensor, matrix: HeadMatrix, clip: Tensor, bits: int, places: Places) -> None:
     """Write rows of (batch, heads, tokens, size), transformed, as codes with scale and offset.
 
     Parameters
