@@ -66,7 +66,8 @@ def generate(
             f"generate: a prompt of {length} tokens and {max_new_tokens} new ones do not fit; "
             f"the prompt needs at least one token and both together at most {limit}."
         )
-    if not temperature and streamer is None and supports(model).ok and prompt_tokens.is_cuda:
+    greedy = not temperature and streamer is None
+    if greedy and prompt_tokens.is_cuda and supports(model).ok:
         ends = model.generation_config.eos_token_id
         ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
         tokens = continue_greedily(model, prompt_tokens, max_new_tokens, ends)

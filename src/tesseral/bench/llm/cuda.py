@@ -75,7 +75,8 @@ MEMORY = {"prefill": 0.42, "decode 64": 0.35}
 @torch.inference_mode()
 def run(plan: CudaPlan, watch: Watch) -> dict[str, Any]:
     """Measure everything and return a record of plain values."""
-    from tesseral.bench.llm.cuda_models import ApartSite, dense_model, quantised_model
+    from tesseral.bench.llm.cuda_apart import ApartSite
+    from tesseral.llm.random_cuda import dense_model, quantised_model
 
     shape = plan.shape | {"num_hidden_layers": plan.layers}
     makers: dict[str, Callable[[], CudaSide]] = {

@@ -5,7 +5,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
 
 from tesseral.llm.fused import DecodeGraph, FusedDecoder
 
@@ -74,7 +73,7 @@ class DenseSide:
     Layers are compiled one by one, which is the same code for all of them.
     """
 
-    def __init__(self, model: LlamaForCausalLM) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
         for layer in model.model.layers:
             layer.self_attn.layer_idx = 0  # or each would be compiled again
