@@ -16,6 +16,8 @@ def folder(tmp_path):
     np.save(tmp_path / "plain.npy", truth.tensor)
     rows = "\n".join(",".join(map(str, row)) for row in truth.covariates[2])
     (tmp_path / "time.csv").write_text(f"age, sex\n{rows}\n")
+    groups = "\n".join(f"{k / 10}, {'ab'[k % 2]}" for k in range(15))
+    (tmp_path / "groups.csv").write_text(f"age, group\n{groups}\n")
     return tmp_path
 
 
@@ -51,6 +53,18 @@ def test_a_file_is_regressed_with_covariates_from_anywhere(run, folder):
     assert "20 x 12 x 15" in result.stdout
 
 
+def test_a_formula_turns_a_table_into_covariates_with_pictures_of_their_effects(run, folder):
+    out = folder / "out"
+    result = run(
+        "regress", folder / "data.npz", "--covariates", f"2={folder / 'groups.csv'}",
+        "--formula", "2=~ age + group", "--rank", "2", "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "group[T.b]" in result.stdout
+    names = {path.name for path in out.glob("effect*.png")}
+    assert names == {"effect2-Intercept.png", "effect2-age.png", "effect2-group_T.b_.png"}
+
+
 def test_a_rank_is_searched_and_pictures_are_written(run, folder):
     out = folder / "out"
     result = run("regress", folder / "plain.npy", "--out", out)
@@ -76,6 +90,9 @@ def test_a_rank_is_searched_and_pictures_are_written(run, folder):
         (["data.npz", "--covariates", "0=x.txt"], "neither a .csv nor a .npy file"),
         (["data.npz", "--covariates", "0=x.csv"], "x.csv does not exist"),
         (["data.npz", "--rank", "2", "--family", "poisson"], "needs counts"),
+        (["data.npz", "--formula", "2=~ age"], "name the table of mode 2 with --covariates"),
+        (["data.npz", "--formula", "~ age"], "--formula must be MODE=FORMULA"),
+        (["data.npz", "--covariates", "2=x.csv", "--formula", "2=~ age"], "x.csv does not exist"),
         (["time.csv"], "cannot be read as .npy or .npz"),
     ],
 )

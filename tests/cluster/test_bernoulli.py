@@ -8,8 +8,6 @@ from tesseral.cluster._data import read
 from tesseral.cluster._source import Grouping
 from tesseral.core import CooTensor, multi_mode_product
 
-da = pytest.importorskip("dask.array")
-
 SHAPE, SIZES = (9, 8, 7), (2, 3, 2)
 
 
@@ -36,6 +34,7 @@ def stored(array):
 
 
 def chunked(array):
+    da = pytest.importorskip("dask.array")
     return da.from_array(array, chunks=(4, 8, 3))
 
 

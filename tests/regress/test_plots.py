@@ -51,6 +51,17 @@ def test_residuals_have_unit_size_and_holes_stay_empty(model):
     assert 0.7 < np.median(np.ma.compressed(shown)) < 1.3
     slice_axis = drawn(plots.residual_map(model, 2, 5))
     assert np.ma.getmaskarray(slice_axis.images[0].get_array())[0, :3].all()
+    rows = model._setup.covariates[0].rows
+    assert [tick.get_text() for tick in slice_axis.get_yticklabels()] == list(rows)[:20]
+
+
+def test_slices_of_a_matrix_are_columns_with_the_names_of_their_rows():
+    truth = make_tensor_response((12, 10), 2, (3, 2), random_state=0)
+    model = TensorResponseRegressor(rank=2).fit(truth.tensor, list(truth.covariates))
+    axis = drawn(plots.residual_map(model, 1))
+    assert axis.images[0].get_array().shape == (12, 1)
+    assert len(axis.get_yticklabels()) == 12
+    assert len(axis.get_xticks()) == 0
 
 
 def test_effects_show_only_what_differs_from_zero(model):

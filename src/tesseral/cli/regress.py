@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from tesseral._errors import DataError, ParameterError
+from tesseral._errors import DataError, InformationError, ParameterError
 from tesseral.cli.console import print_json, print_table, progress
 from tesseral.runtime.extras import require
 from tesseral.runtime.files import atomic_directory, check_output
@@ -63,6 +64,14 @@ def regress(
             show_default="none; nations has its own",
         ),
     ] = None,
+    formula: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODE=FORMULA",
+            help="What a mode's .csv file is turned into, as '2=~ sex + age'. May be repeated.",
+            show_default="all columns as they are",
+        ),
+    ] = None,
     rank: Annotated[
         str, typer.Option(help="One number, one for each mode (3,3,2), or bic or cv to search.")
     ] = "bic",
@@ -98,13 +107,15 @@ def regress(
     """Explain a tensor by covariates of its modes.
 
     Example: tesseral regress nations --rank 4 --constraint barrier --max-theta 10 --groups 4
+
+    Example: tesseral regress brain.npz --covariates 2=people.csv --formula '2=~ sex + age'
     """
     from tesseral.regress import TensorResponseRegressor
 
     if out is not None:
         check_output(out, overwrite=overwrite)
         require("matplotlib", extra="plot", purpose="tesseral regress --out")
-    given = read_data(data, tensor, covariates or [])
+    given = read_data(data, tensor, covariates or [], formula or [])
     model = TensorResponseRegressor(
         rank=parse_rank(rank),
         family=family or ("binomial" if data == NATIONS else "normal"),
@@ -121,14 +132,17 @@ def regress(
         record = describe(model, groups)
     if out is not None:
         with atomic_directory(out, overwrite=overwrite) as folder:
-            save(model, folder)
+            explained = [mode for mode, x in enumerate(given.covariates) if x is not None]
+            save(model, folder, explained)
     if json:
         print_json(record)
     else:
         show(model, record)
 
 
-def read_data(data: str, tensor: str, sources: list[str]) -> Data:
+def read_data(
+    data: str, tensor: str, sources: list[str], formulas: list[str] | None = None
+) -> Data:
     """Return the response and covariates that the arguments name.
 
     Raises
@@ -167,9 +181,20 @@ def read_data(data: str, tensor: str, sources: list[str]) -> Data:
             rows=[None] * order,
             dims=tuple(f"mode {mode}" for mode in range(order)),
         )
+    by_mode = dict(_assigned("--formula", text, len(found.dims)) for text in formulas or [])
     for source in sources:
-        mode, matrix, names = _covariates(source, arrays, len(found.dims))
-        found.covariates[mode], found.names[mode] = matrix, names
+        mode, name = _assigned("--covariates", source, len(found.dims))
+        if mode in by_mode:
+            found.covariates[mode] = (by_mode.pop(mode), _data_frame(Path(name)))
+            found.names[mode] = None
+        else:
+            found.covariates[mode], found.names[mode] = _covariates(source, name, arrays)
+    if by_mode:
+        mode = min(by_mode)
+        raise ParameterError(
+            f"--formula {mode}={by_mode[mode]}: name the table of mode {mode} with "
+            f"--covariates {mode}=FILE.csv."
+        )
     return found
 
 
@@ -254,8 +279,8 @@ def show(model: "TensorResponseRegressor", record: dict[str, Any]) -> None:
         typer.echo(f"\nGroup {number} of {model.dims_[-1]}: {', '.join(members)}")
 
 
-def save(model: "TensorResponseRegressor", folder: Path) -> None:
-    """Write coefficients, the summary and pictures of a fit."""
+def save(model: "TensorResponseRegressor", folder: Path, explained: list[int]) -> None:
+    """Write coefficients, the summary and pictures; modes ``explained`` have covariates."""
     from tesseral.regress import plots
 
     arrays: dict[str, Any] = {f"factor{mode}": f for mode, f in enumerate(model.factors_)}
@@ -270,8 +295,18 @@ def save(model: "TensorResponseRegressor", folder: Path) -> None:
             figures[f"coefficients{mode}"] = plots.coefficient_slices(model, mode)
     if isinstance(model.rank, str):
         figures["ranks"] = plots.selection_curve(model.selection_)
+    for mode in explained:
+        for number, name in enumerate(model.covariate_names_[mode][:_PICTURED]):
+            try:
+                figures[f"effect{mode}-{_as_file_name(name)}"] = plots.effects(model, mode, number)
+            except InformationError:  # the summary says why there are no standard errors
+                break
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=110)
+
+
+def _as_file_name(name: str) -> str:
+    return re.sub(r"[^\w.+-]", "_", name)
 
 
 class _Labelled:
@@ -313,22 +348,40 @@ def _arrays(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read as .npy or .npz: {error}.") from None
 
 
-def _covariates(
-    source: str, arrays: dict[str, Any], order: int
-) -> tuple[int, Any, tuple[str, ...] | None]:
-    """Return mode, matrix and names that ``MODE=SOURCE`` means."""
-    mode, found, name = source.partition("=")
-    if not found or not mode.isdigit() or int(mode) >= order:
+def _assigned(option: str, text: str, order: int) -> tuple[int, str]:
+    """Return a mode and what stands after it."""
+    mode, found, rest = text.partition("=")
+    if not found or not mode.strip().isdigit() or int(mode) >= order:
+        what = option.removeprefix("--").removesuffix("s").upper()
+        what = "SOURCE" if what == "COVARIATE" else what
         raise ParameterError(
-            f"--covariates must be MODE=SOURCE with a mode from 0 to {order - 1}; got {source!r}."
+            f"{option} must be MODE={what} with a mode from 0 to {order - 1}; got {text!r}."
         )
+    return int(mode), rest.strip()
+
+
+def _data_frame(path: Path) -> Any:
+    """Return a table as pandas reads it, for a formula."""
+    pandas = require("pandas", extra="formula", purpose="tesseral regress --formula")
+    try:
+        return pandas.read_csv(path, skipinitialspace=True)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.") from None
+    except (ValueError, OSError) as error:  # what pandas raises of a bad file is a ValueError
+        raise DataError(f"{path} cannot be read as a table: {error}.") from None
+
+
+def _covariates(
+    source: str, name: str, arrays: dict[str, Any]
+) -> tuple[Any, tuple[str, ...] | None]:
+    """Return the matrix that a source names, and the names of its columns."""
     if name in arrays:
-        return int(mode), arrays[name], None
+        return arrays[name], None
     path = Path(name)
     if path.suffix == ".csv":
-        return int(mode), *_table(path)
+        return _table(path)
     if path.suffix == ".npy":
-        return int(mode), next(iter(_arrays(path).values())), None
+        return next(iter(_arrays(path).values())), None
     raise DataError(
         f"--covariates {source}: {name!r} is neither a .csv nor a .npy file nor an array of the "
         f"data{', which has ' + ', '.join(arrays) if arrays else ''}."

@@ -17,6 +17,9 @@ from tesseral.regress._select import Selection
 from tesseral.regress._tucker_response import TensorResponseRegressor
 from tesseral.runtime.extras import require
 
+_FEW = 20
+"""Names that are written along both sides of a matrix."""
+
 _MOST_LABELS = 60
 
 
@@ -117,8 +120,7 @@ def residual_map(model: TensorResponseRegressor, mode: int | str, index: int | N
         limit = float(np.nanmax(np.abs(shown))) or 1.0
         image = axis.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         label = f"Pearson residual, {model._setup.covariates[number].rows[index]}"
-    axis.set_xlabel(model.dims_[columns])
-    axis.set_ylabel(model.dims_[rows])
+    _label(axis, model, rows, columns, [mode.rows for mode in model._setup.covariates])
     figure.colorbar(image, ax=axis, label=label)
     return figure
 
@@ -214,15 +216,24 @@ def _shown_modes(model: TensorResponseRegressor, taken: int) -> tuple[int, int]:
     return others[0], others[1] if len(others) > 1 else taken
 
 
-def _label(axis: Any, model: TensorResponseRegressor, rows: int, columns: int) -> None:
-    axis.set_xlabel(model.dims_[columns])
+def _label(
+    axis: Any,
+    model: TensorResponseRegressor,
+    rows: int,
+    columns: int,
+    names: Sequence[tuple[str, ...]] | None = None,
+) -> None:
+    """Name the modes of a matrix, and what is along them if it is little: by default covariates."""
+    names = model.covariate_names_ if names is None else names
     axis.set_ylabel(model.dims_[rows])
-    if len(model.covariate_names_[rows]) <= 20:
-        names = model.covariate_names_[rows]
-        axis.set_yticks(range(len(names)), names, fontsize=7)
-    if len(model.covariate_names_[columns]) <= 20 and columns != rows:
-        names = model.covariate_names_[columns]
-        axis.set_xticks(range(len(names)), names, fontsize=7, rotation=90)
+    if len(names[rows]) <= _FEW:
+        axis.set_yticks(range(len(names[rows])), names[rows], fontsize=7)
+    if len(model.dims_) == 2:  # a slice of a matrix is one column
+        axis.set_xticks([])
+        return
+    axis.set_xlabel(model.dims_[columns])
+    if len(names[columns]) <= _FEW:
+        axis.set_xticks(range(len(names[columns])), names[columns], fontsize=7, rotation=90)
 
 
 def _seen(model: TensorResponseRegressor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from itertools import permutations
 from statistics import median
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tesseral._errors import TesseralWarning
 from tesseral.bench.memory import peak_extra_bytes, run_alone
 from tesseral.cluster import DegreeCorrectedTensorBlockModel, clustering_error_rate
 from tesseral.core import CooTensor
@@ -108,9 +110,6 @@ def answer(request: dict[str, Any]) -> Any:
     def fit() -> Any:
         return tied.fit(tensor).labels_[0]
 
-    import warnings
-
-    warnings.simplefilter("ignore")
     extra = peak_extra_bytes(fit)
     return None if extra is None else 1 + extra / tensor.nbytes
 
@@ -125,4 +124,5 @@ def _peak_gib() -> float | None:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore", TesseralWarning)  # stderr is that of the command
     json.dump([answer(request) for request in json.load(sys.stdin)], sys.stdout)
