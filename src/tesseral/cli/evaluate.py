@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -12,19 +12,16 @@ from tesseral.cli.inputs import Device, Model, model_directory, require_llm, tex
 from tesseral.report.units import bytes_text
 from tesseral.runtime.files import atomic_file
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Loaded(NamedTuple):
-    """A model that was named, and where it lies."""
+    """A model that was named, where it lies, and what transformers makes of it."""
 
     name: str
     path: Path
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
+    model: Any
+    tokenizer: Any
 
 
 def evaluate(
