@@ -83,14 +83,14 @@ def test_the_scale_comes_before_the_transform():
     log_scale = torch.tensor([2.0, 3.0, 5.0, 7.0]).log()
     transform = Kronecker.from_factors([None, factor])
     source = SimulatedInput(transform, log_scale, Clip(learned=False), bits=16)
-    got = source.quantize(torch.ones(1, 4))
+    got = source.compute(torch.ones(1, 4))
     assert torch.allclose(got, torch.tensor([[2.0, 7.0, 5.0, 17.0]]))
 
 
 def test_a_merged_factor_is_left_to_the_layer_before():
     transform = Kronecker.from_factors([torch.eye(2) * 3, torch.eye(2) * 5])
     source = SimulatedInput(transform, None, Clip(learned=False), bits=16, merged=True)
-    assert torch.allclose(source.quantize(torch.ones(1, 4)), torch.full((1, 4), 3.0))
+    assert torch.allclose(source.compute(torch.ones(1, 4)), torch.full((1, 4), 3.0))
 
 
 def test_queries_and_keys_are_transformed_apart_and_their_scores_stay():
