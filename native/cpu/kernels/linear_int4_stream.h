@@ -76,8 +76,7 @@ struct WeightRows {
 
   // Fetches a vector of the next block; all c of all indices fetch the block in order.
   void fetch_block(int c, int64_t index) const {
-    __builtin_prefetch(codes[0] + column_block * bytes +
-                           (column_block * index + c) * vector_bytes,
+    __builtin_prefetch(codes[0] + column_block * bytes + (column_block * index + c) * vector_bytes,
                        0, 2);
   }
   void fetch_ahead(int c, int64_t index) const {
