@@ -129,4 +129,4 @@ def test_inputs_are_let_go_when_their_last_reader_has_them(name):
     logits_of(model, token_ids(1, 5))
     inputs = [m for m in block.modules() if isinstance(m, SharedInput)]
     assert len(inputs) == len(parts[0].inputs)
-    assert all(site._held is None for site in [*inputs, *parts[0].inputs.values()])
+    assert all(site._now.x is None for site in [*inputs, *parts[0].inputs.values()])

@@ -188,7 +188,7 @@ def test_siblings_are_computed_in_one_call_and_give_what_each_gives_alone(
     x = rows(2, 3, 64).to(dtype)
     together = [layer(x) for layer in layers]
     assert calls == [3]
-    assert layers[0]._source[0]._held is None
+    assert layers[0]._source[0]._now.x is None
     # in another order
     alone = [layer(x.clone()) for layer in reversed(layers)][::-1]
     assert calls[1:] == ([3, 3, 3] if joined else [1, 1, 3])
