@@ -279,6 +279,37 @@ def test_codes_stand_for_their_values(splits, symmetric, bits, head_dim):
     assert_close([to_float64(part.cpu()) for part in got], wanted, 1e-4)
 
 
+@needs_kernels
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "tolerance"),
+    [
+        ([1e-20], torch.float32, 1e-5),
+        ([0.0], torch.float32, 0.0),
+        ([0.0, 1e-12, 1.0, 1e4], torch.float32, 1e-5),
+        ([1e-5], torch.float16, 1e-2),  # weights times scales would be subnormal
+    ],
+    ids=str,
+)
+def test_scales_of_values_may_have_any_size(sizes, dtype, tolerance):
+    query, key, value = make_inputs(3, 50, **HEADS)
+    packed = quantize(value, 4, groups=1)
+    factors = np.resize(sizes, packed.scale.shape)
+    packed = dataclasses.replace(
+        packed, scale=packed.scale * factors, offset=packed.offset * factors
+    )
+    arrays = AttentionArrays(
+        query=on_device(query, dtype),
+        key=on_device(key, dtype),
+        value=packed_on_device(packed),
+    )
+    problem = state_problem(arrays, is_causal=False, scale=None, window=None, softcap=None)
+    output, lse = TritonBackend().forward(problem, arrays, plan_of(*TILES["split"]))
+    wanted = oracle(query, key, packed.dequantize())
+    np.testing.assert_allclose(to_float64(lse.cpu()), wanted[1], atol=max(tolerance, 1e-5))
+    bound = tolerance * np.abs(wanted[0]).max()
+    np.testing.assert_allclose(to_float64(output.cpu()), wanted[0], rtol=1e-4, atol=bound)
+
+
 def packed_on_device(packed):
     packed = to_torch(packed)
     parts = {name: getattr(packed, name) for name in ("data", "scale", "offset")}
@@ -414,6 +445,10 @@ def test_few_rows_codes_and_pools_share_one_read_of_their_keys():
 def test_measured_tiles_are_read_and_others_are_careful():
     measured = choose_tiles(PROBLEM, "tiles", (9, 0))
     assert measured.describe
+    short = dataclasses.replace(PROBLEM, kv_len=2048)
+    assert choose_tiles(short, "tiles", (9, 0)).q_tile > measured.q_tile
+    capped = dataclasses.replace(short, softcap=5.0)  # of which only long ones were measured
+    assert choose_tiles(capped, "tiles", (9, 0)) == measured
     assert not choose_tiles(PROBLEM, "tiles", (8, 0)).describe
     for dtype, size in (("float16", 2), ("float32", 4)):
         for width in (16, 64, 80, 128, 256):

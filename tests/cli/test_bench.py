@@ -140,10 +140,13 @@ def device_bench(monkeypatch):
     machine = {"accelerators": devices, "packages": {"torch": "9.9"}}
     seen = []
 
-    def run_on_device(watch, *, repeats):
+    def run_on_device(watch, *, repeats, save):
         seen.append(repeats)
         watch(bench_run.Step(name="one", done=0, total=1))
-        return DeviceRecord(machine=machine, repeats=repeats, rows=())
+        record = DeviceRecord(machine=machine, repeats=repeats, rows=())
+        if save is not None:
+            save(record)
+        return record
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.version.cuda", "13.0")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +69,8 @@ def measure_on_device(json: Path | None, *, quick: bool, explain: bool, overwrit
         def watch(step: "Step") -> None:
             bars.update(task, description=step.name, completed=step.done, total=step.total)
 
-        record = run_on_device(watch, repeats=QUICK_REPEATS if quick else REPEATS)
-    if json is not None:
-        write_device_record(record, json)
+        save = None if json is None else partial(write_device_record, file=json)
+        record = run_on_device(watch, repeats=QUICK_REPEATS if quick else REPEATS, save=save)
     _show(record, explain=explain)
 
 

@@ -93,6 +93,51 @@ def test_who_cannot_run_is_told_with_the_reason():
     assert [line[-1] for line in lines] == ["not run: unknown backend"] * 2
 
 
+def same(query, *_):
+    return query
+
+
+def on_this_machine(monkeypatch, sides_here):
+    """Let contests be of tiny arrays on the CPU, and of functions whose times are known."""
+    from tesseral.bench.attention.inputs import make_inputs
+
+    monkeypatch.setattr(run, "make_device_inputs", lambda *_: make_inputs(TINY))
+    monkeypatch.setattr(run, "ours", lambda *_: same)
+    monkeypatch.setattr(run, "SIDES", sides_here)
+
+    def time_in_turns(sides, repeats, section_s):
+        return {name: Timing(samples_s=(1.0,) * repeats, calls=1) for name in sides}
+
+    monkeypatch.setattr(run, "time_in_turns", time_in_turns)
+
+
+def test_a_peer_that_differs_or_fails_is_told_and_the_others_are_timed(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("no kernel\nfor this")
+
+    on_this_machine(
+        monkeypatch,
+        {
+            "SDPA flash": lambda _: same,
+            "SDPA efficient": lambda _: lambda query, *_: query + 1,
+            "SDPA cuDNN": lambda _: fails,
+            "unfused": lambda _: lambda query, *_: query * (1 + 2**-8),
+        },
+    )
+    contest = DeviceContest(
+        case=TINY, peers=("SDPA flash", "SDPA efficient", "SDPA cuDNN", "unfused"), bars=()
+    )
+    saved = []
+    found = run.run_on_device(
+        lambda _: None, repeats=2, contests=(contest, contest), save=saved.append
+    )
+    for row in found.rows:
+        assert set(row.peers) == {"SDPA flash", "unfused"}  # which rounds in between
+        assert "ours and SDPA efficient differ by" in row.refusals["SDPA efficient"]
+        assert row.refusals["SDPA cuDNN"] == "no kernel"
+    assert [len(record.rows) for record in saved] == [1, 2]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_small_table_is_measured():

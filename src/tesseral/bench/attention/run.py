@@ -112,8 +112,8 @@ def explained(case: Case, inputs: Inputs) -> tuple[str, str]:
     return found.backend, str(found)
 
 
-def check_agreement(case: Case, results: dict[str, Any]) -> None:
-    """Refuse to time what is wrong.
+def check_agreement(case: Case, results: dict[str, Any], *, roundings: int = 1) -> None:
+    """Refuse to time what is wrong, or differs by more than some roundings of the output.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def check_agreement(case: Case, results: dict[str, Any]) -> None:
     """
     names = list(results)
     first = results[names[0]].float()
-    allowed = _ROUNDINGS[case.dtype] * float(first.abs().max())
+    allowed = roundings * _ROUNDINGS[case.dtype] * float(first.abs().max())
     for name in names[1:]:
         difference = float((results[name].float() - first).abs().max())
         if not difference <= allowed:

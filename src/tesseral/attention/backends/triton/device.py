@@ -67,4 +67,7 @@ def multiprocessors(device: str) -> int:
 
 @cache
 def _installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # an import hook may say so instead
+        return False

@@ -6,6 +6,7 @@ without one. Each is run with several tiles; the fastest is kept.
 """
 
 import datetime
+import itertools
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -68,9 +69,9 @@ def tune(*prefixes: str) -> str:
 def _calls() -> Iterator[tuple[AttentionProblem, AttentionArrays]]:
     """Yield a call of each case: long sequences, and one token after a long cache."""
     for dtype in (torch.float16, torch.float32):
-        for width in (64, 128, 256):
-            length = 4096 if dtype == torch.float16 else 2048
-            query, key, value = (_random(2, 16, length, width, dtype) for _ in range(3))
+        for width, length in itertools.product((64, 128, 256), (4096, 1024)):
+            batch = 8192 // length
+            query, key, value = (_random(batch, 16, length, width, dtype) for _ in range(3))
             for rules in ({}, {"is_causal": True}, {"is_causal": True, "softcap": 30.0}):
                 yield _state(AttentionArrays(query=query, key=key, value=value), **rules)
     for width in (64, 128, 256):

@@ -20,6 +20,12 @@ MOST_SPLITS = 128
 """Parts of the keys, at most: merging them costs too."""
 
 
+SHORT = 2048
+"""Keys up to which tiles of one head are measured apart: larger ones start less often."""
+
+_SHORT = " short"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileConfig:
     """How a kernel is cut and compiled.
@@ -59,7 +65,7 @@ def case_of(problem: AttentionProblem, kernel: Kernel) -> str:
     ...     dtype="bfloat16", device="cuda:0", causal=True, scale=1.0,
     ... )
     >>> case_of(problem, "tiles")
-    'tiles half 128 banded'
+    'tiles half 128 banded short'
     """
     size = "float32" if problem.dtype == "float32" else "half"
     width = max(padded(problem.head_dim), padded(problem.value_dim))
@@ -71,14 +77,15 @@ def case_of(problem: AttentionProblem, kernel: Kernel) -> str:
         rule = "general"
     else:
         rule = "banded" if problem.causal or problem.window else "full"
-    return f"tiles {size} {width} {rule}"
+    return f"tiles {size} {width} {rule}{_SHORT if problem.kv_len <= SHORT else ''}"
 
 
 def choose_tiles(
     problem: AttentionProblem, kernel: Kernel, capability: tuple[int, int]
 ) -> TileConfig:
     """Return the tiles measured for a case on this kind of device, or careful ones."""
-    return measured_tiles(capability).get(case_of(problem, kernel)) or _careful(problem, kernel)
+    known, case = measured_tiles(capability), case_of(problem, kernel)
+    return known.get(case) or known.get(case.removesuffix(_SHORT)) or _careful(problem, kernel)
 
 
 def write_measured(found: dict[str, TileConfig], machine: str, date: str) -> str:
