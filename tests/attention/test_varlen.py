@@ -1,5 +1,6 @@
 """Packed and paged sequences: each is attended to as if it were alone."""
 
+import inspect
 import itertools
 
 import numpy as np
@@ -9,9 +10,15 @@ import torch
 from attention.cases import oracle, skip_refusals, to_float64
 from attention.test_packed import quantize, to_torch
 from tesseral import _errors
-from tesseral.attention import attention_decode, attention_varlen
+from tesseral.attention import (
+    attention_decode,
+    attention_varlen,
+    explain_decode,
+    explain_varlen,
+)
 from tesseral.attention.backends.blockwise import BlockwiseBackend
 from tesseral.attention.registry import BACKENDS
+from tesseral.attention.tiling import BlockCount
 from tesseral.core import PackedTensor
 
 Q_HEADS, KV_HEADS, DIM, VALUE_DIM = 4, 2, 16, 24
@@ -426,3 +433,36 @@ def test_paged_calls_that_do_not_fit_are_refused(changes, error, message):
     arrays = [given.pop(name) for name in ("query", "key_pool", "value_pool")]
     with pytest.raises(error, match=rf"^attention_decode: .*{message}"):
         attention_decode(*arrays, **given)
+
+
+@pytest.mark.parametrize(
+    ("entry", "explain"), [(attention_varlen, explain_varlen), (attention_decode, explain_decode)]
+)
+def test_what_explains_an_entry_takes_its_arguments(entry, explain):
+    theirs, ours = (inspect.signature(function).parameters for function in (entry, explain))
+    assert list(theirs.values()) == list(ours.values())
+
+
+def test_packed_calls_are_explained_without_being_run(monkeypatch):
+    monkeypatch.setattr(BlockwiseBackend, "forward", None)
+    x, edges = np.zeros((3072, 8, 64)), np.array([0, 1024, 3072])
+    found = explain_varlen(x, x, x, cu_seqlens_q=edges, cu_seqlens_k=edges, is_causal=True)
+    assert found.backend == "blockwise"
+    assert not found.verdicts["native"].ok
+    assert (found.problem.batch, found.problem.q_len) == (2, 2048)
+    assert (found.plan.q_tile, found.plan.k_tile) == (256, 1024)
+    assert found.blocks == BlockCount(full=4, partial=4 + 8, empty=4)
+    with pytest.raises(_errors.ParameterError, match="cu_seqlens_k ends at 2048"):
+        explain_varlen(x, x, x, cu_seqlens_q=edges, cu_seqlens_k=np.array([0, 1024, 2048]))
+
+
+def test_paged_calls_are_explained_without_being_run(monkeypatch):
+    monkeypatch.setattr(BlockwiseBackend, "forward", None)
+    pool, query = np.zeros((4, 8, 2, 16)), np.zeros((2, 1, 4, 16))
+    tables = {"block_tables": np.array([[0, 1], [2, 3]]), "seq_lens": np.array([16, 9])}
+    found = explain_decode(query, pool, pool, **tables)
+    assert found.backend == "blockwise"
+    assert (found.problem.batch, found.problem.q_len, found.problem.kv_len) == (2, 1, 16)
+    assert found.blocks == BlockCount(full=2, partial=0, empty=0)
+    with pytest.raises(_errors.BackendError, match="no backend 'fast'"):
+        explain_decode(query, pool, pool, **tables, backend="fast")

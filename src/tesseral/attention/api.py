@@ -1,18 +1,12 @@
 """The public entry: check the call, choose a backend, run it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 from tesseral.attention.call import run
+from tesseral.attention.explanation import Explanation, explain_problem
 from tesseral.attention.mask import Window
-from tesseral.attention.plan import TilePlan
-from tesseral.attention.problem import AttentionArrays, AttentionProblem, state_problem
+from tesseral.attention.problem import AttentionArrays, state_problem
 from tesseral.attention.registry import BACKENDS
-from tesseral.attention.tiling import BlockCount
-from tesseral.attention.tiling_mask import TilingMask
 from tesseral.core import PackedTensor
 from tesseral.core._arrays import Array
-from tesseral.runtime.registry import Verdict
 
 
 def attention(
@@ -100,41 +94,6 @@ def attention(
     return (output, lse) if return_lse else output
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
-    """How a call would run. Printable.
-
-    Attributes
-    ----------
-    problem : AttentionProblem
-        The call.
-    verdicts : mapping of str to Verdict
-        What each backend says to it, best first.
-    backend : str
-        The one that would run it.
-    plan : TilePlan
-        The tiles it would use.
-    blocks : BlockCount
-        Of the grid of those tiles: full (no mask is read), partial, empty (skipped), as
-        causality and window leave them.
-    """
-
-    problem: AttentionProblem
-    verdicts: Mapping[str, Verdict]
-    backend: str
-    plan: TilePlan
-    blocks: BlockCount
-
-    def __str__(self) -> str:
-        verdicts = [
-            f"  {name}: {'yes' if verdict.ok else verdict.reason}"
-            for name, verdict in self.verdicts.items()
-        ]
-        return "\n".join(
-            [str(self.problem), *verdicts, f"{self.backend}: {self.plan}", f"  {self.blocks}"]
-        )
-
-
 def explain(
     query: Array,
     key: Array | PackedTensor,
@@ -167,15 +126,5 @@ def explain(
     problem = state_problem(
         arrays, is_causal=is_causal, scale=scale, window=window, softcap=softcap
     )
-    chosen = BACKENDS.choose(problem, backend)
-    plan = chosen.plan(problem)
-    tiling = TilingMask(
-        problem.q_len, problem.kv_len, is_causal=problem.causal, window=problem.window
-    )
-    return Explanation(
-        problem=problem,
-        verdicts=BACKENDS.explain(problem),
-        backend=chosen.name,
-        plan=plan,
-        blocks=tiling.count(max(1, plan.q_tile), max(1, plan.k_tile)),
-    )
+    lengths = [(problem.q_len, problem.kv_len)]
+    return explain_problem(problem, backend, lengths)

@@ -1,9 +1,12 @@
 """The public entries for sequences of several lengths: packed one after another, or paged."""
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 
 from tesseral._errors import ParameterError, ShapeError
 from tesseral.attention.call import run
+from tesseral.attention.explanation import Explanation, explain_problem
 from tesseral.attention.mask import Window
 from tesseral.attention.problem import (
     AttentionArrays,
@@ -103,15 +106,13 @@ def attention_varlen(
     >>> attention_varlen(zeros, zeros, value, cu_seqlens_q=edges, cu_seqlens_k=edges)[:, 0, 0]
     array([2., 2., 5.])
     """
-    where = "attention_varlen"
-    arrays = AttentionArrays(
-        query=query, key=key, value=value, sinks=sinks, alibi_slopes=alibi_slopes
-    )
-    _, sizes = _open(where, arrays, PACKED_QUERY, paged=block_tables is not None)
-    sequences = _packed(where, arrays, cu_seqlens_q, cu_seqlens_k, block_tables)
     rules = Rules(is_causal=is_causal, scale=scale, window=window, softcap=softcap)
-    problem = _state(where, arrays, sizes, sequences, rules)
-    output, lse = run(BACKENDS.choose(problem, backend), problem, arrays, sequences)
+    call = _packed_call(
+        AttentionArrays(query=query, key=key, value=value, sinks=sinks, alibi_slopes=alibi_slopes),
+        (cu_seqlens_q, cu_seqlens_k, block_tables),
+        rules,
+    )
+    output, lse = call.run(backend)
     return (output, lse) if return_lse else output
 
 
@@ -187,22 +188,123 @@ def attention_decode(
     >>> attention_decode(query, pool, pool, block_tables=tables, seq_lens=np.array([3]))
     array([[[[4.33333333]]]])
     """
-    where = "attention_decode"
+    rules = Rules(is_causal=True, scale=scale, window=window, softcap=softcap)
+    call = _paged_call(
+        AttentionArrays(
+            query=query, key=key_pool, value=value_pool, sinks=sinks, alibi_slopes=alibi_slopes
+        ),
+        block_tables,
+        seq_lens,
+        rules,
+    )
+    output, lse = call.run(backend)
+    output = call.xp.reshape(output, (*query.shape[:2], *output.shape[1:]))
+    return (output, call.xp.reshape(lse, query.shape[:3])) if return_lse else output
+
+
+def explain_varlen(
+    query: Array,
+    key: Array | PackedTensor,
+    value: Array | PackedTensor,
+    *,
+    cu_seqlens_q: Array,
+    cu_seqlens_k: Array,
+    block_tables: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    window: Window | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
+    return_lse: bool = False,  # noqa: ARG001
+    backend: str | None = None,
+) -> Explanation:
+    """Return how :func:`attention_varlen` would run the same call, without running it.
+
+    Takes its arguments and raises what it would raise. Lengths and tiles are those of the
+    longest sequence, blocks those of all sequences together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, edges = np.zeros((3072, 8, 64), dtype=np.float32), np.array([0, 1024, 3072])
+    >>> found = explain_varlen(x, x, x, cu_seqlens_q=edges, cu_seqlens_k=edges)
+    >>> found.problem.batch, found.problem.q_len
+    (2, 2048)
+    """
+    rules = Rules(is_causal=is_causal, scale=scale, window=window, softcap=softcap)
+    arrays = AttentionArrays(
+        query=query, key=key, value=value, sinks=sinks, alibi_slopes=alibi_slopes
+    )
+    return _packed_call(arrays, (cu_seqlens_q, cu_seqlens_k, block_tables), rules).explain(backend)
+
+
+def explain_decode(
+    query: Array,
+    key_pool: Array | PackedTensor,
+    value_pool: Array | PackedTensor,
+    *,
+    block_tables: Array,
+    seq_lens: Array,
+    scale: float | None = None,
+    window: Window | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
+    return_lse: bool = False,  # noqa: ARG001
+    backend: str | None = None,
+) -> Explanation:
+    """Return how :func:`attention_decode` would run the same call, without running it.
+
+    Takes its arguments and raises what it would raise; as :func:`explain_varlen` else.
+    """
+    rules = Rules(is_causal=True, scale=scale, window=window, softcap=softcap)
     arrays = AttentionArrays(
         query=query, key=key_pool, value=value_pool, sinks=sinks, alibi_slopes=alibi_slopes
     )
+    return _paged_call(arrays, block_tables, seq_lens, rules).explain(backend)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Call:
+    """A checked call over several sequences."""
+
+    problem: AttentionProblem
+    arrays: AttentionArrays
+    sequences: Sequences
+    xp: Namespace
+
+    def run(self, backend: str | None) -> tuple[Array, Array]:
+        chosen = BACKENDS.choose(self.problem, backend)
+        return run(chosen, self.problem, self.arrays, self.sequences)
+
+    def explain(self, backend: str | None) -> Explanation:
+        lengths = zip(self.sequences.q_lens.tolist(), self.sequences.kv_lens.tolist(), strict=True)
+        return explain_problem(self.problem, backend, list(lengths))
+
+
+def _packed_call(
+    arrays: AttentionArrays, places: tuple[Array, Array, Array | None], rules: Rules
+) -> _Call:
+    """Check a call of sequences that follow one another; ``places`` are edges and tables."""
+    where, paged = "attention_varlen", places[2] is not None
+    xp, sizes = _open(where, arrays, PACKED_QUERY, paged=paged)
+    sequences = _packed(where, arrays, *places)
+    problem = _state(where, arrays, sizes, sequences, rules)
+    return _Call(problem=problem, arrays=arrays, sequences=sequences, xp=xp)
+
+
+def _paged_call(
+    arrays: AttentionArrays, block_tables: Array, seq_lens: Array, rules: Rules
+) -> _Call:
+    """Check a call of the last tokens of sequences, and lay its queries one after another."""
+    where, query = "attention_decode", arrays.query
     xp, sizes = _open(where, arrays, PADDED_QUERY, paged=True)
     batch, q_len = query.shape[:2]
-    sequences = _last_tokens(where, batch, q_len, seq_lens, block_tables, key_pool.shape)
-    rules = Rules(is_causal=True, scale=scale, window=window, softcap=softcap)
+    sequences = _last_tokens(where, batch, q_len, seq_lens, block_tables, arrays.key.shape)
     problem = _state(where, arrays, sizes, sequences, rules)
-    flat = xp.reshape(query, (batch * q_len, *query.shape[2:]))
-    arrays = AttentionArrays(
-        query=flat, key=key_pool, value=value_pool, sinks=sinks, alibi_slopes=alibi_slopes
-    )
-    output, lse = run(BACKENDS.choose(problem, backend), problem, arrays, sequences)
-    output = xp.reshape(output, (batch, q_len, *output.shape[1:]))
-    return (output, xp.reshape(lse, (batch, q_len, lse.shape[1]))) if return_lse else output
+    flat = replace(arrays, query=xp.reshape(query, (batch * q_len, *query.shape[2:])))
+    return _Call(problem=problem, arrays=flat, sequences=sequences, xp=xp)
 
 
 def _open(
