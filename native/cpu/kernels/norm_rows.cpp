@@ -1,7 +1,7 @@
 // Rows divided by their root mean square; a row is read twice, the second time from the L1 cache.
 #include "tesseral/norm_rows.h"
 
-#include <cmath>
+#include <math.h>  // std::sqrt is a function that files for other targets would share
 
 #include "kernels/row_elements.h"
 
@@ -29,7 +29,7 @@ Status run(const NormRows& call, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const int64_t first = row * call.stride;
     const float mean = sum_of_squares(call, first) / static_cast<float>(call.n);
-    const Floats inverse = broadcast(1.0f / std::sqrt(mean + call.epsilon));
+    const Floats inverse = broadcast(1.0f / sqrtf(mean + call.epsilon));
     for (int64_t i = 0; i < call.n; i += lanes) {
       const int count = static_cast<int>(smaller(lanes, call.n - i));
       const Floats x = part(call, call.rows, first + i, count);

@@ -15,8 +15,8 @@ using std::int8_t;
 using std::uint16_t;
 using std::uint8_t;
 
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t padded(int64_t n) { return (n + lanes - 1) / lanes * lanes; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t padded(int64_t n) { return (n + lanes - 1) / lanes * lanes; }
 
 inline Floats load_lanes(RowElement element, const void* rows, int64_t at) {
   if (element == RowElement::f32) return load(static_cast<const float*>(rows) + at);
