@@ -5,7 +5,6 @@ Where Triton is not installed, only what it is asked beforehand is tested.
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 from importlib import resources
 
@@ -17,6 +16,7 @@ from attention.cases import make_inputs, oracle, to_float64, visible
 from attention.test_gradients import OPTIONS, definition, gradients
 from attention.test_packed import quantize, to_torch
 from attention.test_varlen import RULES, expected, make_packed, make_pool
+from support.kernels import kernels, needs_kernels
 from tesseral.attention import attention, attention_varlen
 from tesseral.attention.backends.triton import backend as backend_module
 from tesseral.attention.backends.triton import device as device_module
@@ -31,7 +31,6 @@ from tesseral.attention.backends.triton.tuning import (
 )
 from tesseral.attention.problem import AttentionArrays, AttentionProblem, state_problem
 
-INSTALLED = importlib.util.find_spec("triton") is not None
 DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
 TILES = {
     "described": ("tiles", TileConfig(q_tile=32, k_tile=16, warps=4, stages=2, describe=True), 1),
@@ -44,31 +43,8 @@ every_kernel = pytest.mark.parametrize("tiles", TILES.values(), ids=TILES.keys()
 
 @pytest.fixture(scope="module")
 def _kernels():
-    """Let kernels run on the CPU, in Triton's interpreter, where there is no CUDA device."""
-    if not INSTALLED:
-        pytest.skip("Triton is not installed")
-    if DEVICE != "cpu":
+    with kernels():
         yield
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        from triton.runtime import interpreter
-
-        original = interpreter._patch_lang_tensor
-
-        def with_index(tensor, scope):
-            # NumPy 2.4 no longer takes an array of one entry for a number
-            original(tensor, scope)
-            scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-        patch.setattr(interpreter, "_patch_lang_tensor", with_index)
-        yield
-
-
-def needs_kernels(test):
-    """Let a test run kernels; on a CUDA device it is one of those that need it."""
-    test = pytest.mark.usefixtures("_kernels")(test)
-    return test if DEVICE == "cpu" else pytest.mark.gpu(test)
 
 
 @contextlib.contextmanager
