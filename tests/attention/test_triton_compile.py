@@ -58,7 +58,7 @@ def compile_kernels(architecture):
 
     driver.set_active(AbsentDevice(architecture))
     JITFunction.run = only_compile
-    rows.interpreted = lambda: False
+    rows.interpreted, rows.overlaps = lambda: False, lambda _: architecture >= 90
     chip = divmod(architecture, 10)
     query, key, value = (torch.empty(1, 4, 512, 128, dtype=torch.float16) for _ in range(3))
     for kernel, length, rules in (

@@ -55,6 +55,11 @@ def architecture(device: str) -> tuple[int, int]:
     return (capability(device) if device.startswith("cuda") else None) or OLDEST
 
 
+def overlaps(device: str) -> bool:
+    """Return whether a kernel may start on a device while the one before it still runs."""
+    return architecture(device) >= (9, 0)
+
+
 @cache
 def multiprocessors(device: str) -> int:
     """Return the number of multiprocessors of a device; 1 for the CPU."""

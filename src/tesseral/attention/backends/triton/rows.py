@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import triton
 
-from tesseral.attention.backends.triton.device import interpreted
+from tesseral.attention.backends.triton.device import interpreted, overlaps
 from tesseral.attention.backends.triton.kernels.merge import merge_splits_kernel
 from tesseral.attention.backends.triton.kernels.rows import attention_rows_kernel
 from tesseral.attention.backends.triton.tiles import (
@@ -23,6 +23,9 @@ from tesseral.core import PackedTensor
 
 MERGED_COLUMNS = 32
 """Columns of the output that a program merges: few, so that many programs share the reading."""
+
+FETCHED = 256
+"""Keys, and values, of a part that are asked for while the kernel before still runs."""
 
 
 def run_rows(
@@ -67,6 +70,7 @@ def run_rows(
     row_tiles = triton.cdiv(problem.q_len * problem.group, config.q_tile)
     grid = (row_tiles * splits * problem.kv_heads * problem.batch,)
     general = is_general(problem)
+    dependent = _dependent(query)
     attention_rows_kernel[grid](
         query,
         key,
@@ -118,6 +122,7 @@ def run_rows(
         SPLIT=splits > 1,
         PRECISION=PRECISION,
         ASSEMBLY=not interpreted(),
+        FETCHED=FETCHED if splits > 1 and tables is None else 0,
         BLOCK_M=config.q_tile,
         BLOCK_N=config.k_tile,
         HEAD_DIM=problem.head_dim,
@@ -128,6 +133,7 @@ def run_rows(
         num_warps=config.warps,
         num_stages=config.stages,
         **band_of(problem),
+        **dependent,
     )
     if sums is not None:
         _merge(problem, arrays, results, sums, states, splits)
@@ -158,7 +164,15 @@ def _merge(
         BLOCK_D=MERGED_COLUMNS,
         VALUE_DIM=problem.value_dim,
         num_warps=4,
+        **_dependent(results.output),
     )
+
+
+def _dependent(tensor: torch.Tensor) -> dict[str, Any]:
+    """Return what lets a kernel start before the one ahead of it ends, where a device can."""
+    if overlaps(str(tensor.device)):
+        return {"DEPENDENT": True, "launch_pdl": True}
+    return {"DEPENDENT": False}
 
 
 def _parts(array: torch.Tensor | PackedTensor) -> tuple[Any, Any, Any, int]:

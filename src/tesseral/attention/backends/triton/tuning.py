@@ -1,7 +1,7 @@
 """Which tiles the kernels take: measured ones from data files, careful ones elsewhere."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Literal, TypeAlias
@@ -15,6 +15,9 @@ Kernel: TypeAlias = Literal["tiles", "rows", "gradients"]
 
 LEAST_SPLIT = 256
 """Keys of a part, at least, when few rows share their keys among several programs."""
+
+LEAST_ROWS = 8
+"""Rows of a tile, at least: columns of a product of the tensor cores."""
 
 MOST_SPLITS = 128
 """Parts of the keys, at most: merging them costs too."""
@@ -85,7 +88,10 @@ def choose_tiles(
 ) -> TileConfig:
     """Return the tiles measured for a case on this kind of device, or careful ones."""
     known, case = measured_tiles(capability), case_of(problem, kernel)
-    return known.get(case) or known.get(case.removesuffix(_SHORT)) or _careful(problem, kernel)
+    found = known.get(case) or known.get(case.removesuffix(_SHORT)) or _careful(problem, kernel)
+    if kernel == "rows" and 0 < problem.q_len * problem.group <= LEAST_ROWS:
+        return replace(found, q_tile=LEAST_ROWS)
+    return found
 
 
 def write_measured(found: dict[str, TileConfig], machine: str, date: str) -> str:

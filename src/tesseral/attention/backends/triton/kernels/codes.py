@@ -63,19 +63,22 @@ def _place(words, PLACES: tl.constexpr, MASK: tl.constexpr):
 
 @triton.jit
 def read_queries(at, inside_rows, PLACES: tl.constexpr, WIDTH: tl.constexpr, WORDS: tl.constexpr):
-    """Return the columns of queries that meet each of the ``PLACES`` codes of a word."""
+    """Return the columns of queries that meet each of the ``PLACES`` codes of a word.
+
+    Each is (words, rows); ``at`` is a line of where the rows start.
+    """
     columns = PLACES * tl.arange(0, WORDS)
-    rows = inside_rows[:, None]
-    first = tl.load(at + columns[None, :], mask=rows & (columns < WIDTH)[None, :], other=0.0)
+    rows = inside_rows[None, :]
+    first = tl.load(at + columns[:, None], mask=rows & (columns < WIDTH)[:, None], other=0.0)
     second, third, fourth = first, first, first
     if PLACES > 1:
         columns += 1
-        second = tl.load(at + columns[None, :], mask=rows & (columns < WIDTH)[None, :], other=0.0)
+        second = tl.load(at + columns[:, None], mask=rows & (columns < WIDTH)[:, None], other=0.0)
     if PLACES > 2:
         columns += 1
-        third = tl.load(at + columns[None, :], mask=rows & (columns < WIDTH)[None, :], other=0.0)
+        third = tl.load(at + columns[:, None], mask=rows & (columns < WIDTH)[:, None], other=0.0)
         columns += 1
-        fourth = tl.load(at + columns[None, :], mask=rows & (columns < WIDTH)[None, :], other=0.0)
+        fourth = tl.load(at + columns[:, None], mask=rows & (columns < WIDTH)[:, None], other=0.0)
     return first, second, third, fourth
 
 
@@ -83,19 +86,21 @@ def read_queries(at, inside_rows, PLACES: tl.constexpr, WIDTH: tl.constexpr, WOR
 def queries_for_codes(q, BITS: tl.constexpr):
     """Return queries that meet codes as they are, the factor of their products, and their sums.
 
+    Factor and sums are lines, (1, rows).
+
     A power of two brings any row of a 16-bit type into the range of float16.
     """
     first, second = q[0].to(tl.float32), q[1].to(tl.float32)
     third, fourth = q[2].to(tl.float32), q[3].to(tl.float32)
-    total = tl.sum(first, 1) + tl.sum(second, 1)
-    largest = tl.maximum(tl.max(tl.abs(first), 1), tl.max(tl.abs(second), 1))
+    total = tl.sum(first, 0) + tl.sum(second, 0)
+    largest = tl.maximum(tl.max(tl.abs(first), 0), tl.max(tl.abs(second), 0))
     if BITS == 4:
-        total += tl.sum(third, 1) + tl.sum(fourth, 1)
-        largest = tl.maximum(largest, tl.max(tl.abs(third), 1))
-        largest = tl.maximum(largest, tl.max(tl.abs(fourth), 1))
+        total += tl.sum(third, 0) + tl.sum(fourth, 0)
+        largest = tl.maximum(largest, tl.max(tl.abs(third), 0))
+        largest = tl.maximum(largest, tl.max(tl.abs(fourth), 0))
         second = second / 16
         fourth = fourth / 16
-    step = tl.math.exp2(tl.ceil(tl.math.log2(tl.maximum(largest, 1e-30))))[:, None]
+    step = tl.math.exp2(tl.ceil(tl.math.log2(tl.maximum(largest, 1e-30))))[None, :]
     dtype: tl.constexpr = tl.float32 if q[0].dtype == tl.float32 else tl.float16
     scaled = (
         (first / step).to(dtype),
@@ -103,22 +108,22 @@ def queries_for_codes(q, BITS: tl.constexpr):
         (third / step).to(dtype),
         (fourth / step).to(dtype),
     )
-    return scaled, step * UNIT, total[:, None]
+    return scaled, step * UNIT, total[None, :]
 
 
 @triton.jit
 def scores_of(q, words, BITS: tl.constexpr, SIGNED: tl.constexpr, ASSEMBLY: tl.constexpr,
             PRECISION: tl.constexpr):  # fmt: skip
-    """Return products of queries and keys, whose words are (words, keys)."""
+    """Return products of keys, whose words are (keys, words), and queries, as (keys, rows)."""
     if BITS == 0:
-        scores = tl.dot(q[0], words, input_precision=PRECISION)
+        scores = tl.dot(words, q[0], input_precision=PRECISION)
     else:
         codes = widen(words, BITS, SIGNED, ASSEMBLY)
-        scores = tl.dot(q[0], codes[0].to(q[0].dtype), input_precision=PRECISION)
-        scores = tl.dot(q[1], codes[1].to(q[0].dtype), scores, input_precision=PRECISION)
+        scores = tl.dot(codes[0].to(q[0].dtype), q[0], input_precision=PRECISION)
+        scores = tl.dot(codes[1].to(q[0].dtype), q[1], scores, input_precision=PRECISION)
         if BITS == 4:
-            scores = tl.dot(q[2], codes[2].to(q[0].dtype), scores, input_precision=PRECISION)
-            scores = tl.dot(q[3], codes[3].to(q[0].dtype), scores, input_precision=PRECISION)
+            scores = tl.dot(codes[2].to(q[0].dtype), q[2], scores, input_precision=PRECISION)
+            scores = tl.dot(codes[3].to(q[0].dtype), q[3], scores, input_precision=PRECISION)
     return scores
 
 
@@ -166,25 +171,29 @@ def nearly_log2(x):
 @triton.jit
 def add_values(sums, weights, words, decay, BITS: tl.constexpr, SIGNED: tl.constexpr,
                 ASSEMBLY: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Return sums after some more values, whose words are (keys, words)."""
+    """Return sums after some more values, whose words are (words, keys).
+
+    Sums are (words, rows), weights (keys, rows), and ``decay`` is a line of the rows.
+    """
     first, second, third, fourth = sums
     if BITS == 0:
-        first = tl.dot(weights, words, first * decay, input_precision=PRECISION)
+        first = tl.dot(words, weights, first * decay, input_precision=PRECISION)
     else:
         codes = widen(words, BITS, SIGNED, ASSEMBLY)
         dtype: tl.constexpr = weights.dtype
-        first = tl.dot(weights, codes[0].to(dtype), first * decay, input_precision=PRECISION)
-        second = tl.dot(weights, codes[1].to(dtype), second * decay, input_precision=PRECISION)
+        first = tl.dot(codes[0].to(dtype), weights, first * decay, input_precision=PRECISION)
+        second = tl.dot(codes[1].to(dtype), weights, second * decay, input_precision=PRECISION)
         if BITS == 4:
-            third = tl.dot(weights, codes[2].to(dtype), third * decay, input_precision=PRECISION)
-            fourth = tl.dot(weights, codes[3].to(dtype), fourth * decay, input_precision=PRECISION)
+            third = tl.dot(codes[2].to(dtype), weights, third * decay, input_precision=PRECISION)
+            fourth = tl.dot(codes[3].to(dtype), weights, fourth * decay, input_precision=PRECISION)
     return first, second, third, fourth
 
 
 @triton.jit
 def in_order(sums, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return sums with columns as they follow one another, in full size."""
+    """Return sums as (rows, columns), columns as they follow one another, in full size."""
     first, second, third, fourth = sums
+    first, second, third, fourth = first.T, second.T, third.T, fourth.T
     if BITS == 4:
         even = tl.join(first, third)
         odd = tl.join(second, fourth) / 16

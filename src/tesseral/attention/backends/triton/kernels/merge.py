@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tesseral.attention.backends.triton.kernels.places import at_head
 from tesseral.attention.backends.triton.kernels.scores import LOG2E, finished, finite, with_sink
@@ -20,6 +21,7 @@ def merge_splits_kernel(
     q_len,
     splits,
     SINKS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -27,8 +29,12 @@ def merge_splits_kernel(
     """Merge the states of all parts of the keys of one row, and its sink, into output and lse.
 
     Rows are (batch, query, query head); a packed call has one batch of all its queries. Each
-    program reads all states, which are few, and writes ``BLOCK_D`` columns.
+    program reads all states, which are few, and writes ``BLOCK_D`` columns. With ``DEPENDENT`` it
+    may start before the kernel that leaves them has ended, and waits for it.
     """
+    if DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
     chunk = tl.program_id(0) % tl.cdiv(VALUE_DIM, BLOCK_D)
     entry = tl.program_id(0) // tl.cdiv(VALUE_DIM, BLOCK_D)
     head = entry % q_heads

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tesseral.attention.backends.triton.kernels.codes import (
     SMALLEST,
@@ -55,6 +56,20 @@ def _read_ahead(
     block, slot = find_keys(first + lanes, inside, table, block_size, PAGED)
     at = base + to_keys(kv_start + first, lanes, block, slot, steps, PAGED)
     return read_scales(scale, offset, at, inside, OFFSET)
+
+
+@triton.jit
+def _fetch(base, step, first, end, WIDTH: tl.constexpr, COUNT: tl.constexpr):
+    """Ask for some rows to be brought into the L2 cache, from where they lie."""
+    LINE: tl.constexpr = 1024 // base.dtype.element_ty.primitive_bitwidth
+    LINES: tl.constexpr = triton.next_power_of_2((WIDTH + LINE - 1) // LINE)
+    rows = tl.maximum(tl.minimum(first + tl.arange(0, COUNT), end - 1), 0)
+    columns = tl.minimum(tl.arange(0, LINES) * LINE, WIDTH - 1)
+    at = base + rows.to(tl.int64)[:, None] * step + columns[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at.to(tl.int64)],
+        dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -113,6 +128,8 @@ def attention_rows_kernel(
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     ASSEMBLY: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+    FETCHED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -131,7 +148,15 @@ def attention_rows_kernel(
     ``SPLIT``, ``sums`` (rows, splits, VALUE_DIM) and ``states`` (rows, splits, 2) receive the
     sum, the maximum and the total of each part of the keys, rows counted as (sequence, query,
     query head). Deterministic.
+
+    With ``DEPENDENT`` a program may start before the kernel ahead of it has ended. It waits before
+    it reads; of dense or packed batches it has by then asked for its first ``FETCHED`` keys and
+    values, which is right whoever writes them last: the L2 cache is where writes go, too.
     """
+    if DEPENDENT:
+        gdc_launch_dependents()
+        if PACKED or FETCHED == 0:
+            gdc_wait()
     row_tile = tl.program_id(0) % row_tiles
     split = tl.program_id(0) // row_tiles % splits
     kv_head = tl.program_id(0) // row_tiles // splits % kv_heads
@@ -153,8 +178,21 @@ def attention_rows_kernel(
     VALUE_WORDS: tl.constexpr = DV_PAD // VALUE_PLACES
     KEY_WIDTH: tl.constexpr = (HEAD_DIM + KEY_PLACES - 1) // KEY_PLACES
     VALUE_WIDTH: tl.constexpr = (VALUE_DIM + VALUE_PLACES - 1) // VALUE_PLACES
-    at = at_head(query, entry, heads[:, None], query_steps)
-    at += (q_start + queries).to(tl.int64)[:, None] * query_steps[2]
+    block_entry = entry * 0 if PAGED else entry
+    key_base = at_head(key, block_entry, kv_head, key_steps)
+    value_base = at_head(value, block_entry, kv_head, value_steps)
+    start = first_key(first_place, kv_len, left, LEFT) // BLOCK_N * BLOCK_N
+    end = end_key(last_place, kv_len, right, RIGHT)
+    if SPLIT:
+        part = tl.cdiv(tl.cdiv(tl.maximum(end - start, 0), BLOCK_N), splits) * BLOCK_N
+        start = start + split * part
+        end = tl.minimum(end, start + part)
+    if DEPENDENT and FETCHED > 0 and not PACKED:
+        _fetch(key_base, key_steps[2], start, end, KEY_WIDTH, FETCHED)
+        _fetch(value_base, value_steps[2], start, end, VALUE_WIDTH, FETCHED)
+        gdc_wait()
+    at = at_head(query, entry, heads[None, :], query_steps)
+    at += (q_start + queries).to(tl.int64)[None, :] * query_steps[2]
     q = read_queries(at, inside_rows, KEY_PLACES, HEAD_DIM, KEY_WORDS)
     factor = scale
     query_sum = scale
@@ -165,16 +203,13 @@ def attention_rows_kernel(
 
     slope = 0.0
     if ALIBI:
-        slope = tl.load(slopes + batch * slope_batch + heads).to(tl.float32)[:, None]
+        slope = tl.load(slopes + batch * slope_batch + heads).to(tl.float32)[None, :]
     mask_rows = mask
     if MASK != "none":
-        mask_rows = at_head(mask, batch, heads[:, None], mask_steps)
-        mask_rows += queries.to(tl.int64)[:, None] * mask_steps[2]
+        mask_rows = at_head(mask, batch, heads[None, :], mask_steps)
+        mask_rows += queries.to(tl.int64)[None, :] * mask_steps[2]
     key_columns = tl.arange(0, KEY_WORDS)
-    block_entry = entry * 0 if PAGED else entry
     value_columns = tl.arange(0, VALUE_WORDS)
-    key_base = at_head(key, block_entry, kv_head, key_steps)
-    value_base = at_head(value, block_entry, kv_head, value_steps)
     key_scale_base = at_head(0, block_entry, kv_head, key_scale_steps)
     value_scale_base = at_head(0, block_entry, kv_head, value_scale_steps)
     table = tables
@@ -183,17 +218,11 @@ def attention_rows_kernel(
 
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     # summed over keys after the last tile: no exchange between warps in between
-    totals = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    totals = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     offsets = totals
-    unset = tl.zeros([BLOCK_M, VALUE_WORDS], tl.float32)
+    unset = tl.zeros([VALUE_WORDS, BLOCK_M], tl.float32)
     sums_of = (unset, unset, unset, unset)
 
-    start = first_key(first_place, kv_len, left, LEFT) // BLOCK_N * BLOCK_N
-    end = end_key(last_place, kv_len, right, RIGHT)
-    if SPLIT:
-        part = tl.cdiv(tl.cdiv(tl.maximum(end - start, 0), BLOCK_N), splits) * BLOCK_N
-        start = start + split * part
-        end = tl.minimum(end, start + part)
     lanes = tl.arange(0, BLOCK_N)
     # what codes stand for is too narrow to be copied meanwhile: it is read a tile ahead
     ahead_of_keys = (lanes, lanes)
@@ -226,23 +255,23 @@ def attention_rows_kernel(
         block, slot = find_keys(keys, inside, table, block_size, PAGED)
         near = to_keys(token, lanes, block, slot, key_steps, PAGED)
         words = tl.load(
-            key_base + near[None, :] + key_columns[:, None],
-            mask=inside[None, :] & (key_columns < KEY_WIDTH)[:, None],
+            key_base + near[:, None] + key_columns[None, :],
+            mask=inside[:, None] & (key_columns < KEY_WIDTH)[None, :],
             other=0,
         )
         scores = scores_of(q, words, KEY_BITS, KEY_OFFSET == 0, ASSEMBLY, PRECISION)
         if KEY_BITS != 0:
             scales, shifts = scales_of(of_keys, key_scale.dtype.element_ty, KEY_BITS, KEY_OFFSET)
-            scores = scores * scales[None, :] * factor + query_sum * shifts[None, :]
+            scores = scores * (scales[:, None] * factor) + query_sum * shifts[:, None]
         else:
             scores = scores * factor
-        ahead = keys[None, :] - places[:, None]
+        ahead = keys[:, None] - places[None, :]
         scores = biased(scores, ahead, softcap, slope, SOFTCAP, ALIBI)
-        seen = inside[None, :] & sees(ahead, left, right, LEFT, RIGHT)
+        seen = inside[:, None] & sees(ahead, left, right, LEFT, RIGHT)
         if MASK != "none":
-            read = inside_rows[:, None] & inside[None, :]
+            read = inside_rows[None, :] & inside[:, None]
             added = tl.load(
-                mask_rows + keys.to(tl.int64)[None, :] * mask_steps[3], mask=read, other=0
+                mask_rows + keys.to(tl.int64)[:, None] * mask_steps[3], mask=read, other=0
             )
             if MASK == "additive":
                 scores = scores + added.to(tl.float32)
@@ -255,26 +284,26 @@ def attention_rows_kernel(
                 of_values, value_scale.dtype.element_ty, VALUE_BITS, VALUE_OFFSET
             )
             sizes = nearly_log2(tl.maximum(tl.abs(scales), SMALLEST))
-            scaled = scores + (sizes * LN2 if GENERAL else sizes)[None, :]
-        top = tl.maximum(maximum, tl.max(scaled, 1))
+            scaled = scores + (sizes * LN2 if GENERAL else sizes)[:, None]
+        top = tl.maximum(maximum, tl.max(scaled, 0))
         unit = finite(top)
         if GENERAL:
-            weights = tl.math.exp2((scores - unit[:, None]) * LOG2E)
-            decay = tl.math.exp2((maximum - unit) * LOG2E)[:, None]
+            weights = tl.math.exp2((scores - unit[None, :]) * LOG2E)
+            decay = tl.math.exp2((maximum - unit) * LOG2E)[None, :]
         else:
-            weights = tl.math.exp2(scores - unit[:, None])
-            decay = tl.math.exp2(maximum - unit)[:, None]
+            weights = tl.math.exp2(scores - unit[None, :])
+            decay = tl.math.exp2(maximum - unit)[None, :]
         totals = totals * decay + weights
         near = to_keys(token, lanes, block, slot, value_steps, PAGED)
         words = tl.load(
-            value_base + near[:, None] + value_columns[None, :],
-            mask=inside[:, None] & (value_columns < VALUE_WIDTH)[None, :],
+            value_base + near[None, :] + value_columns[:, None],
+            mask=inside[None, :] & (value_columns < VALUE_WIDTH)[:, None],
             other=0,
         )
         if VALUE_BITS != 0:
             if VALUE_OFFSET:
-                offsets = offsets * decay + weights * shifts[None, :]
-            weights = weights * scales[None, :]
+                offsets = offsets * decay + weights * shifts[:, None]
+            weights = weights * scales[:, None]
             if query.dtype.element_ty != tl.float32:
                 weights = weights.to(tl.float16)
             if not VALUE_OFFSET:
@@ -288,10 +317,10 @@ def attention_rows_kernel(
         )
         maximum = top
 
-    total = tl.sum(totals, 1)
+    total = tl.sum(totals, 0)
     accumulator = in_order(sums_of, VALUE_BITS, BLOCK_M, DV_PAD)
     if VALUE_BITS != 0:
-        accumulator += tl.sum(offsets, 1)[:, None]
+        accumulator += tl.sum(offsets, 0)[:, None]
     if not GENERAL:
         maximum = maximum * LN2
     columns = tl.arange(0, DV_PAD)
