@@ -88,6 +88,17 @@ FAMILIES = (
         },
     ),
     Family(
+        name="weight only",
+        registry="tesseral.quantization.kernels.weight_only:WEIGHT_ONLY",
+        problem="tesseral.quantization.kernels.weight_only:WeightOnlyProblem",
+        samples={
+            "bfloat16 rows and 4-bit weights": {"device": "cpu", "dtype": "bfloat16"}
+            | {"weight_bits": 4, "in_features": 4096},
+            "bfloat16 rows and 4-bit weights on CUDA": {"device": "cuda", "dtype": "bfloat16"}
+            | {"weight_bits": 4, "in_features": 4096},
+        },
+    ),
+    Family(
         name="heads",
         registry="tesseral.quantization.kernels.heads:HEADS",
         problem="tesseral.quantization.kernels.heads:HeadsProblem",

@@ -12,6 +12,7 @@ from tesseral.core.packing import packed_length, storage_bits
 from tesseral.quantization.config import OFF
 from tesseral.quantization.kernels.problem import LinearProblem, StoredWeight, rows_problem
 from tesseral.quantization.kernels.registry import BACKENDS, ROWS, RowsBackend
+from tesseral.quantization.kernels.weight_only import WEIGHT_ONLY, weight_only_problem
 from tesseral.quantization.shared_input import SharedInput
 from tesseral.quantization.transforms.frozen import FrozenKronecker
 
@@ -217,6 +218,8 @@ class QuantizedLinear(nn.Module):
             if self not in prepared.products:
                 self._multiply(prepared, x.dtype)
             return prepared.products.pop(self)
+        if not isinstance(prepared, QuantizedActivation) and self.bits != OFF:
+            return self._multiply_dense(prepared, x.dtype)
         dense = prepared.dequantize() if isinstance(prepared, QuantizedActivation) else prepared
         y = nn.functional.linear(dense, self.dense_weight().to(dense.dtype))
         if self.bias is not None:
@@ -250,6 +253,15 @@ class QuantizedLinear(nn.Module):
             self._memo,
         )
         activation.products.update(zip(layers, outputs, strict=True))
+
+    def _multiply_dense(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Compute this layer from rows that are not quantised."""
+        stored = self.stored
+        problem = weight_only_problem(
+            x.device.type, dtype, stored.bits, stored.length, stored.scale.shape[-1],
+            torch.is_grad_enabled() and x.requires_grad,
+        )  # fmt: skip
+        return WEIGHT_ONLY.choose(problem).multiply(x, stored, dtype, self._memo)
 
     def _problem(self) -> LinearProblem:
         codes = self._buffers["weight_codes"]

@@ -52,6 +52,11 @@ VARIABLES = (
         "the first that supports the call",
     ),
     Variable(
+        "TESSERAL_WEIGHT_ONLY_BACKEND",
+        "backend of linear layers that store their weight alone in codes, to use or fail",
+        "the first that supports the call",
+    ),
+    Variable(
         "TESSERAL_HEADS_BACKEND",
         "backend that transforms heads and encodes keys and values, to use or fail",
         "the first that supports the call",

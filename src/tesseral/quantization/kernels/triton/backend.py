@@ -12,6 +12,7 @@ from tesseral.quantization.kernels.heads_portable import PortableHeads
 from tesseral.quantization.kernels.portable import PortableRows
 from tesseral.quantization.kernels.problem import LinearProblem, RowsProblem, StoredWeight
 from tesseral.quantization.kernels.triton.device import on, place_of, ready
+from tesseral.quantization.kernels.weight_only import WeightOnlyProblem
 from tesseral.runtime.registry import YES, Verdict
 
 if TYPE_CHECKING:
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 _ROWS = ("float32", "bfloat16", "float16")
 _UNIT = 32
 """Rows of weights are whole vectors of 16 bytes."""
+
+_RESULTS = ("float16", "bfloat16")
+_WORDS = 64
+"""Columns of a weight that is multiplied alone: whole vectors, and some words for a tile."""
+
+LONGEST = 2**15
+"""Elements that a row may have which is not quantised."""
 
 LARGEST_FACTOR = 256
 """Size, padded, that a factor may have."""
@@ -132,6 +140,37 @@ class TritonRows:
         return codes.view(x.shape), scale.view(*x.shape[:-1], 1)
 
 
+class TritonWeightOnly:
+    """Reads packed weights at the speed of memory; rows are 16-bit, sums float32.
+
+    Few rows are multiplied with the codes themselves. For many, the weight's values are made in the
+    rows' type and multiplied by torch.
+    """
+
+    name = "triton"
+
+    def supports(self, problem: WeightOnlyProblem) -> Verdict:
+        """Support 4-bit weights with one scale a row, and results of 16 bits."""
+        verdict = ready(problem.device)
+        if not verdict.ok:
+            return verdict
+        reason = _refuse_weight_only(problem)
+        return Verdict(not reason, reason)
+
+    def multiply(
+        self, x: Tensor, weight: StoredWeight, dtype: torch.dtype, memo: dict[str, Any]
+    ) -> Tensor:
+        """Return the product; few rows are rounded to float16 of their size, many to ``dtype``."""
+        from tesseral.quantization.kernels.triton import weight_only
+
+        del memo
+        rows = x.detach().reshape(-1, weight.length)
+        rows = rows if rows.stride(-1) == 1 else rows.contiguous()
+        with on(rows.device):
+            y = weight_only.multiply(rows, weight, dtype)
+        return y.view(*x.shape[:-1], len(weight.codes))
+
+
 class TritonHeads:
     """Transforms rows of heads and packs them in one launch, as :class:`TritonRows` rows."""
 
@@ -170,6 +209,22 @@ class TritonHeads:
         with on(x.device):
             matrix = heads.prepare_matrix(factor, x.dtype)
             heads.encode_heads(x, matrix, clip, bits, places)
+
+
+def _refuse_weight_only(problem: WeightOnlyProblem) -> str:
+    """Return why a product cannot run on any device, nothing if it can."""
+    length = problem.in_features
+    if problem.gradient:
+        return "gives no gradients"
+    if problem.dtype not in _RESULTS:
+        return f"gives {' and '.join(_RESULTS)}, not {problem.dtype}"
+    if problem.weight_bits != 4:
+        return f"reads 4-bit weights, got {problem.weight_bits} bits"
+    if problem.groups != 1:
+        return f"takes one scale a row, got {problem.groups}"
+    if length % _WORDS or length > LONGEST:
+        return f"takes multiples of {_WORDS} columns up to {LONGEST}, got {length}"
+    return ""
 
 
 def fits(width: int, factors: Sequence[int | None], dtype: torch.dtype) -> Verdict:

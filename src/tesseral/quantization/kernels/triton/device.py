@@ -3,7 +3,7 @@
 import importlib.util
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tesseral.runtime.registry import YES, Verdict
 
@@ -70,6 +70,11 @@ def overlaps() -> bool:
     """Return whether a kernel may start while the one before it still runs."""
     found = capability()
     return found is not None and found >= (9, 0)
+
+
+def dependent() -> dict[str, Any]:
+    """Return options of a launch that itself waits for the one before, where a device can."""
+    return {"DEPENDENT": True, "launch_pdl": True} if overlaps() else {"DEPENDENT": False}
 
 
 def has_wide_memory() -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -148,7 +147,7 @@ def one_row(
         BLOCK_N=block[0],
         BLOCK_K=min(block[1], triton.next_power_of_2(weights.length // 8)),
         num_warps=warps,
-        **_dependent(),
+        **gpu.dependent(),
     )
     return output
 
@@ -175,11 +174,11 @@ def few_rows(
         splits = max(1, gpu.multiprocessors() * (1 if m <= 16 else 2) // tiles)
     splits = min(splits, triton.cdiv(weights.length // 2, block[2]))
     groups = triton.cdiv(m, block[0])
-    partial = counters = None
+    partial = shared = None
     if splits > 1:
         shape = (splits, groups * tiles, block[1], block[0])
         partial = torch.empty(shape, dtype=torch.int32, device=codes.device)
-        counters = _counters(codes.device, groups * tiles)
+        shared = counters(codes.device, groups * tiles)
     few_rows_kernel[(tiles, splits, groups)](
         codes.view(torch.int16),
         scale,
@@ -189,7 +188,7 @@ def few_rows(
         residual,
         output,
         partial,
-        counters,
+        shared,
         *weights.rows,
         m,
         width,
@@ -203,7 +202,7 @@ def few_rows(
         BLOCK_K=block[2],
         STAGES=stages,
         num_warps=warps,
-        **_dependent(),
+        **gpu.dependent(),
     )
     return output
 
@@ -311,16 +310,26 @@ def _describe(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [rows, columns])
 
 
-def _dependent() -> dict[str, Any]:
-    return {"DEPENDENT": True, "launch_pdl": True} if gpu.overlaps() else {"DEPENDENT": False}
+_COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
+_RECORDED = -1
 
 
-_COUNTERS: dict[torch.device, Tensor] = {}
+def counters(device: torch.device, count: int) -> Tensor:
+    """Return zeros that launches leave at zero: those of a stream, or of all recorded graphs.
+
+    So graphs that multiply few rows must not be replayed at the same time.
+    """
+    if device.type != "cuda":
+        return _zeros(device, 0, count)
+    ready = _zeros(device, _RECORDED, count)
+    if torch.cuda.is_current_stream_capturing():
+        return ready
+    return _zeros(device, torch.cuda.current_stream(device).cuda_stream, count)
 
 
-def _counters(device: torch.device, count: int) -> Tensor:
-    """Return zeros that every launch leaves at zero."""
-    found = _COUNTERS.get(device)
+def _zeros(device: torch.device, stream: int, count: int) -> Tensor:
+    found = _COUNTERS.get((device, stream))
     if found is None or len(found) < count:
-        found = _COUNTERS[device] = torch.zeros(count, dtype=torch.int32, device=device)
+        room = max(1024, triton.next_power_of_2(count))
+        found = _COUNTERS[device, stream] = torch.zeros(room, dtype=torch.int32, device=device)
     return found
