@@ -19,6 +19,7 @@ from tesseral.attention.backends.cuda.backend import (
 )
 from tesseral.attention.problem import AttentionProblem
 from tesseral.attention.registry import BACKENDS
+from tesseral.runtime.cuda import device as cuda
 
 NAMES = ("turing", "volta", "volta_half")
 TOLERANCE = {"turing": 4e-3, "volta": 4e-3, "volta_half": 3e-2}
@@ -252,7 +253,7 @@ def _compiled(monkeypatch):
 )
 @pytest.mark.usefixtures("_compiled")
 def test_what_cannot_run_is_refused_with_a_reason(monkeypatch, change, reason):
-    monkeypatch.setattr(backend_module, "capability", lambda _: (7, 5))
+    monkeypatch.setattr(cuda, "capability", lambda _: (7, 5))
     for kind in (TuringBackend, VoltaBackend, VoltaHalfBackend):
         assert kind().supports(PROBLEM).ok
         assert kind().supports(dataclasses.replace(PROBLEM, **change)).reason == reason
@@ -260,17 +261,17 @@ def test_what_cannot_run_is_refused_with_a_reason(monkeypatch, change, reason):
 
 @pytest.mark.usefixtures("_compiled")
 def test_devices_that_are_too_old_are_refused(monkeypatch):
-    monkeypatch.setattr(backend_module, "capability", lambda _: (7, 0))
+    monkeypatch.setattr(cuda, "capability", lambda _: (7, 0))
     assert VoltaBackend().supports(PROBLEM).ok
     assert TuringBackend().supports(PROBLEM).reason == (
         "needs compute capability 7.5, cuda:0 has 7.0"
     )
-    monkeypatch.setattr(backend_module, "capability", lambda _: None)
+    monkeypatch.setattr(cuda, "capability", lambda _: None)
     assert VoltaBackend().supports(PROBLEM).reason == "torch sees no CUDA device of NVIDIA"
 
 
 def test_a_missing_compiler_names_the_extra(monkeypatch):
-    monkeypatch.setattr(backend_module, "capability", lambda _: (7, 0))
+    monkeypatch.setattr(cuda, "capability", lambda _: (7, 0))
     monkeypatch.setattr(backend_module, "target", lambda *_: None)
     assert VoltaBackend().supports(PROBLEM).reason == (
         "needs an NVRTC that compiles for compute capability 7.0, which CUDA 12 has: "
@@ -281,10 +282,7 @@ def test_a_missing_compiler_names_the_extra(monkeypatch):
 @pytest.mark.usefixtures("_compiled")
 @pytest.mark.parametrize(("found", "chosen"), [((7, 0), "volta"), ((7, 5), "turing")])
 def test_each_chip_gets_its_own_kernel(monkeypatch, found, chosen):
-    from tesseral.attention.backends.triton import device
-
-    for module in (backend_module, device):
-        monkeypatch.setattr(module, "capability", lambda _: found)
+    monkeypatch.setattr(cuda, "capability", lambda _: found)
     assert BACKENDS.choose(PROBLEM).name == chosen
 
 

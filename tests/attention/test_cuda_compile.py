@@ -7,10 +7,11 @@ import pytest
 
 from support.cubin import read_cubin
 from tesseral._errors import BackendError
-from tesseral.attention.backends.cuda import nvrtc, program
 from tesseral.attention.backends.cuda.chips import TURING, VOLTA, VOLTA_HALF, WIDTHS
-from tesseral.attention.backends.cuda.program import Variant, build, target
+from tesseral.attention.backends.cuda.program import Call, Variant, build, source_of
 from tesseral.attention.problem import AttentionProblem
+from tesseral.runtime.cuda import nvrtc, program
+from tesseral.runtime.cuda.program import target
 
 CHIPS = {"turing": TURING, "volta": VOLTA, "volta_half": VOLTA_HALF}
 SHARED = {70: 96 * 1024, 75: 64 * 1024}
@@ -111,16 +112,16 @@ def test_a_folder_that_cannot_be_written_costs_no_result(monkeypatch, tmp_path):
 
 @needs_compiler
 def test_later_devices_get_what_the_chip_had():
-    assert target(VOLTA, 70)[1] == "sm_70"
-    assert target(TURING, 75)[1] == "sm_75"
-    assert target(VOLTA, 90)[1] == "compute_70"
+    assert target(70, 70)[1] == "sm_70"
+    assert target(75, 75)[1] == "sm_75"
+    assert target(70, 90)[1] == "compute_70"
     code = build(variant_of(TURING, 64, parts=True), 90, "merge")
     assert b".target sm_75" in code
 
 
 def test_without_a_compiler_there_is_no_target(monkeypatch):
     monkeypatch.setattr(program, "compilers", lambda: ())
-    assert target(VOLTA, 70) is None
+    assert target(70, 70) is None
     with pytest.raises(BackendError, match=r"volta: no NVRTC compiles for 7\.0"):
         build(variant_of(VOLTA, 64), 70, "attention")
 
@@ -128,9 +129,9 @@ def test_without_a_compiler_there_is_no_target(monkeypatch):
 def test_a_compiler_of_cuda_13_serves_turing_only(monkeypatch):
     newer = type("Newer", (), {"architectures": (75, 80, 90), "version": (13, 0)})()
     monkeypatch.setattr(program, "compilers", lambda: (newer,))
-    assert target(VOLTA, 70) is None
-    assert target(TURING, 75) == (newer, "sm_75")
-    assert target(VOLTA, 90) == (newer, "compute_75")
+    assert target(70, 70) is None
+    assert target(75, 75) == (newer, "sm_75")
+    assert target(70, 90) == (newer, "compute_75")
 
 
 @needs_compiler
@@ -139,8 +140,8 @@ def test_what_does_not_compile_says_why():
     with pytest.raises(BackendError, match=r"identifier .no. is undefined"):
         compiler.compile("no program", {}, ["-arch=sm_70"], cubin=True)
     options = ["-arch=sm_70", *variant_of(VOLTA, 64).options()]
-    size = f"-DCALL_BYTES={ctypes.sizeof(program.Call)}"
+    size = f"-DCALL_BYTES={ctypes.sizeof(Call)}"
     options[options.index(size)] += "1"
-    sources = program._sources("volta", "merge")
+    source = source_of("volta", "merge")
     with pytest.raises(BackendError, match=r"call\.py: Call differs"):
-        compiler.compile(*sources, options, cubin=True)
+        compiler.compile(source.text, source.headers, options, cubin=True)

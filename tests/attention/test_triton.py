@@ -19,8 +19,6 @@ from attention.test_varlen import RULES, expected, make_packed, make_pool
 from support.kernels import kernels, needs_kernels
 from tesseral.attention import attention, attention_varlen
 from tesseral.attention.backends.triton import backend as backend_module
-from tesseral.attention.backends.triton import device as device_module
-from tesseral.attention.backends.triton import tuning
 from tesseral.attention.backends.triton.backend import TritonBackend, TritonPlan
 from tesseral.attention.backends.triton.tuning import (
     TileConfig,
@@ -30,6 +28,8 @@ from tesseral.attention.backends.triton.tuning import (
     padded,
 )
 from tesseral.attention.problem import AttentionArrays, AttentionProblem, state_problem
+from tesseral.runtime import triton as runtime_triton
+from tesseral.runtime.cuda import device as cuda
 
 DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
 TILES = {
@@ -362,9 +362,9 @@ PROBLEM = AttentionProblem(
 @pytest.fixture
 def _hopper(monkeypatch):
     """Pretend that Triton is there and that the device is an H100 or H200."""
-    monkeypatch.setattr(device_module, "_installed", lambda _: True)
-    monkeypatch.setattr(device_module, "capability", lambda _: (9, 0))
-    monkeypatch.setattr(tuning, "multiprocessors", lambda _: 132)
+    monkeypatch.setattr(runtime_triton, "installed", lambda *_: True)
+    monkeypatch.setattr(cuda, "capability", lambda _: (9, 0))
+    monkeypatch.setattr(cuda, "multiprocessors", lambda _: 132)
 
 
 @pytest.mark.usefixtures("_hopper")
@@ -389,18 +389,18 @@ def test_a_refusal_has_its_reason(change, reason):
 
 @pytest.mark.usefixtures("_hopper")
 def test_a_device_that_is_too_old_or_missing_is_a_refusal(monkeypatch):
-    monkeypatch.setattr(device_module, "capability", lambda _: (7, 5))
+    monkeypatch.setattr(cuda, "capability", lambda _: (7, 5))
     assert (
         "needs compute capability 8.0, cuda:0 has 7.5" in TritonBackend().supports(PROBLEM).reason
     )
-    monkeypatch.setattr(device_module, "capability", lambda _: None)
+    monkeypatch.setattr(cuda, "capability", lambda _: None)
     assert "torch sees no CUDA device" in TritonBackend().supports(PROBLEM).reason
-    monkeypatch.setattr(device_module, "_installed", lambda module: module != "triton")
+    monkeypatch.setattr(runtime_triton, "installed", lambda module="triton": module != "triton")
     assert "pip install 'tesseral[triton]'" in TritonBackend().supports(PROBLEM).reason
 
 
 def test_the_cpu_is_left_to_others(monkeypatch):
-    monkeypatch.setattr(device_module, "interpreted", lambda: False)
+    monkeypatch.setattr(runtime_triton, "interpreted", lambda: False)
     verdict = TritonBackend().supports(dataclasses.replace(PROBLEM, device="cpu"))
     assert not verdict.ok
 

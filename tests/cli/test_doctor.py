@@ -52,13 +52,14 @@ def test_every_sample_problem_of_every_family_is_answered(family, findings):
 
 
 def test_each_kind_of_device_is_asked_about_once(monkeypatch):
-    from tesseral.attention.backends.triton import device
+    from tesseral.runtime import triton
+    from tesseral.runtime.cuda import device
     from tesseral.runtime.machine import Accelerator
 
     gpu = Accelerator(name="A GPU", backend="cuda 13.0", capability="9.0", memory_bytes=1)
     old = Accelerator(name="Old", backend="cuda 13.0", capability="6.1", memory_bytes=1)
     monkeypatch.setattr(families, "accelerators", lambda: (gpu, gpu, old))
-    monkeypatch.setattr(device, "_installed", lambda _: True)
+    monkeypatch.setattr(triton, "installed", lambda *_: True)
     capabilities = {"cuda:0": (9, 0), "cuda:2": (6, 1)}
     monkeypatch.setattr(device, "capability", capabilities.get)
     answers = families.ask(families.FAMILIES[0])

@@ -20,6 +20,8 @@ from tesseral.quantization.kernels.triton import device as gpu
 from tesseral.quantization.kernels.triton.backend import TritonLinear, TritonRows, fits
 from tesseral.quantization.kvcodec import encode_heads
 from tesseral.quantization.numerics import symmetric_range
+from tesseral.runtime import triton as runtime_triton
+from tesseral.runtime.cuda import device as cuda
 
 DTYPES = [torch.float32, torch.float16]
 if DEVICE == "cuda":
@@ -350,8 +352,8 @@ HEAD = {"device": "cuda", "dtype": "float16", "working_dtype": "float32"} | {
 def test_what_the_kernels_do_not_take_is_said(registry, problem, change, reason, monkeypatch):
     import dataclasses
 
-    monkeypatch.setattr(gpu, "capability", lambda: (9, 0))
-    monkeypatch.setattr(gpu, "installed", lambda: True)
+    monkeypatch.setattr(cuda, "capability", lambda _: (9, 0))
+    monkeypatch.setattr(runtime_triton, "installed", lambda *_: True)
     assert registry.get("triton").supports(problem).ok
     refused = dataclasses.replace(problem, **change)
     assert reason in registry.get("triton").supports(refused).reason
@@ -360,10 +362,10 @@ def test_what_the_kernels_do_not_take_is_said(registry, problem, change, reason,
 
 
 @pytest.mark.parametrize(
-    ("capability", "reason"), [(None, "no CUDA device"), ((7, 5), "8.0, found 7.5")]
+    ("capability", "reason"), [(None, "no CUDA device"), ((7, 5), "8.0, cuda has 7.5")]
 )
 def test_devices_are_asked(capability, reason, monkeypatch):
-    monkeypatch.setattr(gpu, "installed", lambda: True)
-    monkeypatch.setattr(gpu, "capability", lambda: capability)
+    monkeypatch.setattr(runtime_triton, "installed", lambda *_: True)
+    monkeypatch.setattr(cuda, "capability", lambda _: capability)
     assert reason in BACKENDS.get("triton").supports(LinearProblem(**LINEAR)).reason
     assert BACKENDS.choose(LinearProblem(**LINEAR)).name == "portable"

@@ -43,7 +43,7 @@ def compile_kernels(architecture):
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    from tesseral.quantization.kernels.triton import device
+    from tesseral.runtime.cuda import device
 
     compiled, run = [], JITFunction.run
 
@@ -54,7 +54,7 @@ def compile_kernels(architecture):
 
     driver.set_active(AbsentDevice(architecture))
     JITFunction.run = only_compile
-    device.capability = lambda: divmod(architecture, 10)
+    device.capability = lambda _: divmod(architecture, 10)
     device.multiprocessors = lambda: 132
     launch_everything()
     return [{"kernel": name, **needs(kernel)} for name, kernel in compiled]

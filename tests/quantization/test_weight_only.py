@@ -9,9 +9,10 @@ from support.kernels import DEVICE, kernels, needs_kernels
 from tesseral._errors import BackendError
 from tesseral.core.packing import pack
 from tesseral.quantization.kernels.problem import StoredWeight
-from tesseral.quantization.kernels.triton import device as gpu
 from tesseral.quantization.kernels.weight_only import WEIGHT_ONLY, WeightOnlyProblem
 from tesseral.quantization.linear import QuantizedInput, QuantizedLinear
+from tesseral.runtime import triton as runtime_triton
+from tesseral.runtime.cuda import device as cuda
 
 DTYPES = [torch.float16] if DEVICE == "cpu" else [torch.float16, torch.bfloat16]
 
@@ -141,8 +142,8 @@ PROBLEM = WeightOnlyProblem(device="cuda", dtype="float16", weight_bits=4, in_fe
 )
 def test_what_the_kernel_does_not_take_is_said(change, reason, monkeypatch):
     pytest.importorskip("triton")
-    monkeypatch.setattr(gpu, "capability", lambda: (9, 0))
-    monkeypatch.setattr(gpu, "installed", lambda: True)
+    monkeypatch.setattr(cuda, "capability", lambda _: (9, 0))
+    monkeypatch.setattr(runtime_triton, "installed", lambda *_: True)
     assert WEIGHT_ONLY.get("triton").supports(PROBLEM).ok
     refused = dataclasses.replace(PROBLEM, **change)
     assert reason in WEIGHT_ONLY.get("triton").supports(refused).reason

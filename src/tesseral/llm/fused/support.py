@@ -10,10 +10,10 @@ from tesseral.llm.layouts import blocks_of
 from tesseral.quantization.kernels.problem import LinearProblem
 from tesseral.quantization.kernels.registry import BACKENDS
 from tesseral.quantization.kernels.triton.backend import fits
-from tesseral.quantization.kernels.triton.device import ready
 from tesseral.quantization.kvcodec import KVCodec
 from tesseral.quantization.linear import QuantizedLinear
 from tesseral.runtime.registry import YES, Verdict
+from tesseral.runtime.triton import ready
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
 """Architectures whose blocks are two norms, attention with rotated heads, and a gated MLP."""

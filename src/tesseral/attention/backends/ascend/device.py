@@ -1,11 +1,10 @@
 """What there is on an NPU, asked without importing what is not needed."""
 
-import importlib.util
 from functools import cache
 
 from tesseral.attention.backends.ascend.chip import ASCEND_910B2
-from tesseral.attention.backends.triton.device import interpreted
 from tesseral.runtime.registry import YES, Verdict
+from tesseral.runtime.triton import installed, interpreted
 
 
 def ready(device: str) -> Verdict:
@@ -16,9 +15,9 @@ def ready(device: str) -> Verdict:
         return Verdict(False, "runs on Ascend NPUs, and on the CPU only with TRITON_INTERPRET=1")
     if not device.startswith("npu"):
         return Verdict(False, f"runs on Ascend NPUs, not on {device}")
-    if not _installed("torch_npu"):
+    if not installed("torch_npu"):
         return Verdict(False, "needs torch_npu, which belongs to the CANN version of the machine")
-    if not (_installed("triton") and _installed("triton.backends.ascend")):
+    if not (installed("triton") and installed("triton.backends.ascend")):
         return Verdict(False, "needs Triton for NPUs: pip install triton-ascend")
     return YES
 
@@ -34,8 +33,3 @@ def cube_cores(device: str) -> int:
     number = torch.device(device).index or 0
     found = driver.active.utils.get_device_properties(number)
     return int(found.get("num_aicore", ASCEND_910B2.cube_cores))
-
-
-@cache
-def _installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None

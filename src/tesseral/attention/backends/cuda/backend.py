@@ -1,8 +1,6 @@
 """Attention in CUDA C++: Turing's kernel, and Volta's with scores in float32 or in float16."""
 
-import importlib.util
 from dataclasses import dataclass
-from functools import cache
 
 from tesseral.attention.backends.cuda.chips import (
     MAX_DIM,
@@ -13,13 +11,14 @@ from tesseral.attention.backends.cuda.chips import (
     Tiles,
     count_splits,
 )
-from tesseral.attention.backends.cuda.program import target
-from tesseral.attention.backends.triton.device import capability, multiprocessors
 from tesseral.attention.plan import TilePlan
 from tesseral.attention.problem import AttentionArrays, AttentionProblem
 from tesseral.attention.sequences import Sequences
 from tesseral.core._arrays import Array
+from tesseral.runtime.cuda import device as cuda
+from tesseral.runtime.cuda.program import target
 from tesseral.runtime.registry import YES, Verdict
+from tesseral.runtime.triton import installed
 
 LONGEST = 2**29
 """Rows of a group and keys of a sequence that places are counted for."""
@@ -63,7 +62,7 @@ class CudaBackend:
     def plan(self, problem: AttentionProblem) -> CudaPlan:
         """Return the tiles that :meth:`forward` takes by default."""
         tiles = self.chip.tiles(problem)
-        splits = count_splits(problem, tiles, multiprocessors(problem.device))
+        splits = count_splits(problem, tiles, cuda.multiprocessors(problem.device))
         lines = problem.batch * problem.q_heads * problem.q_len
         return CudaPlan(
             batch_tile=1,
@@ -99,15 +98,15 @@ class CudaBackend:
         """Return why kernels cannot run on a device, nothing if they can."""
         if not device.startswith("cuda"):
             return f"runs on CUDA devices, not on {device}"
-        if not _installed("torch"):
+        if not installed("torch"):
             return "needs torch: pip install 'tesseral[cuda]'"
-        found = capability(device)
+        found = cuda.capability(device)
         if found is None:
             return "torch sees no CUDA device of NVIDIA"
         oldest = self.chip.architecture
         if found[0] * 10 + found[1] < oldest:
             return "needs compute capability {}, {} has {}.{}".format(oldest / 10, device, *found)
-        if target(self.chip, found[0] * 10 + found[1]) is None:
+        if target(oldest, found[0] * 10 + found[1]) is None:
             return (
                 "needs an NVRTC that compiles for compute capability {}.{}, which CUDA 12 has: "
                 "pip install 'tesseral[cuda]'"
@@ -150,8 +149,3 @@ class VoltaHalfBackend(CudaBackend):
 
     name = "volta_half"
     chip = VOLTA_HALF
-
-
-@cache
-def _installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None

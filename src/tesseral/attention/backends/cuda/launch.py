@@ -11,11 +11,11 @@ import torch
 
 from tesseral.attention.backends.cuda.call import Call
 from tesseral.attention.backends.cuda.chips import Chip
-from tesseral.attention.backends.cuda.driver import Kernel, load
 from tesseral.attention.backends.cuda.program import Variant, build
 from tesseral.attention.problem import AttentionArrays, AttentionProblem
 from tesseral.attention.sequences import Sequences
 from tesseral.core._arrays import Array
+from tesseral.runtime.cuda.driver import Kernel, load
 
 if TYPE_CHECKING:
     from tesseral.attention.backends.cuda.backend import CudaPlan

@@ -1,20 +1,13 @@
-"""Kernels as programs: the macros of a variant, compiled once and kept on disk."""
+"""Kernels as programs: the macros of a variant."""
 
-import contextlib
 import ctypes
-import hashlib
-import os
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from pathlib import Path
 
-import tesseral
-from tesseral._errors import BackendError, OutputExistsError
 from tesseral.attention.backends.cuda.call import Call
 from tesseral.attention.backends.cuda.chips import Chip, Tiles
-from tesseral.attention.backends.cuda.nvrtc import Compiler, compilers
-from tesseral.runtime.files import atomic_file
+from tesseral.runtime.cuda.program import Source, compile_for
 
 MASKS = {"none": 0, "boolean": 1, "float16": 2, "float32": 3}
 
@@ -79,39 +72,6 @@ class Variant:
         return ["-std=c++17", *(f"-D{name}={int(value)}" for name, value in macros.items())]
 
 
-def target(chip: Chip, architecture: int) -> tuple[Compiler, str] | None:
-    """Return who compiles a chip's kernels for a device, and to what; ``None`` if nobody can.
-
-    Parameters
-    ----------
-    chip : Chip
-        What the kernels are written for.
-    architecture : int
-        Of the device, such as 75, at least that of the chip. A chip's own devices get machine
-        code. Later ones get PTX of the oldest architecture that the compiler knows from the
-        chip's up, so that the driver finds no newer instructions in it.
-
-    Returns
-    -------
-    Compiler, str
-        The compiler and its ``-arch``.
-    """
-    for compiler in reversed(compilers()):
-        if architecture == chip.architecture and architecture in compiler.architectures:
-            return compiler, f"sm_{architecture}"
-    if architecture == chip.architecture:
-        return None
-    oldest = [
-        (min(fitting), compiler)
-        for compiler in compilers()
-        if (fitting := [a for a in compiler.architectures if a >= chip.architecture])
-    ]
-    if not oldest:
-        return None
-    first, compiler = min(oldest, key=lambda each: each[0])
-    return compiler, f"compute_{first}"
-
-
 @cache
 def build(variant: Variant, architecture: int, kernel: str) -> bytes:
     """Return machine code or PTX of a kernel for a device, from disk where it was built before.
@@ -128,38 +88,17 @@ def build(variant: Variant, architecture: int, kernel: str) -> bytes:
     BackendError
         If there is no compiler for it, or the program does not compile.
     """
-    found = target(variant.chip, architecture)
-    if found is None:
-        raise BackendError(f"{variant.chip.name}: no NVRTC compiles for {architecture / 10}.")
-    compiler, arch = found
-    source, headers = _sources(variant.chip.name, kernel)
-    options = [f"-arch={arch}", *variant.options()]
-    kept = _folder() / f"{_key(compiler, source, headers, options)}.bin"
-    with contextlib.suppress(OSError):
-        return kept.read_bytes()
-    code = compiler.compile(source, headers, options, cubin=arch.startswith("sm_"))
-    # a folder that cannot be written, or another process that was first, costs nobody the result
-    with contextlib.suppress(OSError, OutputExistsError), atomic_file(kept) as file:
-        file.write_bytes(code)
-    return code
+    chip = variant.chip
+    source = source_of(chip.name, kernel)
+    return compile_for(chip.name, chip.architecture, architecture, source, variant.options())
 
 
-def _folder() -> Path:
-    return Path(os.environ.get("TESSERAL_CACHE") or Path.home() / ".cache" / "tesseral")
-
-
-def _key(compiler: Compiler, source: str, headers: dict[str, str], options: list[str]) -> str:
-    """Return a name for the result of a compilation, from all that it depends on."""
-    parts = [tesseral.__version__, *map(str, compiler.version), source, *headers.values(), *options]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _sources(chip: str, kernel: str) -> tuple[str, dict[str, str]]:
-    """Return the text of a kernel, and of the files that it includes by their names."""
+def source_of(chip: str, kernel: str) -> Source:
+    """Return the text of a kernel, and of the files that it includes."""
     folder = resources.files(__package__)
     main = folder / ("merge.cu" if kernel == "merge" else f"{chip}/attention.cu")
     headers = {
         "call.h": (folder / "call.h").read_text(encoding="utf-8"),
         "layout.h": (folder / chip / "layout.h").read_text(encoding="utf-8"),
     }
-    return main.read_text(encoding="utf-8"), headers
+    return Source(text=main.read_text(encoding="utf-8"), headers=headers)

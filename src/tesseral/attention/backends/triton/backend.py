@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tesseral.attention.backends.triton.device import architecture, ready
 from tesseral.attention.backends.triton.tuning import Kernel, TileConfig, choose_tiles, count_splits
 from tesseral.attention.plan import TilePlan
 from tesseral.attention.problem import AttentionArrays, AttentionProblem
 from tesseral.attention.sequences import Sequences
 from tesseral.core._arrays import Array
 from tesseral.runtime.registry import YES, Verdict
+from tesseral.runtime.triton import architecture, ready
 
 if TYPE_CHECKING:
     from tesseral.attention.backward import Forward, Gradients

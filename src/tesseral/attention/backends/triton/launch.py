@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from array_api_compat import is_torch_array
 
-from tesseral.attention.backends.triton.device import architecture
 from tesseral.attention.backends.triton.gradients import differentiates, run_gradients
 from tesseral.attention.backends.triton.rows import run_rows
 from tesseral.attention.backends.triton.tiles import Results, run_tiles
@@ -18,6 +17,7 @@ from tesseral.attention.problem import AttentionArrays, AttentionProblem
 from tesseral.attention.sequences import Sequences
 from tesseral.core import PackedTensor
 from tesseral.core._arrays import Array
+from tesseral.runtime.triton import architecture
 
 if TYPE_CHECKING:
     from tesseral.attention.backends.triton.backend import TritonPlan

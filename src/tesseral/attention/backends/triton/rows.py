@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import triton
 
-from tesseral.attention.backends.triton.device import interpreted, overlaps
 from tesseral.attention.backends.triton.kernels.merge import merge_splits_kernel
 from tesseral.attention.backends.triton.kernels.rows import attention_rows_kernel
 from tesseral.attention.backends.triton.tiles import (
@@ -20,6 +19,7 @@ from tesseral.attention.backends.triton.tiles import (
 from tesseral.attention.backends.triton.tuning import TileConfig, is_general, padded
 from tesseral.attention.problem import AttentionArrays, AttentionProblem
 from tesseral.core import PackedTensor
+from tesseral.runtime.triton import interpreted, overlaps
 
 MERGED_COLUMNS = 32
 """Columns of the output that a program merges: few, so that many programs share the reading."""

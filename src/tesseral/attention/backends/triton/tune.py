@@ -16,7 +16,6 @@ import torch
 import triton
 
 from tesseral.attention.backends.triton.backend import TritonPlan
-from tesseral.attention.backends.triton.device import architecture
 from tesseral.attention.backends.triton.gradients import run_gradients
 from tesseral.attention.backends.triton.launch import run_dense
 from tesseral.attention.backends.triton.tuning import (
@@ -30,6 +29,7 @@ from tesseral.attention.backends.triton.tuning import (
 from tesseral.attention.backward import Forward, Gradients
 from tesseral.attention.problem import AttentionArrays, AttentionProblem, state_problem
 from tesseral.core import PackedTensor
+from tesseral.runtime.triton import architecture
 
 DEVICE = "cuda:0"
 

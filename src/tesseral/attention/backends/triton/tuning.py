@@ -6,8 +6,8 @@ from functools import cache
 from importlib import resources
 from typing import Literal, TypeAlias
 
-from tesseral.attention.backends.triton.device import multiprocessors
 from tesseral.attention.problem import AttentionProblem
+from tesseral.runtime.cuda import device as cuda
 
 Kernel: TypeAlias = Literal["tiles", "rows", "gradients"]
 """Tiles of one head, rows of a group, or the backward pass."""
@@ -104,7 +104,7 @@ def count_splits(problem: AttentionProblem, config: TileConfig) -> int:
     """Return among how many programs the keys of each tile of rows are shared."""
     row_tiles = -(-problem.group * max(1, problem.q_len) // config.q_tile)
     programs = row_tiles * problem.kv_heads * max(1, problem.batch)
-    wanted = config.waves * multiprocessors(problem.device) // programs
+    wanted = config.waves * cuda.multiprocessors(problem.device) // programs
     wanted = max(1, min(wanted, MOST_SPLITS, problem.kv_len // LEAST_SPLIT))
     k_tiles = -(-problem.kv_len // config.k_tile)
     part = -(-k_tiles // wanted)

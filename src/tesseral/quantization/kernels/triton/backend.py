@@ -11,9 +11,10 @@ from tesseral.quantization.kernels.heads import HeadsProblem, Places
 from tesseral.quantization.kernels.heads_portable import PortableHeads
 from tesseral.quantization.kernels.portable import PortableRows
 from tesseral.quantization.kernels.problem import LinearProblem, RowsProblem, StoredWeight
-from tesseral.quantization.kernels.triton.device import on, place_of, ready
+from tesseral.quantization.kernels.triton.device import on, place_of
 from tesseral.quantization.kernels.weight_only import WeightOnlyProblem
 from tesseral.runtime.registry import YES, Verdict
+from tesseral.runtime.triton import ready
 
 if TYPE_CHECKING:
     from tesseral.quantization.kernels.triton.products import Weights

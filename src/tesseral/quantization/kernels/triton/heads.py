@@ -9,12 +9,12 @@ from torch import Tensor
 
 from tesseral.core.packed import PackedTensor
 from tesseral.quantization.kernels.heads import Places
-from tesseral.quantization.kernels.triton import device as gpu
 from tesseral.quantization.kernels.triton.kernels.heads import (
     encode_kernel,
     rotate_and_encode_kernel,
 )
 from tesseral.quantization.kernels.triton.rows import power_of_two
+from tesseral.runtime.triton import interpreted, overlaps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,11 +177,11 @@ def _options(x: Tensor) -> dict[str, Any]:
     options: dict[str, Any] = {
         "PAD": _pad(x.shape[-1]),
         "HALF": half,
-        "PRECISION": None if half else ("ieee" if gpu.interpreted() else "tf32x3"),
-        "DEPENDENT": gpu.overlaps(),
+        "PRECISION": None if half else ("ieee" if interpreted() else "tf32x3"),
+        "DEPENDENT": overlaps("cuda"),
         "num_warps": 4,
     }
-    return options | ({"launch_pdl": True} if gpu.overlaps() else {})
+    return options | ({"launch_pdl": True} if overlaps("cuda") else {})
 
 
 def _pad(size: int) -> int:

@@ -16,6 +16,8 @@ from tesseral.quantization.kernels.triton.kernels.tiles import (
     widen_kernel,
 )
 from tesseral.quantization.kernels.triton.rows import FEW
+from tesseral.runtime.cuda import device as cuda
+from tesseral.runtime.triton import interpreted, overlaps
 
 TOGETHER = 3
 """Weights that one launch multiplies."""
@@ -143,7 +145,7 @@ def one_row(
         WORDS=weights.length // 8,
         BIAS=weights.bias is not None,
         RESIDUAL=residual is not None,
-        ASSEMBLY=not gpu.interpreted(),
+        ASSEMBLY=not interpreted(),
         BLOCK_N=block[0],
         BLOCK_K=min(block[1], triton.next_power_of_2(weights.length // 8)),
         num_warps=warps,
@@ -171,7 +173,7 @@ def few_rows(
     stages = stages or (4 if m <= 16 else 3)
     tiles = sum(triton.cdiv(rows, block[1]) for rows in weights.rows)
     if splits is None:
-        splits = max(1, gpu.multiprocessors() * (1 if m <= 16 else 2) // tiles)
+        splits = max(1, cuda.multiprocessors() * (1 if m <= 16 else 2) // tiles)
     splits = min(splits, triton.cdiv(weights.length // 2, block[2]))
     groups = triton.cdiv(m, block[0])
     partial = shared = None
@@ -196,7 +198,7 @@ def few_rows(
         SPLITS=splits,
         BIAS=weights.bias is not None,
         RESIDUAL=residual is not None,
-        ASSEMBLY=not gpu.interpreted(),
+        ASSEMBLY=not interpreted(),
         BLOCK_M=block[0],
         BLOCK_N=block[1],
         BLOCK_K=block[2],
@@ -224,9 +226,9 @@ def many_rows(
     output = torch.empty(m, width, dtype=dtype, device=codes.device)
     wide = widened(weights, floats=False)
     block = block or _many_tile(output.itemsize)
-    stages = stages or (4 if gpu.overlaps() else 3)
+    stages = stages or (4 if overlaps("cuda") else 3)
     tiles = triton.cdiv(m, block[0]) * triton.cdiv(width, block[1])
-    many_rows_kernel[(min(tiles, gpu.multiprocessors()),)](
+    many_rows_kernel[(min(tiles, cuda.multiprocessors()),)](
         _describe(codes, block[0], block[2]),
         _describe(wide, block[1], block[2]),
         scale,
@@ -254,14 +256,14 @@ def many_rows(
 def _few_tile(m: int) -> tuple[int, int, int]:
     """Return rows, outputs and bytes of weights of a tile, as measured on 9.0, less before."""
     tokens = 16 if m <= 16 else 32 if m <= 32 else 64
-    if not gpu.overlaps():
+    if not overlaps("cuda"):
         return tokens, 64, 128
     return tokens, 128, 256 if m <= 16 else 128
 
 
 def _many_tile(result_bytes: int) -> tuple[int, int, int]:
     """Return rows, outputs and length of a tile, as measured on 9.0, less before."""
-    if not gpu.overlaps():
+    if not overlaps("cuda"):
         return 128, 128, 64
     # results of 32 bits leave less room for tiles on their way
     return 128, 256 if result_bytes == 2 else 128, 128

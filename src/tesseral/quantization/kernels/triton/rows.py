@@ -13,6 +13,8 @@ from tesseral.quantization.kernels.problem import LinearProblem
 from tesseral.quantization.kernels.registry import BACKENDS
 from tesseral.quantization.kernels.triton import device as gpu
 from tesseral.quantization.kernels.triton.kernels.rows import quantize_rows_kernel
+from tesseral.runtime.cuda import device as cuda
+from tesseral.runtime.triton import interpreted, overlaps
 
 FEW = 64
 """Rows that are multiplied with weights as these are read; for more, they are widened before."""
@@ -167,10 +169,10 @@ def quantize_rows(
     tile = first * second
     warps = warps or (4 if tile <= 2**14 else 8)
     waves = waves or (8 if tile <= 2**12 else 3 if tile <= 2**13 else 2)
-    programs = min(m, gpu.multiprocessors() * waves)
+    programs = min(m, cuda.multiprocessors() * waves)
     if not programs:
         return codes, scale
-    dependent = gpu.overlaps()
+    dependent = overlaps("cuda")
     options: dict[str, Any] = {"launch_pdl": True} if dependent else {}
     quantize_rows_kernel[(programs,)](
         x,
@@ -195,7 +197,7 @@ def quantize_rows(
         NORM=norm is not None,
         GATED=gate is not None,
         HALF=half,
-        PRECISION=None if half else ("ieee" if gpu.interpreted() else "tf32x3"),
+        PRECISION=None if half else ("ieee" if interpreted() else "tf32x3"),
         BITS=bits,
         FORM=form,
         STAGES=stages,

@@ -12,6 +12,8 @@ from tesseral.quantization.kernels.triton.kernels.weight_only import (
     weight_only_kernel,
 )
 from tesseral.quantization.kernels.triton.products import counters
+from tesseral.runtime.cuda import device as cuda
+from tesseral.runtime.triton import interpreted
 
 FEW = 64
 """Rows up to which weights are read as they are; for more, their values are made before."""
@@ -61,7 +63,7 @@ def few_rows(
     block = block or (8 if m <= 8 else min(64, max(16, triton.next_power_of_2(m))), 64, 64)
     tiles, groups = triton.cdiv(outputs, block[1]), triton.cdiv(m, block[0])
     if splits is None:
-        splits = max(1, 2 * gpu.multiprocessors() // (tiles * groups))
+        splits = max(1, 2 * cuda.multiprocessors() // (tiles * groups))
     splits = min(splits, triton.cdiv(words, block[2]))
     partial = shared = None
     if splits > 1:
@@ -83,7 +85,7 @@ def few_rows(
         WORDS=words,
         SPLITS=splits,
         BIAS=weight.bias is not None,
-        ASSEMBLY=not gpu.interpreted(),
+        ASSEMBLY=not interpreted(),
         BLOCK_M=block[0],
         BLOCK_N=block[1],
         BLOCK_W=block[2],

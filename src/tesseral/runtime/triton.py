@@ -3,10 +3,20 @@
 import importlib.util
 from functools import cache
 
+from tesseral.runtime.cuda import device as cuda
 from tesseral.runtime.registry import YES, Verdict
 
 OLDEST = (8, 0)
-"""The first compute capability with asynchronous copies, which the kernels are built on."""
+"""The first compute capability with asynchronous copies, and signed bytes as Triton emits them."""
+
+
+@cache
+def installed(module: str = "triton") -> bool:
+    """Return whether Triton, or another module, can be imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # an import hook may say so instead
+        return False
 
 
 def interpreted() -> bool:
@@ -14,7 +24,7 @@ def interpreted() -> bool:
 
     It multiplies bfloat16 wrongly, and knows neither assembly nor measured tiles.
     """
-    if not _installed("triton"):
+    if not installed():
         return False
     import triton
 
@@ -23,7 +33,7 @@ def interpreted() -> bool:
 
 def ready(device: str) -> Verdict:
     """Return whether kernels can run on a device, such as ``"cuda:0"``, and why not."""
-    if not (_installed("triton") and _installed("torch")):
+    if not (installed() and installed("torch")):
         return Verdict(False, "needs torch and Triton: pip install 'tesseral[triton]'")
     if device == "cpu":
         if interpreted():
@@ -31,7 +41,7 @@ def ready(device: str) -> Verdict:
         return Verdict(False, "runs on CUDA devices, and on the CPU only with TRITON_INTERPRET=1")
     if not device.startswith("cuda"):
         return Verdict(False, f"runs on CUDA devices, not on {device}")
-    found = capability(device)
+    found = cuda.capability(device)
     reason = ""
     if found is None:
         reason = "torch sees no CUDA device of NVIDIA"
@@ -40,39 +50,11 @@ def ready(device: str) -> Verdict:
     return Verdict(not reason, reason)
 
 
-@cache
-def capability(device: str) -> tuple[int, int] | None:
-    """Return the compute capability of a device, ``None`` where torch sees no NVIDIA device."""
-    import torch
-
-    if torch.version.cuda is None or not torch.cuda.is_available():
-        return None
-    return torch.cuda.get_device_capability(device)
-
-
 def architecture(device: str) -> tuple[int, int]:
     """Return the compute capability to choose tiles for; the oldest for the interpreter."""
-    return (capability(device) if device.startswith("cuda") else None) or OLDEST
+    return (cuda.capability(device) if device.startswith("cuda") else None) or OLDEST
 
 
 def overlaps(device: str) -> bool:
     """Return whether a kernel may start on a device while the one before it still runs."""
     return architecture(device) >= (9, 0)
-
-
-@cache
-def multiprocessors(device: str) -> int:
-    """Return the number of multiprocessors of a device; 1 for the CPU."""
-    import torch
-
-    if not device.startswith("cuda"):
-        return 1
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
-@cache
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # an import hook may say so instead
-        return False

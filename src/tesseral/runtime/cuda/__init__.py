@@ -1,0 +1,1 @@
+"""CUDA devices, and programs in CUDA C++ that need no toolkit; torch is imported when asked."""
