@@ -11,6 +11,7 @@ from dataclasses import dataclass
 NAMES = {
     0x236: "HMMA.884",
     0x23C: "HMMA.1688",
+    0x237: "IMMA",
     0x984: "LDS",
     0x83B: "LDSM",
     0x388: "STS",

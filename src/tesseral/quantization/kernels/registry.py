@@ -86,6 +86,8 @@ BACKENDS: Registry[LinearProblem, LinearBackend] = Registry(
         "cpu": "tesseral.quantization.kernels.cpu:CpuLinear",
         "triton": "tesseral.quantization.kernels.triton.backend:TritonLinear",
         "triton-int8": "tesseral.quantization.kernels.triton.backend:TritonExactLinear",
+        "cuda-int4": "tesseral.quantization.kernels.cuda.backend:CudaInt4Linear",
+        "cuda": "tesseral.quantization.kernels.cuda.backend:CudaLinear",
         "portable": "tesseral.quantization.kernels.portable:PortableLinear",
     },
     env="TESSERAL_LINEAR_BACKEND",

@@ -1,0 +1,1 @@
+"""Products of codes in CUDA C++, for instructions that Triton does not emit."""
