@@ -405,6 +405,13 @@ def test_the_cpu_is_left_to_others(monkeypatch):
     assert not verdict.ok
 
 
+@pytest.mark.parametrize(("q_len", "rows"), [(1, 8), (2, 8), (3, 16)])
+def test_tiles_have_no_more_rows_than_few_need(q_len, rows):
+    few = dataclasses.replace(PROBLEM, q_len=q_len)  # four query heads share a key head
+    assert choose_tiles(few, "rows", (9, 0)).q_tile == rows
+    assert choose_tiles(few, "rows", (8, 0)).q_tile == rows
+
+
 @pytest.mark.usefixtures("_hopper")
 def test_few_rows_codes_and_pools_share_one_read_of_their_keys():
     def kernel(**change):

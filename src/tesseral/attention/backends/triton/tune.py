@@ -23,6 +23,7 @@ from tesseral.attention.backends.triton.tuning import (
     TileConfig,
     case_of,
     count_splits,
+    fitted,
     measured_tiles,
     write_measured,
 )
@@ -36,7 +37,7 @@ DEVICE = "cuda:0"
 TILES = [(64, 64, 4), (64, 128, 4), (64, 32, 4), (128, 32, 8), (128, 64, 8), (128, 128, 8)]
 """Rows, keys and warps of a tile of one head."""
 
-ROWS = [(16, 32, 1), (16, 32, 2), (16, 64, 2), (16, 64, 4), (16, 128, 2), (16, 128, 4)]
+ROWS = [(16, 32, 1), (16, 32, 2), (16, 64, 1), (16, 64, 2), (16, 64, 4), (16, 128, 2), (16, 128, 4)]
 """The same for rows of a group."""
 
 GRADIENTS = [(32, 32, 4), (64, 64, 4), (64, 128, 8), (128, 64, 8)]
@@ -119,6 +120,7 @@ def _measure(
     problem: AttentionProblem, arrays: AttentionArrays, kernel: Kernel, config: TileConfig
 ) -> float | None:
     """Return the median time in milliseconds; ``None`` where the tiles do not fit the chip."""
+    config = fitted(problem, kernel, config)
     run = _gradients(problem, arrays, config)
     if kernel != "gradients":
         splits = count_splits(problem, config) if kernel == "rows" else 1

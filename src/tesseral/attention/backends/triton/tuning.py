@@ -89,9 +89,14 @@ def choose_tiles(
     """Return the tiles measured for a case on this kind of device, or careful ones."""
     known, case = measured_tiles(capability), case_of(problem, kernel)
     found = known.get(case) or known.get(case.removesuffix(_SHORT)) or _careful(problem, kernel)
+    return fitted(problem, kernel, found)
+
+
+def fitted(problem: AttentionProblem, kernel: Kernel, config: TileConfig) -> TileConfig:
+    """Return tiles without the rows that a call of few rows would leave empty."""
     if kernel == "rows" and 0 < problem.q_len * problem.group <= LEAST_ROWS:
-        return replace(found, q_tile=LEAST_ROWS)
-    return found
+        return replace(config, q_tile=LEAST_ROWS)
+    return config
 
 
 def write_measured(found: dict[str, TileConfig], machine: str, date: str) -> str:
