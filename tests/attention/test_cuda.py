@@ -84,6 +84,16 @@ CASES = {
     "boolean": {"mask": seeded(2, 1, 1, 300) < 0.5},
     "of_queries": {"mask": seeded(170, 1) < 0.5, "is_causal": True},
     "additive": {"mask": np.where(seeded(2, 4, 170, 300) < 0.7, seeded(170, 300), -np.inf)},
+    "blocks": {"mask": np.kron(seeded(7, 9) < 0.3, np.ones((26, 35), bool))[:170, :300]},
+    "blocks_of_heads": {
+        "mask": np.where(
+            np.kron(seeded(1, 4, 3, 4) < 0.3, np.ones((64, 80)))[..., :170, :300],
+            seeded(170, 300),
+            -np.inf,
+        ),
+        "is_causal": True,
+    },
+    "nothing": {"mask": np.zeros((170, 300), bool)},
     "additive_half": {"mask": seeded(170, 300).astype(np.float16)},
 }
 

@@ -22,9 +22,11 @@ struct Call {  // call.py
   const float *sinks, *slopes;
   const int* spans;   // (4, batch): start and length of queries, start and length of keys
   const int* tables;  // (batch, table_width): blocks of each sequence
+  const unsigned char* seen;  // whether the mask leaves something of a tile of rows and keys
   float *part_output, *part_lse;
   i64 query_step[3], key_step[3], value_step[3], output_step[3], lse_step[3];
   i64 mask_step[4];
+  i64 seen_step[3];  // batch, key head, tile of rows; tiles of keys are neighbours
   i64 part_step[3], parts_step;  // lines of a part; from one part to the next
   int batch, q_heads, kv_heads, group, q_len, kv_len;
   int left, right;  // keys seen before and after the diagonal
@@ -49,6 +51,17 @@ struct Work {
   int diagonal;          // key beside query 0
   int first_row;
   int first_tile, last_tile;
+#if MASK
+  const unsigned char* seen;
+#endif
+
+  // The first tile from one on that the mask does not hide as a whole.
+  __device__ __forceinline__ int visited(int tile) const {
+#if MASK
+    while (tile < last_tile && !seen[tile]) ++tile;
+#endif
+    return tile;
+  }
 };
 
 __device__ __forceinline__ Work find_work(const Call& call, int tile_rows) {
@@ -81,6 +94,11 @@ __device__ __forceinline__ Work find_work(const Call& call, int tile_rows) {
     work.first_tile = min(work.last_tile, work.first_tile + (int)blockIdx.z * share);
     work.last_tile = min(work.last_tile, work.first_tile + share);
   }
+#if MASK
+  work.seen = call.seen + work.batch * call.seen_step[0] + work.kv_head * call.seen_step[1] +
+              tile * call.seen_step[2];
+#endif
+  work.first_tile = work.visited(work.first_tile);
   return work;
 }
 

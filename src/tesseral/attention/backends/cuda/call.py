@@ -5,7 +5,7 @@ from typing import ClassVar
 
 POINTERS = (
     "query", "key", "value", "output", "lse", "mask", "sinks", "slopes", "spans", "tables",
-    "part_output", "part_lse",
+    "seen", "part_output", "part_lse",
 )  # fmt: skip
 STEPS = ("query_step", "key_step", "value_step", "output_step", "lse_step")
 SIZES = (
@@ -21,6 +21,7 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in POINTERS),
         *((name, ctypes.c_longlong * 3) for name in STEPS),
         ("mask_step", ctypes.c_longlong * 4),
+        ("seen_step", ctypes.c_longlong * 3),
         ("part_step", ctypes.c_longlong * 3),
         ("parts_step", ctypes.c_longlong),
         *((name, ctypes.c_int) for name in SIZES),

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from tesseral.attention.backends.cuda.call import Call
-from tesseral.attention.backends.cuda.chips import Chip
+from tesseral.attention.backends.cuda.chips import Chip, Tiles
 from tesseral.attention.backends.cuda.program import Variant, build
+from tesseral.attention.backends.cuda.seen import seen_tiles
 from tesseral.attention.problem import AttentionArrays, AttentionProblem
 from tesseral.attention.sequences import Sequences
 from tesseral.core._arrays import Array
@@ -43,6 +44,7 @@ class Tensors:
     output: torch.Tensor
     lse: torch.Tensor
     mask: torch.Tensor | None = None
+    seen: torch.Tensor | None = None
     sinks: torch.Tensor | None = None
     slopes: torch.Tensor | None = None
     spans: torch.Tensor | None = None
@@ -62,7 +64,7 @@ def run_dense(
         output = query.new_empty((batch, heads, length, problem.value_dim))
     if lse.numel():
         sides = (arrays.query, arrays.key, arrays.value)
-        tensors = _gather(problem, arrays, sides, output, lse)
+        tensors = _gather(problem, arrays, sides, output, lse, tiles=plan.tiles)
         _run(chip, problem, tensors, plan)
     return output, lse
 
@@ -87,6 +89,7 @@ def run_sequences(
         tables = sequences.block_tables
         tensors = _gather(
             problem, arrays, sides, _heads_first(output), _heads_first(lse[..., None])[..., 0],
+            tiles=plan.tiles,
             spans=torch.from_numpy(np.stack(spans).astype(np.int32)).to(query.device),
             tables=None
             if tables is None
@@ -102,14 +105,18 @@ def _gather(
     sides: tuple[Any, ...],
     output: torch.Tensor,
     lse: torch.Tensor,
+    *,
+    tiles: Tiles,
     **more: torch.Tensor | None,
 ) -> Tensors:
-    mask = arrays.mask
+    mask, seen = arrays.mask, None
     if mask is not None:
         if mask.dtype == torch.bool:
             mask = mask.view(torch.uint8)
         elif mask.dtype not in (torch.float16, torch.float32):
             mask = mask.float()
+        mask = mask[(None,) * (4 - mask.ndim)]
+        seen = seen_tiles(problem, mask, tiles.rows, tiles.keys)
         mask = mask.expand(problem.batch, problem.q_heads, problem.q_len, problem.kv_len)
     sinks, slopes = arrays.sinks, arrays.alibi_slopes
     query, key, value = map(_readable, sides)
@@ -120,6 +127,7 @@ def _gather(
         output=output,
         lse=lse,
         mask=mask,
+        seen=seen,
         sinks=None if sinks is None else sinks.float().contiguous(),
         slopes=None if slopes is None else slopes.float().contiguous(),
         **more,
@@ -224,8 +232,8 @@ def _state(chip: Chip, problem: AttentionProblem, tensors: Tensors, plan: "CudaP
     if chip.half_scores and 0 < abs(problem.scale) < 1:
         call.query_factor = 2.0 ** math.floor(math.log2(abs(problem.scale)))
         call.scale = problem.scale / call.query_factor
-    for name in ("query", "key", "value", "output", "lse", "mask", "sinks", "slopes", "spans",
-                 "tables"):  # fmt: skip
+    for name in ("query", "key", "value", "output", "lse", "mask", "seen", "sinks", "slopes",
+                 "spans", "tables"):  # fmt: skip
         tensor = getattr(tensors, name)
         setattr(call, name, None if tensor is None else tensor.data_ptr())
     for name in ("query", "key", "value", "output", "lse"):
@@ -233,6 +241,8 @@ def _state(chip: Chip, problem: AttentionProblem, tensors: Tensors, plan: "CudaP
     _fill(call.part_step, (problem.q_heads * positions, positions, 1))
     if tensors.mask is not None:
         _fill(call.mask_step, tensors.mask.stride())
+    if tensors.seen is not None:
+        _fill(call.seen_step, tensors.seen.stride()[:3])
     if tensors.slopes is not None and tensors.slopes.ndim == 2:
         call.slope_batch = tensors.slopes.shape[1]
     if tensors.tables is not None:

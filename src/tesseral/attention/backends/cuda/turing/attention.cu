@@ -193,19 +193,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention(const Ca
   }
   __syncthreads();
   int here = 0;  // the buffer that is read
-  for (int tile = work.first_tile; tile < work.last_tile; ++tile) {
+  for (int tile = work.first_tile, following; tile < work.last_tile; tile = following) {
     const int k = tile * KEYS;
-    const bool more = tile + 1 < work.last_tile, sees = sight.sees(k, KEYS);
+    following = work.visited(tile + 1);
+    const bool more = following < work.last_tile, sees = sight.sees(k, KEYS);
     const int next = BUFFERS == 1 ? 0 : 1 - here;
     const u32 key_tile = shared + 16 * here * TILE_PIECES;
     const u32 value_tile = key_tile + 16 * BUFFERS * TILE_PIECES;
     float score[KEYS / 8][4];
-    if (more) pieces.fetch<HEAD_DIM>(call, work, call.key, call.key_step, (tile + 1) * KEYS);
+    if (more) pieces.fetch<HEAD_DIM>(call, work, call.key, call.key_step, following * KEYS);
     if (sees) multiply_keys(score, queries, query_rows, key_tile, anew(lane));
     if (BUFFERS == 1) __syncthreads();
     if (more) {
       pieces.put(keys + next * TILE_PIECES);
-      pieces.fetch<VALUE_DIM>(call, work, call.value, call.value_step, (tile + 1) * KEYS);
+      pieces.fetch<VALUE_DIM>(call, work, call.value, call.value_step, following * KEYS);
     }
     if (sees) {
       if (!sight.fully(k, KEYS)) {

@@ -286,16 +286,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention(const Ca
     pieces.put(values);
   }
   __syncthreads();
-  for (int tile = work.first_tile; tile < work.last_tile; ++tile) {
+  for (int tile = work.first_tile, following; tile < work.last_tile; tile = following) {
     const int k = tile * KEYS;
-    const bool more = tile + 1 < work.last_tile, sees = sight.sees(k, KEYS);
+    following = work.visited(tile + 1);
+    const bool more = following < work.last_tile, sees = sight.sees(k, KEYS);
     Scores score[SQUARES];
-    if (more) pieces.fetch<HEAD_DIM>(call, work, call.key, call.key_step, (tile + 1) * KEYS);
+    if (more) pieces.fetch<HEAD_DIM>(call, work, call.key, call.key_step, following * KEYS);
     if (sees) multiply_tile(score, queries + warp_row * CHUNKS, keys, anew(lane));
     __syncthreads();
     if (more) {
       pieces.put(keys);
-      pieces.fetch<VALUE_DIM>(call, work, call.value, call.value_step, (tile + 1) * KEYS);
+      pieces.fetch<VALUE_DIM>(call, work, call.value, call.value_step, following * KEYS);
     }
     if (sees) {
       const bool whole = sight.fully(k, KEYS);
