@@ -25,6 +25,9 @@ TOGETHER = 3
 LONG = 8192
 """Length above which more columns of a row are read at once."""
 
+_WIDE_PIPELINES = triton.__version__.startswith("3.4.")
+"""Whether this Triton takes more shared memory for a tile on its way than later ones."""
+
 FAST_SUMS = False
 """Whether float8 sums stay in the tensor cores, with 14 bits, all along a row.
 
@@ -226,7 +229,7 @@ def many_rows(
     output = torch.empty(m, width, dtype=dtype, device=codes.device)
     wide = widened(weights, floats=False)
     block = block or _many_tile(output.itemsize)
-    stages = stages or (4 if overlaps("cuda") else 3)
+    stages = stages or (4 if overlaps("cuda") and not _WIDE_PIPELINES else 3)
     tiles = triton.cdiv(m, block[0]) * triton.cdiv(width, block[1])
     many_rows_kernel[(min(tiles, cuda.multiprocessors()),)](
         _describe(codes, block[0], block[2]),

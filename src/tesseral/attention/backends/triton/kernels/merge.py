@@ -2,10 +2,10 @@
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tesseral.attention.backends.triton.kernels.places import at_head
 from tesseral.attention.backends.triton.kernels.scores import LOG2E, finished, finite, with_sink
+from tesseral.runtime.cuda.overlap import let_next_start, wait_for_previous
 
 
 @triton.jit
@@ -33,8 +33,8 @@ def merge_splits_kernel(
     may start before the kernel that leaves them has ended, and waits for it.
     """
     if DEPENDENT:
-        gdc_launch_dependents()
-        gdc_wait()
+        let_next_start()
+        wait_for_previous()
     chunk = tl.program_id(0) % tl.cdiv(VALUE_DIM, BLOCK_D)
     entry = tl.program_id(0) // tl.cdiv(VALUE_DIM, BLOCK_D)
     head = entry % q_heads

@@ -2,7 +2,6 @@
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tesseral.attention.backends.triton.kernels.codes import (
     SMALLEST,
@@ -33,6 +32,7 @@ from tesseral.attention.backends.triton.kernels.scores import (
     sees,
     with_sink,
 )
+from tesseral.runtime.cuda.overlap import let_next_start, wait_for_previous
 
 
 @triton.jit
@@ -154,9 +154,9 @@ def attention_rows_kernel(
     values, which is right whoever writes them last: the L2 cache is where writes go, too.
     """
     if DEPENDENT:
-        gdc_launch_dependents()
+        let_next_start()
         if PACKED or FETCHED == 0:
-            gdc_wait()
+            wait_for_previous()
     row_tile = tl.program_id(0) % row_tiles
     split = tl.program_id(0) // row_tiles % splits
     kv_head = tl.program_id(0) // row_tiles // splits % kv_heads
@@ -190,7 +190,7 @@ def attention_rows_kernel(
     if DEPENDENT and FETCHED > 0 and not PACKED:
         _fetch(key_base, key_steps[2], start, end, KEY_WIDTH, FETCHED)
         _fetch(value_base, value_steps[2], start, end, VALUE_WIDTH, FETCHED)
-        gdc_wait()
+        wait_for_previous()
     at = at_head(query, entry, heads[None, :], query_steps)
     at += (q_start + queries).to(tl.int64)[None, :] * query_steps[2]
     q = read_queries(at, inside_rows, KEY_PLACES, HEAD_DIM, KEY_WORDS)

@@ -6,7 +6,8 @@ A byte holds two neighbouring codes. As signed bytes, ``byte << 4`` is 16 times 
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from tesseral.runtime.cuda.overlap import let_next_start, wait_for_previous
 
 
 @triton.jit
@@ -160,8 +161,8 @@ def one_row_kernel(
             packed = tl.load(base + words[None, :], mask=(words < WORDS)[None, :], other=0)
         if DEPENDENT and start == 0:
             # the first weights come while the row is still being made
-            gdc_launch_dependents()
-            gdc_wait()
+            let_next_start()
+            wait_for_previous()
         first = tl.load(x + 2 * words, mask=words < WORDS, other=0)
         second = tl.load(x + 2 * words + 1, mask=words < WORDS, other=0)
         even = _every_second(first, second, False, ASSEMBLY)
@@ -231,8 +232,8 @@ def few_rows_kernel(
     codes = x + tl.minimum(tokens, n_rows - 1)[:, None] * BYTES
     PART: tl.constexpr = (BYTES + SPLITS * BLOCK_K - 1) // (SPLITS * BLOCK_K) * BLOCK_K
     if DEPENDENT:
-        gdc_launch_dependents()
-        gdc_wait()
+        let_next_start()
+        wait_for_previous()
     sums = tl.zeros([BLOCK_N, BLOCK_M], tl.int32)
     for start in tl.range(0, PART, BLOCK_K, num_stages=STAGES):
         at = split * PART + start + tl.arange(0, BLOCK_K)

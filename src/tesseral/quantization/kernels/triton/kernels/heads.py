@@ -2,9 +2,9 @@
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tesseral.quantization.kernels.triton.kernels.rows import _power_above
+from tesseral.runtime.cuda.overlap import let_next_start, wait_for_previous
 
 _ROUND = tl.constexpr(12582912.0)
 _TINY = tl.constexpr(2.0**-14)
@@ -156,8 +156,8 @@ def encode_kernel(
 ):
     """Transform rows of heads and encode them, asymmetric, with one scale and offset each."""
     if DEPENDENT:
-        gdc_launch_dependents()
-        gdc_wait()
+        let_next_start()
+        wait_for_previous()
     _rows_of_side(
         x, batch_step, head_step, token_step, matrix, unit, clip, x, x, 0, 0,
         data, data_batch, data_head, data_token,
@@ -231,8 +231,8 @@ def rotate_and_encode_kernel(
     also becomes numbers.
     """
     if DEPENDENT:
-        gdc_launch_dependents()
-        gdc_wait()
+        let_next_start()
+        wait_for_previous()
     query_rows = batches * q_heads * tokens
     rows = batches * kv_heads * tokens
     query_tiles = tl.cdiv(query_rows, BLOCK)

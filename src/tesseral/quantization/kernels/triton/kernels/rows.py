@@ -2,7 +2,8 @@
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from tesseral.runtime.cuda.overlap import let_next_start, wait_for_previous
 
 _ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to the nearest whole number
 _SMALLEST = tl.constexpr(2.0**-60)
@@ -68,7 +69,7 @@ def quantize_rows_kernel(
     byte, or ``"floats"``: float8 (e4m3) of ``codes / 512``, whose scale is 512 times as large.
     """
     if DEPENDENT:
-        gdc_launch_dependents()
+        let_next_start()
     rows = tl.arange(0, PAD_1)
     columns = tl.arange(0, PAD_2)
     at = rows[:, None] * SIZE_2 + columns[None, :]
@@ -87,7 +88,7 @@ def quantize_rows_kernel(
     if NORM:
         weights = tl.load(norm + at, mask=inside, other=0.0).to(tl.float32)
     if DEPENDENT:
-        gdc_wait()
+        wait_for_previous()
     for row in tl.range(tl.program_id(0), n_rows, tl.num_programs(0), num_stages=STAGES):
         base = tl.cast(row, tl.int64)
         if WHOLE:

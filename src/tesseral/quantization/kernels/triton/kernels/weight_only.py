@@ -8,9 +8,9 @@ masking. Rows make up for it: each is divided by a power of two above its larges
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tesseral.quantization.kernels.triton.kernels.rows import _power_above
+from tesseral.runtime.cuda.overlap import let_next_start, wait_for_previous
 
 _UNIT = tl.constexpr(2.0**24)
 _MIDDLE = tl.constexpr(-30584)  # the bits 0x8888
@@ -33,8 +33,8 @@ def spread_rows_kernel(
     ``factors`` gets the power of two, ``totals`` 8 times the sum of a row after it was divided.
     """
     if DEPENDENT:
-        gdc_launch_dependents()
-        gdc_wait()
+        let_next_start()
+        wait_for_previous()
     row = tl.program_id(0)
     words = tl.arange(0, PAD)
     places = tl.arange(0, 4)
@@ -115,8 +115,8 @@ def weight_only_kernel(
     x = planes + tl.minimum(tokens, n_rows - 1).to(tl.int64)[None, :] * (4 * WORDS)
     PART: tl.constexpr = (WORDS + SPLITS * BLOCK_W - 1) // (SPLITS * BLOCK_W) * BLOCK_W
     if DEPENDENT:
-        gdc_launch_dependents()
-        gdc_wait()
+        let_next_start()
+        wait_for_previous()
     sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for start in tl.range(0, PART, BLOCK_W, num_stages=STAGES):
         at = split * PART + start + tl.arange(0, BLOCK_W)
