@@ -406,10 +406,13 @@ def test_the_cpu_is_left_to_others(monkeypatch):
 
 
 @pytest.mark.parametrize(("q_len", "rows"), [(1, 8), (2, 8), (3, 16)])
-def test_tiles_have_no_more_rows_than_few_need(q_len, rows):
+def test_tiles_have_no_more_rows_than_few_need(q_len, rows, monkeypatch):
+    monkeypatch.setattr(runtime_triton, "version", lambda: (3, 6))
     few = dataclasses.replace(PROBLEM, q_len=q_len)  # four query heads share a key head
     assert choose_tiles(few, "rows", (9, 0)).q_tile == rows
     assert choose_tiles(few, "rows", (8, 0)).q_tile == rows
+    monkeypatch.setattr(runtime_triton, "version", lambda: (3, 4))
+    assert choose_tiles(few, "rows", (9, 0)).q_tile == 16
 
 
 @pytest.mark.usefixtures("_hopper")

@@ -7,6 +7,7 @@ import torch
 
 from support.kernels import DEVICE, kernels, needs_kernels
 from tesseral._errors import BackendError
+from tesseral.core.kronecker import kronecker_apply
 from tesseral.core.packing import pack
 from tesseral.quantization.kernels.problem import StoredWeight
 from tesseral.quantization.kernels.weight_only import WEIGHT_ONLY, WeightOnlyProblem
@@ -65,16 +66,16 @@ def assert_rows(found, expected, loose):
     ],
 )
 def test_few_rows_are_as_exact_as_their_type(m, length, outputs, options, dtype):
-    from tesseral.quantization.kernels.triton.weight_only import few_rows
+    from tesseral.quantization.kernels.triton.weight_only import few_rows, spread
 
     x, weight = made(m, length, outputs, bias=m != 3)
     x = x.to(dtype)
     for _ in range(2):  # the second finds what the first left behind
-        found = few_rows(x, weight, dtype, **options)
+        found = few_rows(spread(x), weight, dtype, **options)
         assert found.dtype == dtype
         assert_rows(found, exact(x, weight), 1e-3 if dtype == torch.float16 else 4e-3)
     # sums themselves are those of float32
-    assert_rows(few_rows(x, weight, torch.float32, **options), exact(x, weight), 2e-6)
+    assert_rows(few_rows(spread(x), weight, torch.float32, **options), exact(x, weight), 2e-6)
 
 
 @needs_kernels
@@ -123,6 +124,32 @@ def test_a_layer_of_packed_weights_alone_asks_the_backends(monkeypatch):
             found[name] = layer(x)
     assert found["triton"].dtype == torch.float16
     assert_rows(found["triton"], found["portable"].double(), 2e-3)
+
+
+@needs_kernels
+@pytest.mark.parametrize("sizes", [(8, 16), (12, 16), (16, None), (None, 16), (32, 2)])
+@pytest.mark.parametrize("m", [1, 3, 70])
+def test_siblings_read_rows_that_were_transformed_once(m, sizes, monkeypatch):
+    width = (sizes[0] or 12) * (sizes[1] or 12)
+    source = QuantizedInput(sizes, bits=16).to(DEVICE)
+    for seed, factor in enumerate(source.transform.buffers()):
+        generator = torch.Generator().manual_seed(seed)
+        factor.copy_(torch.randn(factor.shape, generator=generator) * 0.1 * (1 + 9 * seed))
+    layers = [QuantizedLinear(width, n, source, bias=False, bits=4).to(DEVICE) for n in (24, 40)]
+    x, _ = made(m, width, 8)
+    x = x.half()
+    for layer in layers:
+        weight = made(1, width, layer.out_features)[1]
+        layer.weight_codes.copy_(weight.codes)
+        layer.weight_scale.copy_(weight.scale)
+    monkeypatch.setenv(WEIGHT_ONLY.env, "triton")
+    with torch.no_grad():
+        found = [layer(x) for layer in layers]
+    factors = [None if f is None else f.double() for f in source.transform.factors]
+    transformed = kronecker_apply(x.double(), factors)
+    for layer, y in zip(layers, found, strict=True):
+        assert y.dtype == torch.float16
+        assert_rows(y, exact(transformed, layer.stored), 4e-3)
 
 
 PROBLEM = WeightOnlyProblem(device="cuda", dtype="float16", weight_bits=4, in_features=64)

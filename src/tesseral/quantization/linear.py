@@ -12,7 +12,11 @@ from tesseral.core.packing import packed_length, storage_bits
 from tesseral.quantization.config import OFF
 from tesseral.quantization.kernels.problem import LinearProblem, StoredWeight, rows_problem
 from tesseral.quantization.kernels.registry import BACKENDS, ROWS, RowsBackend
-from tesseral.quantization.kernels.weight_only import WEIGHT_ONLY, weight_only_problem
+from tesseral.quantization.kernels.weight_only import (
+    WEIGHT_ONLY,
+    WeightOnlyProblem,
+    weight_only_problem,
+)
 from tesseral.quantization.shared_input import SharedInput
 from tesseral.quantization.transforms.frozen import FrozenKronecker
 
@@ -83,6 +87,9 @@ class QuantizedInput(SharedInput):
 
     def compute(self, x: Tensor) -> "Tensor | QuantizedActivation | Products":
         """Return what all readers give, if one call of a kernel does; else what they read."""
+        if self.bits == OFF:
+            products = self._weight_only(x)
+            return self.quantize(x) if products is None else products
         stored = self._stored()
         joined = None if stored is None else self._joined(x, stored[0])
         transform: Any = self._modules["transform"]
@@ -91,6 +98,21 @@ class QuantizedInput(SharedInput):
         clip = self._buffers["clip"]
         outputs = joined(x, transform.factors, clip, self.bits, stored, self._memo)
         return dict(zip(self._layers, outputs, strict=True))
+
+    def _weight_only(self, x: Tensor) -> "Products | None":
+        """Return what all readers give from rows that are not quantised, if a backend does that."""
+        layers, transform = self.layers, self.transform
+        if not layers or any(layer.bits == OFF for layer in layers) or transform.is_watched:
+            return None
+        problem = layers[0].weight_only_problem(x, x.dtype)
+        if any(layer.weight_only_problem(x, x.dtype) != problem for layer in layers[1:]):
+            return None
+        multiply_rows = getattr(WEIGHT_ONLY.choose(problem), "multiply_rows", None)
+        if multiply_rows is None:
+            return None
+        stored = [layer.stored for layer in layers]
+        outputs = multiply_rows(x, transform.factors, stored, self._memo)
+        return None if outputs is None else dict(zip(layers, outputs, strict=True))
 
     def _stored(self) -> list[StoredWeight] | None:
         """Return the weights of all layers, if each is packed and no other reads the input."""
@@ -256,12 +278,17 @@ class QuantizedLinear(nn.Module):
 
     def _multiply_dense(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Compute this layer from rows that are not quantised."""
+        problem = self.weight_only_problem(x, dtype)
+        return WEIGHT_ONLY.choose(problem).multiply(x, self.stored, dtype, self._memo)
+
+    def weight_only_problem(self, x: Tensor, dtype: torch.dtype) -> WeightOnlyProblem:
+        """Return the problem of rows that are not quantised, and a result of a type."""
         stored = self.stored
-        problem = weight_only_problem(
-            x.device.type, dtype, stored.bits, stored.length, stored.scale.shape[-1],
-            torch.is_grad_enabled() and x.requires_grad,
-        )  # fmt: skip
-        return WEIGHT_ONLY.choose(problem).multiply(x, stored, dtype, self._memo)
+        gradient = torch.is_grad_enabled() and x.requires_grad
+        groups = stored.scale.shape[-1]
+        return weight_only_problem(
+            x.device.type, dtype, stored.bits, stored.length, groups, gradient
+        )
 
     def _problem(self) -> LinearProblem:
         codes = self._buffers["weight_codes"]

@@ -2,6 +2,7 @@
 
 import importlib.util
 from functools import cache
+from importlib import metadata
 
 from tesseral.runtime.cuda import device as cuda
 from tesseral.runtime.registry import YES, Verdict
@@ -17,6 +18,21 @@ def installed(module: str = "triton") -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # an import hook may say so instead
         return False
+
+
+@cache
+def version() -> tuple[int, int]:
+    """Return the first two numbers of Triton's version; large ones where nobody tells."""
+    try:
+        first, second, *_ = metadata.version("triton").split(".")
+    except metadata.PackageNotFoundError:  # builds of other names
+        return 99, 0
+    return int(first), int(second)
+
+
+def least_columns() -> int:
+    """Return how many columns a product has at least: 8, as the instructions have, from 3.5 on."""
+    return 8 if version() >= (3, 5) else 16
 
 
 def interpreted() -> bool:

@@ -34,6 +34,8 @@ LAYERS: tuple[tuple[Case, dict[str, float]], ...] = (
     (Case(tokens=1, out_features=14336, dtype="float16"), {"ours": 2.5}),
     (Case(tokens=16, out_features=14336, dtype="float16"), {"ours": 2.5}),
     (Case(tokens=16, out_features=14336, dtype="float16", activation_bits=8), {}),
+    (Case(tokens=1, out_features=14336, dtype="float16", activation_bits=16), {}),
+    (Case(tokens=16, out_features=14336, dtype="float16", activation_bits=16), {}),
     (Case(tokens=64, out_features=14336, dtype="float16"), {}),
     (Case(tokens=1, in_features=14336, dtype="float16"), {}),
     (Case(tokens=16, in_features=14336, dtype="float16"), {}),

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from tesseral.attention.problem import AttentionProblem
 from tesseral.runtime.cuda import device as cuda
+from tesseral.runtime.triton import least_columns
 
 Kernel: TypeAlias = Literal["tiles", "rows", "gradients"]
 """Tiles of one head, rows of a group, or the backward pass."""
@@ -15,9 +16,6 @@ Kernel: TypeAlias = Literal["tiles", "rows", "gradients"]
 
 LEAST_SPLIT = 256
 """Keys of a part, at least, when few rows share their keys among several programs."""
-
-LEAST_ROWS = 8
-"""Rows of a tile, at least: columns of a product of the tensor cores."""
 
 MOST_SPLITS = 128
 """Parts of the keys, at most: merging them costs too."""
@@ -94,8 +92,9 @@ def choose_tiles(
 
 def fitted(problem: AttentionProblem, kernel: Kernel, config: TileConfig) -> TileConfig:
     """Return tiles without the rows that a call of few rows would leave empty."""
-    if kernel == "rows" and 0 < problem.q_len * problem.group <= LEAST_ROWS:
-        return replace(config, q_tile=LEAST_ROWS)
+    least = least_columns()  # rows are columns of the products
+    if kernel == "rows" and 0 < problem.q_len * problem.group <= least:
+        return replace(config, q_tile=least)
     return config
 
 

@@ -165,11 +165,36 @@ class TritonWeightOnly:
         from tesseral.quantization.kernels.triton import weight_only
 
         del memo
-        rows = x.detach().reshape(-1, weight.length)
-        rows = rows if rows.stride(-1) == 1 else rows.contiguous()
+        rows = _side_by_side(x, weight.length)
         with on(rows.device):
-            y = weight_only.multiply(rows, weight, dtype)
+            (y,) = weight_only.multiply(rows, [weight], dtype)
         return y.view(*x.shape[:-1], len(weight.codes))
+
+    def multiply_rows(
+        self,
+        x: Tensor,
+        factors: Sequence[Tensor | None],
+        weights: Sequence[StoredWeight],
+        memo: dict[str, Any],
+    ) -> list[Tensor] | None:
+        """Return the products of transformed rows in their type, or ``None`` if they do not fit.
+
+        The transform is one launch, of products of float16 with float32 sums.
+        """
+        from tesseral.quantization.kernels.triton import rows, weight_only
+
+        width = x.shape[-1]
+        if not fits(width, [None if f is None else len(f) for f in factors], x.dtype).ok:
+            return None
+        ready_factors = None
+        if any(factor is not None for factor in factors):
+            ready_factors = rows.remembered(memo, width, factors, x.dtype)
+            if not weight_only.transforms(ready_factors):
+                return None
+        flat = _side_by_side(x, width)
+        with on(flat.device):
+            products = weight_only.multiply(flat, weights, x.dtype, ready_factors)
+        return [product.view(*x.shape[:-1], product.shape[-1]) for product in products]
 
 
 class TritonHeads:
@@ -240,6 +265,12 @@ def fits(width: int, factors: Sequence[int | None], dtype: torch.dtype) -> Verdi
     if padded[0] * padded[1] > room:
         return Verdict(False, f"holds {dtype} rows up to {room} elements, padded; got {width}")
     return YES
+
+
+def _side_by_side(x: Tensor, length: int) -> Tensor:
+    """Return rows (m, length), whose elements are neighbours."""
+    rows = x.detach().reshape(-1, length)
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def _rows(codes: Tensor, length: int) -> Tensor:

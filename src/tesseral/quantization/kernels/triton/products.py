@@ -17,16 +17,13 @@ from tesseral.quantization.kernels.triton.kernels.tiles import (
 )
 from tesseral.quantization.kernels.triton.rows import FEW
 from tesseral.runtime.cuda import device as cuda
-from tesseral.runtime.triton import interpreted, overlaps
+from tesseral.runtime.triton import interpreted, overlaps, version
 
 TOGETHER = 3
 """Weights that one launch multiplies."""
 
 LONG = 8192
 """Length above which more columns of a row are read at once."""
-
-_WIDE_PIPELINES = triton.__version__.startswith("3.4.")
-"""Whether this Triton takes more shared memory for a tile on its way than later ones."""
 
 FAST_SUMS = False
 """Whether float8 sums stay in the tensor cores, with 14 bits, all along a row.
@@ -229,7 +226,8 @@ def many_rows(
     output = torch.empty(m, width, dtype=dtype, device=codes.device)
     wide = widened(weights, floats=False)
     block = block or _many_tile(output.itemsize)
-    stages = stages or (4 if overlaps("cuda") and not _WIDE_PIPELINES else 3)
+    # 3.4 takes more shared memory for a tile on its way
+    stages = stages or (4 if overlaps("cuda") and version() >= (3, 5) else 3)
     tiles = triton.cdiv(m, block[0]) * triton.cdiv(width, block[1])
     many_rows_kernel[(min(tiles, cuda.multiprocessors()),)](
         _describe(codes, block[0], block[2]),

@@ -1,5 +1,8 @@
 """Launching the kernels that multiply floating rows with packed weights."""
 
+from collections.abc import Sequence
+from typing import TypeAlias
+
 import torch
 import triton
 from torch import Tensor
@@ -9,28 +12,55 @@ from tesseral.quantization.kernels.triton import device as gpu
 from tesseral.quantization.kernels.triton.kernels.weight_only import (
     spread_rows_kernel,
     to_values_kernel,
+    transform_rows_kernel,
     weight_only_kernel,
 )
 from tesseral.quantization.kernels.triton.products import counters
+from tesseral.quantization.kernels.triton.rows import Factors
 from tesseral.runtime.cuda import device as cuda
-from tesseral.runtime.triton import interpreted
+from tesseral.runtime.triton import interpreted, least_columns
 
 FEW = 64
 """Rows up to which weights are read as they are; for more, their values are made before."""
 
 
-def multiply(x: Tensor, weight: StoredWeight, dtype: torch.dtype) -> Tensor:
-    """Return the product of rows (m, n) with a weight, (m, outputs)."""
+Spread: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Rows as planes (m, 4, n / 4), factors (m,) and totals (m,); see the kernel."""
+
+
+def multiply(
+    x: Tensor, weights: Sequence[StoredWeight], dtype: torch.dtype, factors: Factors | None = None
+) -> list[Tensor]:
+    """Return the products of rows (m, n) with some weights, each (m, outputs).
+
+    Parameters
+    ----------
+    x : floating tensor of shape (m, n)
+    weights : sequence of StoredWeight
+    dtype : torch.dtype
+        Of 16 bits.
+    factors : Factors, optional
+        Of the transform that the rows take before, in float16.
+    """
     if len(x) <= FEW:
-        return few_rows(x, weight, dtype)
-    y = torch.nn.functional.linear(x.to(dtype), values_of(weight, dtype))
-    if weight.bias is not None:
-        y += weight.bias
-    return y
+        ready = spread(x) if factors is None else transform_few(x, factors)
+        return [few_rows(ready, weight, dtype) for weight in weights]
+    rows = x.to(dtype) if factors is None else transform_many(x, factors, dtype)
+    return [_many_rows(rows, weight, dtype) for weight in weights]
+
+
+def _many_rows(rows: Tensor, weight: StoredWeight, dtype: torch.dtype) -> Tensor:
+    product = torch.nn.functional.linear(rows, values_of(weight, dtype))
+    return product if weight.bias is None else product.add_(weight.bias)
+
+
+def transforms(factors: Factors) -> bool:
+    """Return whether the kernel can transform rows on their way into planes."""
+    return factors.sizes[1] % 4 == 0
 
 
 def few_rows(
-    x: Tensor,
+    rows: Spread,
     weight: StoredWeight,
     dtype: torch.dtype,
     *,
@@ -39,12 +69,11 @@ def few_rows(
     warps: int = 4,
     stages: int = 4,
 ) -> Tensor:
-    """Return the product of some rows (m, n) with a weight, of shape (m, outputs).
+    """Return the product of some rows with a weight, of shape (m, outputs).
 
     Parameters
     ----------
-    x : floating tensor of shape (m, n)
-        Neighbours in a row lie side by side.
+    rows : Spread
     weight : StoredWeight
     dtype : torch.dtype
         Type of the result.
@@ -55,12 +84,12 @@ def few_rows(
     warps, stages : int
         Warps of a program, tiles on their way at once.
     """
-    m, words, outputs = len(x), weight.length // 4, len(weight.codes)
-    output = torch.empty(m, outputs, dtype=dtype, device=x.device)
+    planes, factors, totals = rows
+    m, words, outputs = len(planes), weight.length // 4, len(weight.codes)
+    output = torch.empty(m, outputs, dtype=dtype, device=planes.device)
     if not output.numel():
         return output
-    planes, factors, totals = spread(x)
-    block = block or (8 if m <= 8 else min(64, max(16, triton.next_power_of_2(m))), 64, 64)
+    block = block or (min(64, max(least_columns(), triton.next_power_of_2(m))), 64, 64)
     tiles, groups = triton.cdiv(outputs, block[1]), triton.cdiv(m, block[0])
     if splits is None:
         splits = max(1, 2 * cuda.multiprocessors() // (tiles * groups))
@@ -68,8 +97,8 @@ def few_rows(
     partial = shared = None
     if splits > 1:
         shape = (splits, groups * tiles, block[1], block[0])
-        partial = torch.empty(shape, dtype=torch.float32, device=x.device)
-        shared = counters(x.device, groups * tiles)
+        partial = torch.empty(shape, dtype=torch.float32, device=planes.device)
+        shared = counters(planes.device, groups * tiles)
     weight_only_kernel[(tiles, splits, groups)](
         planes,
         factors,
@@ -96,16 +125,69 @@ def few_rows(
     return output
 
 
-def spread(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rows (m, n) as planes (m, 4, n / 4), factors (m,) and totals (m,); see the kernel."""
+def spread(x: Tensor) -> Spread:
+    """Return rows (m, n) as they are, spread."""
     m, words = len(x), x.shape[1] // 4
-    planes = torch.empty(m, 4, words, dtype=torch.float16, device=x.device)
-    factors, totals = torch.empty(2, m, dtype=torch.float32, device=x.device)
+    planes, factors, totals = spread_room(x)
+    if not m:
+        return planes, factors, totals
     spread_rows_kernel[(m,)](
         x, planes, factors, totals, x.stride(0),
         WORDS=words, PAD=triton.next_power_of_2(words), num_warps=8, **gpu.dependent(),
     )  # fmt: skip
     return planes, factors, totals
+
+
+def spread_room(x: Tensor) -> Spread:
+    """Return room for rows (m, n), spread."""
+    m, words = len(x), x.shape[1] // 4
+    planes = torch.empty(m, 4, words, dtype=torch.float16, device=x.device)
+    factors, totals = torch.empty(2, m, dtype=torch.float32, device=x.device)
+    return planes, factors, totals
+
+
+def transform_few(x: Tensor, factors: Factors) -> Spread:
+    """Return rows (m, n) transformed and spread, in one launch."""
+    ready = spread_room(x)
+    _transform(x, factors, *ready)
+    return ready
+
+
+def transform_many(x: Tensor, factors: Factors, dtype: torch.dtype) -> Tensor:
+    """Return rows (m, n) transformed, in one launch."""
+    output = torch.empty(x.shape, dtype=dtype, device=x.device)
+    _transform(x, factors, output, None, None)
+    return output
+
+
+def _transform(
+    x: Tensor, factors: Factors, output: Tensor, rates: Tensor | None, totals: Tensor | None
+) -> None:
+    tile = factors.padded[0] * factors.padded[1]
+    waves = 8 if tile <= 2**12 else 3 if tile <= 2**13 else 2
+    programs = min(len(x), cuda.multiprocessors() * waves)
+    if not programs:
+        return
+    transform_rows_kernel[(programs,)](
+        x,
+        factors.left,
+        factors.right,
+        output,
+        rates,
+        totals,
+        len(x),
+        x.stride(0),
+        factors.unit,
+        SIZE_1=factors.sizes[0],
+        SIZE_2=factors.sizes[1],
+        PAD_1=factors.padded[0],
+        PAD_2=factors.padded[1],
+        LEFT=factors.left is not None,
+        RIGHT=factors.right is not None,
+        PLANES=rates is not None,
+        num_warps=4 if tile <= 2**14 else 8,
+        **gpu.dependent(),
+    )
 
 
 def values_of(weight: StoredWeight, dtype: torch.dtype) -> Tensor:

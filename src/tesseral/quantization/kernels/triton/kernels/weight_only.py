@@ -9,7 +9,7 @@ masking. Rows make up for it: each is divided by a power of two above its larges
 import triton
 import triton.language as tl
 
-from tesseral.quantization.kernels.triton.kernels.rows import _power_above
+from tesseral.quantization.kernels.triton.kernels.rows import _power_above, _product
 from tesseral.runtime.cuda.overlap import let_next_start, wait_for_previous
 
 _UNIT = tl.constexpr(2.0**24)
@@ -52,6 +52,71 @@ def spread_rows_kernel(
     tl.store(planes + into, numbers, mask=inside)
     tl.store(factors + row, step)
     tl.store(totals + row, 8 * total)
+
+
+@triton.jit
+def transform_rows_kernel(
+    x,
+    left,
+    right,
+    output,
+    factors,
+    totals,
+    n_rows,
+    row_step,
+    unit,
+    SIZE_1: tl.constexpr,
+    SIZE_2: tl.constexpr,
+    PAD_1: tl.constexpr,
+    PAD_2: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    PLANES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """Write rows ``x (P1 (x) P2)``: as planes, factors and totals with PLANES, else as numbers.
+
+    ``left``, ``right`` and ``unit`` are as for the kernel that turns rows into codes. With PLANES
+    SIZE_2 is a multiple of 4.
+    """
+    if DEPENDENT:
+        let_next_start()
+    rows = tl.arange(0, PAD_1)
+    columns = tl.arange(0, PAD_2)
+    at = rows[:, None] * SIZE_2 + columns[None, :]
+    inside = (rows < SIZE_1)[:, None] & (columns < SIZE_2)[None, :]
+    WIDTH: tl.constexpr = SIZE_1 * SIZE_2
+    if LEFT:
+        p1 = tl.load(left + rows[:, None] * PAD_1 + rows[None, :])
+    if RIGHT:
+        p2 = tl.load(right + columns[:, None] * PAD_2 + columns[None, :])
+    if DEPENDENT:
+        wait_for_previous()
+    for row in tl.range(tl.program_id(0), n_rows, tl.num_programs(0)):
+        base = tl.cast(row, tl.int64)
+        values = tl.load(x + base * row_step + at, mask=inside, other=0.0).to(tl.float32)
+        step, inverse = _power_above(tl.max(values.to(tl.int32, bitcast=True) & 0x7FFFFFFF))
+        factor = unit * step
+        values = (values * inverse).to(tl.float16)
+        if RIGHT:
+            values = _product(values, p2, None)
+            if LEFT:
+                values = values.to(tl.float16)
+        if LEFT:
+            values = _product(p1, values, None)
+        values = values.to(tl.float32)
+        if PLANES:
+            step, inverse = _power_above(tl.max(values.to(tl.int32, bitcast=True) & 0x7FFFFFFF))
+            numbers = (values * inverse).to(tl.float16).to(tl.float32)
+            tl.store(factors + row, factor * step)
+            tl.store(totals + row, 8 * tl.sum(numbers))
+            numbers = tl.where((columns % 2 == 1)[None, :], numbers / 16, numbers).to(tl.float16)
+            words = rows[:, None] * (SIZE_2 // 4) + (columns // 4)[None, :]
+            into = base * WIDTH + (columns % 4)[None, :] * (WIDTH // 4) + words
+            tl.store(output + into, numbers, mask=inside)
+        else:
+            numbers = (values * factor).to(output.dtype.element_ty)
+            tl.store(output + base * WIDTH + at, numbers, mask=inside)
 
 
 @triton.jit
