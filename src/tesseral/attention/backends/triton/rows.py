@@ -24,6 +24,9 @@ from tesseral.runtime.triton import interpreted, overlaps
 MERGED_COLUMNS = 32
 """Columns of the output that a program merges: few, so that many programs share the reading."""
 
+EARLY = False
+"""Whether the next kernel may start while keys are read: its programs then lie unevenly."""
+
 FETCHED = 256
 """Keys, and values, of a part that are asked for while the kernel before still runs."""
 
@@ -123,6 +126,7 @@ def run_rows(
         PRECISION=PRECISION,
         ASSEMBLY=not interpreted(),
         FETCHED=FETCHED if splits > 1 and tables is None else 0,
+        EARLY=EARLY,
         BLOCK_M=config.q_tile,
         BLOCK_N=config.k_tile,
         HEAD_DIM=problem.head_dim,

@@ -130,6 +130,7 @@ def attention_rows_kernel(
     ASSEMBLY: tl.constexpr,
     DEPENDENT: tl.constexpr,
     FETCHED: tl.constexpr,
+    EARLY: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -151,12 +152,13 @@ def attention_rows_kernel(
 
     With ``DEPENDENT`` a program may start before the kernel ahead of it has ended. It waits before
     it reads; of dense or packed batches it has by then asked for its first ``FETCHED`` keys and
-    values, which is right whoever writes them last: the L2 cache is where writes go, too.
+    values, which is right whoever writes them last: the L2 cache is where writes go, too. It lets the
+    next kernel start with its own start if ``EARLY``, else when it has read all of its keys.
     """
-    if DEPENDENT:
+    if DEPENDENT and EARLY:
         let_next_start()
-        if PACKED or FETCHED == 0:
-            wait_for_previous()
+    if DEPENDENT and (PACKED or FETCHED == 0):
+        wait_for_previous()
     row_tile = tl.program_id(0) % row_tiles
     split = tl.program_id(0) // row_tiles % splits
     kv_head = tl.program_id(0) // row_tiles // splits % kv_heads
@@ -317,6 +319,8 @@ def attention_rows_kernel(
         )
         maximum = top
 
+    if DEPENDENT and not EARLY:
+        let_next_start()
     total = tl.sum(totals, 0)
     accumulator = in_order(sums_of, VALUE_BITS, BLOCK_M, DV_PAD)
     if VALUE_BITS != 0:
