@@ -111,7 +111,7 @@ def test_values_of_codes_are_those_that_they_stand_for():
 
 @needs_kernels
 def test_a_layer_of_packed_weights_alone_asks_the_backends(monkeypatch):
-    source = QuantizedInput((8, 8), bits=16)
+    source = QuantizedInput((8, 8), bits=16).to(DEVICE)
     layer = QuantizedLinear(64, 24, source, bias=True, bits=4).to(DEVICE)
     x, weight = made(2, 64, 24)
     layer.weight_codes.copy_(weight.codes)

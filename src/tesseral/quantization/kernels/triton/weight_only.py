@@ -1,6 +1,7 @@
 """Launching the kernels that multiply floating rows with packed weights."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -66,8 +67,8 @@ def few_rows(
     *,
     block: tuple[int, int, int] | None = None,
     splits: int | None = None,
-    warps: int = 4,
-    stages: int = 4,
+    warps: int | None = None,
+    stages: int | None = None,
 ) -> Tensor:
     """Return the product of some rows with a weight, of shape (m, outputs).
 
@@ -81,7 +82,7 @@ def few_rows(
         Rows, outputs and words of 16 bits of a tile.
     splits : int, optional
         Programs that share the columns of a tile.
-    warps, stages : int
+    warps, stages : int, optional
         Warps of a program, tiles on their way at once.
     """
     planes, factors, totals = rows
@@ -89,10 +90,12 @@ def few_rows(
     output = torch.empty(m, outputs, dtype=dtype, device=planes.device)
     if not output.numel():
         return output
-    block = block or (min(64, max(least_columns(), triton.next_power_of_2(m))), 64, 64)
+    measured = _tile(m)
+    block = block or measured.block
+    stages = stages or measured.stages
     tiles, groups = triton.cdiv(outputs, block[1]), triton.cdiv(m, block[0])
     if splits is None:
-        splits = max(1, 2 * cuda.multiprocessors() // (tiles * groups))
+        splits = max(1, measured.waves * cuda.multiprocessors() // (tiles * groups))
     splits = min(splits, triton.cdiv(words, block[2]))
     partial = shared = None
     if splits > 1:
@@ -119,10 +122,30 @@ def few_rows(
         BLOCK_N=block[1],
         BLOCK_W=block[2],
         STAGES=stages,
-        num_warps=warps,
+        num_warps=warps or measured.warps,
         **gpu.dependent(),
     )
     return output
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """Rows, outputs and words of a tile, warps, tiles on their way, programs a multiprocessor."""
+
+    block: tuple[int, int, int]
+    warps: int
+    stages: int
+    waves: int
+
+
+def _tile(m: int) -> _Tile:
+    """Return the fastest of the tiles that were measured on 9.0."""
+    rows = min(64, max(least_columns(), triton.next_power_of_2(m)))
+    if rows < 16:
+        return _Tile((rows, 64, 64), 2, 5, 4)
+    if rows == 16:
+        return _Tile((rows, 64, 128), 4, 3, 2)
+    return _Tile((rows, 128, 64), 4, 4, 1)
 
 
 def spread(x: Tensor) -> Spread:
