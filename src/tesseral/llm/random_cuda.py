@@ -15,6 +15,9 @@ from tesseral.quantization.transforms.hadamard import random_hadamard
 SPREAD = 0.02
 """Standard deviation of weights."""
 
+_CODES = 4.32
+"""That of codes from -7 to 7, each as likely as the others."""
+
 
 def dense_model(shape: dict[str, Any]) -> LlamaForCausalLM:
     """Return a Llama in float16 under torch's attention."""
@@ -30,8 +33,8 @@ def quantised_model(shape: dict[str, Any], transform: str) -> LlamaForCausalLM:
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
-            module.weight_codes.random_(0, 256)
-            module.weight_scale.fill_(SPREAD / 4.6)
+            _fill_codes(module.weight_codes)
+            module.weight_scale.fill_(SPREAD / _CODES)
         elif isinstance(module, FrozenKronecker):
             for factor in module.buffers():
                 factor.copy_(random_hadamard(len(factor), generator))
@@ -40,6 +43,13 @@ def quantised_model(shape: dict[str, Any], transform: str) -> LlamaForCausalLM:
                 module.get_buffer(name).fill_(1)
     model.is_quantized = True
     return model
+
+
+def _fill_codes(codes: torch.Tensor) -> None:
+    """Fill packed codes with -7 to 7; of a mean other than zero, all rows would become alike."""
+    codes.random_(0, 15 * 15)
+    low, high = codes % 15, codes // 15
+    codes.copy_(((low + 9) & 15) | (((high + 9) & 15) << 4))
 
 
 def _unfilled(shape: dict[str, Any], attention: str) -> LlamaForCausalLM:
