@@ -152,8 +152,8 @@ def attention_rows_kernel(
 
     With ``DEPENDENT`` a program may start before the kernel ahead of it has ended. It waits before
     it reads; of dense or packed batches it has by then asked for its first ``FETCHED`` keys and
-    values, which is right whoever writes them last: the L2 cache is where writes go, too. It lets the
-    next kernel start with its own start if ``EARLY``, else when it has read all of its keys.
+    values, which is right whoever writes them last: the L2 cache is where writes go, too. It lets
+    the next kernel start with its own start if ``EARLY``, else when it has read all of its keys.
     """
     if DEPENDENT and EARLY:
         let_next_start()
