@@ -11,6 +11,7 @@ import typer
 from tesseral import __version__
 from tesseral._errors import TesseralError
 from tesseral.cli import (
+    analyze,
     bench,
     cluster,
     demo,
@@ -29,6 +30,7 @@ Commands = Mapping[str, "Callable[..., None] | Commands"]
 COMMANDS: Commands = {
     "demo": demo.demo,
     "doctor": doctor.doctor,
+    "analyze": analyze.analyze,
     "quantize": quantize.quantize,
     "migrate": migrate.migrate,
     "eval": evaluate.evaluate,
