@@ -7,7 +7,7 @@ import typer
 
 from tesseral._errors import ParameterError
 from tesseral.cli.console import print_json, print_table, progress
-from tesseral.cli.inputs import Device, Model, model_directory, require_llm, text_to_use
+from tesseral.cli.inputs import Device, Model, Overwrite, model_directory, require_llm, text_to_use
 
 if TYPE_CHECKING:
     from tesseral.llm.analysis import Analysis
@@ -44,7 +44,7 @@ def analyze(
     seed: Annotated[int, typer.Option(help="Fixes everything random.")] = 0,
     device: Device = "cpu",
     out: Annotated[Path, typer.Option(help="Directory to write.")] = Path("analysis"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    overwrite: Overwrite = False,
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Cluster a model's attention heads, explain its rounding errors, and advise widths.

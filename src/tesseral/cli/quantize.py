@@ -9,7 +9,14 @@ import typer
 
 from tesseral._errors import ParameterError
 from tesseral.cli.console import print_json, progress
-from tesseral.cli.inputs import Model, model_directory, read_text, require_llm, text_to_use
+from tesseral.cli.inputs import (
+    Model,
+    Overwrite,
+    model_directory,
+    read_text,
+    require_llm,
+    text_to_use,
+)
 from tesseral.quantization.advice import Advice
 from tesseral.quantization.config import FAST, ROUNDINGS, TRANSFORMS, QuantizationConfig
 from tesseral.report.units import bytes_text, seconds_text
@@ -85,7 +92,7 @@ def quantize(
     resume: Annotated[
         bool, typer.Option(help="Go on with what an interrupted run left behind.")
     ] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    overwrite: Overwrite = False,
     device: Annotated[str, typer.Option(help="Where the block in work is: cpu or cuda.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
