@@ -1,10 +1,12 @@
 """The page on a language model looked at as tensors."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from tesseral.llm.analysis import Analysis
+from tesseral.llm.analysis.errors import TRANSFORMS
 from tesseral.report import charts, page
 from tesseral.report.analysis.tables import effects_table, groups_table, shifts_table
 
@@ -65,10 +67,29 @@ def _heads(found: Analysis) -> str:
                 "cluster of a degree-corrected tensor block model."
             ),
             page.key(dict(reversed(list(names.items())))),
-            page.grid([page.figure(chart, "One square for each head.")]),
+            page.grid(
+                [
+                    page.figure(chart, "One square for each head."),
+                    *_criterion(found.groups.bic_path),
+                ]
+            ),
             page.table("Means over the heads of a group.", *groups_table(found)),
         ],
     )
+
+
+def _criterion(path: dict[int, float]) -> list[str]:
+    """Return how the number of groups was chosen, if it was."""
+    if not path:
+        return []
+    counts = sorted(path)
+    chart = charts.lines(
+        "Bayesian information criterion",
+        {"ours": ([float(k) for k in counts], [path[k] for k in counts])},
+        xlabel="groups of heads",
+        ylabel="BIC",
+    )
+    return [page.figure(chart, "The smallest was chosen.")]
 
 
 def _role(label: int) -> str:
@@ -78,7 +99,7 @@ def _role(label: int) -> str:
 def _errors(found: Analysis) -> str:
     errors = found.errors
     figures = []
-    for transform, part in (("none", "activation"), ("hadamard", "activation"), ("none", "weight")):
+    for part, transform in product(("activation", "weight"), TRANSFORMS):
         shown = [
             k
             for k, s in enumerate(errors.settings)
@@ -88,13 +109,14 @@ def _errors(found: Analysis) -> str:
         values = np.log10(np.maximum(errors.error[:, :, shown[0]], 1e-12))
         title = f"Error, {_PARTS[part]} to {errors.settings[shown[0]].bits} bits"
         title += "" if transform == "none" else ", Hadamard"
-        figures.append(page.figure(_error_map(title, values, errors.projections), "log10"))
+        figures.append(page.figure(_error_map(title, values, errors.projections), "Its log10."))
     return page.section(
         "What rounding costs each layer",
         [
             page.paragraph(
                 "Each linear layer was rounded alone: the squared error of its output relative "
-                "to the output's square. Darker squares lose more."
+                "to the output's square. A quarter of each picture has one colour: blue lost "
+                "least, then green and gold, and orange most."
             ),
             page.grid(figures),
         ],
