@@ -20,7 +20,7 @@ from tesseral.llm.layouts import blocks_of, opened_blocks
 Floats = NDArray[np.float64]
 
 NEAR = 8
-PLACES = ("entropy", "first token", "itself", "previous token", f"last {NEAR} tokens")
+PLACES = ("spread", "first token", "itself", "previous token", f"last {NEAR} tokens")
 """Statistics that depend on where keys are; the others are shares of each class of keys."""
 
 LARGEST = 6
@@ -34,9 +34,10 @@ class HeadStatistics:
     Attributes
     ----------
     values : float64 array of shape (layers, heads, classes, statistics)
-        Means over the queries of a class, all between 0 and 1: the entropy of attention
-        relative to that of equal attention, and shares of attention on the first token, on the
-        query itself, on the token before it, on the last few, and on keys of each class.
+        Means over the queries of a class, all between 0 and 1: the spread, which is the entropy
+        of attention relative to that of equal attention, and shares of attention on the first
+        token, on the query itself, on the token before it, on the last few, and on keys of each
+        class.
     classes, statistics : tuple of str
         Names of the last two axes; classes that the text lacks are left out.
     """
