@@ -48,7 +48,7 @@ def test_a_page_is_dark_where_the_reader_wants_it_so(pages):
 def test_the_measure_sees_what_is_wrong(tmp_path):
     bad = tmp_path / "bad.html"
     bad.write_text(
-        "<!doctype html><div class='wide' style='width:600px'></div>"
+        "<!doctype html><div class='wide' style='width:600px'>wide</div>"
         "<script>console.error(1)</script>"
     )
     shown = show(bad, 390)
