@@ -45,7 +45,13 @@ def _git(root: Path, *words: str) -> str:
     """Return what git says, nothing if it says no or is not there."""
     try:
         run = subprocess.run(
-            ["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=30
+            # containers that build wheels see the sources of another user
+            ["git", "-c", "safe.directory=*", *words],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
         )
     except (OSError, subprocess.SubprocessError):
         return ""
