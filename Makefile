@@ -11,7 +11,7 @@ REBUILD := $(if $(shell command -v cmake),true,false)
 .PHONY: help venv venv-ascend demo test test-ascend docs wheel lint format clean
 
 help:
-	@echo "make demo    quantise the embedded language model and write demo/report.html"
+	@echo "make demo    run all four systems on what the package ships; writes demo/report.html"
 	@echo "make test    run the tests"
 	@echo "make docs    build the pages of docs/ into build/docs; warnings are errors"
 	@echo "make wheel   build a wheel and a source archive into dist/, and try the wheel"

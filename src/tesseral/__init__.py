@@ -5,4 +5,14 @@ Each system is a room of its own: :mod:`tesseral.attention`,
 multilinear algebra of :mod:`tesseral.core`. Importing this module imports none of them.
 """
 
-__version__ = "0.1.0"
+
+def __getattr__(name: str) -> str:
+    """Return the version that was installed, once somebody asks: reading it takes a while."""
+    if name != "__version__":
+        raise AttributeError(f"module 'tesseral' has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("tesseral")
+    except PackageNotFoundError:  # sources on the path, nothing installed
+        return "0+unknown"

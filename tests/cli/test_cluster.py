@@ -112,13 +112,14 @@ def test_mistakes_are_told_in_one_line(refused, tmp_path, npz, options, words):
     ("name", "text", "words"),
     [
         ("a.txt", "", "is of no kind that is read"),
-        ("missing.npy", None, "No such file"),
+        ("missing.npy", None, "does not exist"),
         ("a.npy", "not an array", "cannot be read"),
         ("a.csv", "i,j\n", "at least one edge"),
         ("a.csv", "i,j\n1,2\n3\n", "lines of different length"),
         ("a.csv", "i,j,value\n1,2,x\n", "must hold numbers"),
         ("a.csv", "i\n1\n", "at least two columns of nodes"),
         ("a.parquet", "not a table", "cannot be read"),
+        ("a.rda", "not written by R", "not a readable R data file"),
     ],
 )
 def test_files_that_cannot_be_used_are_named(refused, tmp_path, name, text, words):
@@ -182,3 +183,19 @@ def test_hyperedges_are_clustered(run, tmp_path):
     result = run("cluster", path, "--clusters", 5, "--out", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["shape"] == [116, 116, 116]
+
+
+def test_arrays_that_r_wrote_are_read(run, tmp_path, npz):
+    rdata = pytest.importorskip("rdata")
+    with np.load(npz) as file:
+        tensor, truth = file["tensor"], file["truth"]
+    rdata.write_rda(tmp_path / "mine.rda", {"Y": tensor, "z": truth})
+    options = ("--clusters", "2", "--out", tmp_path / "out", "--overwrite", "--json")
+    result = run("cluster", tmp_path / "mine.rda", "--array", "Y", "--truth", "z", *options)
+    assert result.exit_code == 0, result.stderr
+    expected = run("cluster", npz, "--truth", "truth", *options)
+    found, same = json.loads(result.stdout), json.loads(expected.stdout)
+    assert found["error_rate"] == same["error_rate"]
+    rdata.write_rds(tmp_path / "one.rds", tensor)
+    result = run("cluster", tmp_path / "one.rds", *options)
+    assert json.loads(result.stdout)["bic"] == same["bic"]

@@ -126,3 +126,20 @@ def test_every_extra_is_listed_and_missing_packages_say_how_to_install(monkeypat
     assert extras["shown"]["rich"] is not None
     assert extras["shown"]["not-there"] is None
     assert "pip install 'tesseral[shown]'" in run()
+
+
+def test_what_is_missing_is_recommended_for_what_it_is_for():
+    extras = {"llm": {"torch": "2.13", "transformers": None}, "plot": {"matplotlib": "3"}}
+    found = doctor.recommended({"accelerators": []}, extras)
+    assert found[0]["install"] == "pip install 'tesseral[llm]'"
+    assert "language models" in found[0]["to"]
+    assert not any("plot" in row["install"] for row in found)
+    assert not any("triton" in row["install"] for row in found)
+
+
+@pytest.mark.parametrize(("capability", "extra"), [("9.0", "triton"), ("7.5", "cuda")])
+def test_devices_have_extras_of_their_own(capability, extra):
+    machine = {"accelerators": [{"capability": capability}]}
+    missing = {"triton": {"triton": None}, "cuda": {"nvidia-cuda-nvrtc-cu12": None}}
+    installs = [row["install"] for row in doctor.recommended(machine, missing)]
+    assert installs == [f"pip install 'tesseral[{extra}]'"]

@@ -2,8 +2,10 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 import tesseral
@@ -31,6 +33,42 @@ def test_help_names_every_command():
     result = run("--help")
     assert result.exit_code == 0
     assert all(f"  {name} " in result.stdout for name in COMMANDS)
+
+
+def subcommands(commands, *before):
+    """Yield the words of every command, those of groups too."""
+    for name, command in commands.items():
+        yield (*before, name)
+        if isinstance(command, Mapping):
+            yield from subcommands(command, *before, name)
+
+
+@pytest.mark.parametrize("words", list(subcommands(COMMANDS)), ids=" ".join)
+def test_every_option_is_explained(words):
+    """Options that mean the same have one name in all commands."""
+    command = typer.main.get_command(build(COMMANDS))
+    for word in words:
+        command = command.commands[word]
+    for option in command.params:
+        assert option.param_type_name == "argument" or option.help, option.name
+    names = {option.name for option in command.params}
+    assert not names & {"output", "outfile", "random_state", "n_jobs", "force", "output_dir"}
+    assert "Example: tesseral" in command.help
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_can_complete_commands(shell):
+    command = [sys.executable, "-c", "from tesseral.cli.main import main; main()"]
+    environment = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    shown = subprocess.run(
+        [*command, "--show-completion", shell],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "TESSERAL" in shown.stdout.upper() or "complete" in shown.stdout
 
 
 @pytest.mark.parametrize("name", COMMANDS)

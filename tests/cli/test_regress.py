@@ -65,6 +65,35 @@ def test_a_formula_turns_a_table_into_covariates_with_pictures_of_their_effects(
     assert names == {"effect2-Intercept.png", "effect2-age.png", "effect2-group_T.b_.png"}
 
 
+def test_a_formula_reads_arrays_of_the_data_themselves(run, folder):
+    with np.load(folder / "data.npz") as file:
+        tensor = file["tensor"]
+    group = np.array(list("ab" * 7 + "a"))
+    np.savez(folder / "own.npz", tensor=tensor, age=np.arange(15) / 10, group=group)
+    result = run("regress", folder / "own.npz", "--formula", "2=~ age + group", "--rank", "2")
+    assert result.exit_code == 0, result.stderr
+    other = run(
+        "regress", folder / "data.npz", "--covariates", f"2={folder / 'groups.csv'}",
+        "--formula", "2=~ age + group", "--rank", "2",
+    )  # fmt: skip
+    assert result.stdout == other.stdout
+    assert "group[T.b]" in result.stdout
+
+
+def test_an_array_and_a_table_that_r_wrote_are_regressed(run, folder):
+    rdata, pandas = pytest.importorskip("rdata"), pytest.importorskip("pandas")
+    with np.load(folder / "data.npz") as file:
+        tensor = file["tensor"]
+    attr = pandas.DataFrame({"age": np.arange(15) / 10, "dose": np.cos(np.arange(15))})
+    rdata.write_rda(folder / "r.rda", {"tensor": tensor, "attr": attr})
+    by_name = run(
+        "regress", folder / "r.rda", "--covariates", "2=attr", "--formula", "2=~ age + dose",
+        "--rank", "2",
+    )  # fmt: skip
+    assert by_name.exit_code == 0, by_name.stderr
+    assert "dose" in by_name.stdout
+
+
 def test_a_rank_is_searched_and_pictures_are_written(run, folder):
     out = folder / "out"
     result = run("regress", folder / "plain.npy", "--out", out)
@@ -80,8 +109,8 @@ def test_a_rank_is_searched_and_pictures_are_written(run, folder):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nothing.npz"], "nothing.npz does not exist; give a .npy or .npz file"),
-        (["data.npz", "--tensor", "Y"], "holds no array 'Y'; it holds tensor, people"),
+        (["nothing.npz"], "nothing.npz does not exist; give a .npy, .npz, .rda or .rds file"),
+        (["data.npz", "--tensor", "Y"], "has no array 'Y'; it has people, tensor. Name one"),
         (["data.npz", "--rank", "many"], "--rank must be a number"),
         (["data.npz", "--symmetric", "a"], "--symmetric must be modes such as 0,1"),
         (["data.npz", "--covariates", "people"], "must be MODE=SOURCE with a mode from 0 to 2"),
@@ -93,7 +122,7 @@ def test_a_rank_is_searched_and_pictures_are_written(run, folder):
         (["data.npz", "--formula", "2=~ age"], "name the table of mode 2 with --covariates"),
         (["data.npz", "--formula", "~ age"], "--formula must be MODE=FORMULA"),
         (["data.npz", "--covariates", "2=x.csv", "--formula", "2=~ age"], "x.csv does not exist"),
-        (["time.csv"], "cannot be read as .npy or .npz"),
+        (["time.csv"], "cannot be read as .npy, .npz, .rda or .rds"),
     ],
 )
 def test_a_mistake_is_one_clear_line(refused, folder, monkeypatch, arguments, words):

@@ -1,5 +1,6 @@
 """One small run of the demo, shared by the tests that look at what came of it."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from support.models import tiny_llama
 from tesseral.quantization import QuantizationConfig
 from tesseral.report.demo.plan import DemoPlan
 from tesseral.report.demo.run import run_demo
+from tesseral.report.demo.speed import measure_speeds
 
 # products of tiny matrices: more threads would only wait for one another
 torch.set_num_threads(1)
@@ -28,6 +30,7 @@ def plan(tmp_path_factory) -> DemoPlan:
         max_sequences=2,
         prompt="It <was>",
         new_tokens=4,
+        speeds=partial(measure_speeds, lengths=(16, 32), cache=64, width=64, repeats=1),
     )
 
 

@@ -35,6 +35,21 @@ CHARTS = {
     "signed heat map": lambda: charts.heat_map(
         "Means", [[-1, 1]], xlabel="x", ylabel="y", columns=[1]
     ),
+    "tiles": lambda: charts.tiles(
+        "Groups", [["ours", None], ["gold", "violet"]], xlabel="head", ylabel="block"
+    ),
+    "tiles with words": lambda: charts.tiles(
+        "Bits",
+        [["ours", "none"]],
+        xlabel="x",
+        ylabel="y",
+        columns=["a long name", "b"],
+        rows=["row"],
+        texts=[["4", "8"]],
+    ),
+    "intervals": lambda: charts.intervals(
+        "Effects", [("one", -2.0, -2.2, -1.8, "ours"), ("two", 1, 0.5, 1.5, "none")], xlabel="x"
+    ),
 }
 every_chart = pytest.mark.parametrize("draw", CHARTS.values(), ids=CHARTS)
 
@@ -76,7 +91,7 @@ def test_a_chart_is_one_whole_element_without_header(draw):
 def test_colours_come_from_the_page(draw):
     svg = draw()
     used = set(re.findall(r"var\(--([a-z]+)\)", svg))
-    assert {"ink", "muted", "grid"} < used <= set(charts.ROLES)
+    assert {"ink", "muted"} < used <= set(charts.ROLES)
     assert not re.search(r"#[0-9a-f]{6}\b(?!\w)", re.sub(r"(url\(|href=\")#\w+", "", svg))
 
 
@@ -151,3 +166,16 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
         MissingExtraError, match=r"needs matplotlib.*pip install 'tesseral\[plot\]'"
     ):
         CHARTS["bars"]()
+
+
+def test_tiles_are_as_many_as_there_are_roles():
+    svg = charts.tiles("t", [["ours", None, "gold"], ["ours"] * 3], xlabel="x", ylabel="y")
+    assert len(lengths_of_bars(svg, "ours")) == 4
+    assert len(lengths_of_bars(svg, "gold")) == 1
+
+
+def test_tiles_carry_their_words_and_names():
+    texts = Elements(CHARTS["tiles with words"]()).texts
+    assert {"a long name", "b", "row", "4", "8"} <= set(texts)
+    unnumbered = charts.tiles("t", [["ours"]], xlabel="x", ylabel="y", numbered=False)
+    assert "1" not in Elements(unnumbered).texts

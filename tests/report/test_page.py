@@ -11,6 +11,9 @@ ESCAPED = "&lt;script&gt;&quot;&amp;"
     [
         page.page(HOSTILE, []),
         page.section(HOSTILE, []),
+        page.section("title", [], anchor=HOSTILE),
+        page.contents({HOSTILE: "words"}),
+        page.contents({"anchor": HOSTILE}),
         page.paragraph(HOSTILE),
         page.paragraph("text", HOSTILE),
         page.facts([(HOSTILE, HOSTILE)]),

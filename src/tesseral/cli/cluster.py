@@ -7,6 +7,7 @@ import typer
 
 from tesseral._errors import ParameterError
 from tesseral.cli.console import print_json, print_table
+from tesseral.cli.inputs import Overwrite
 from tesseral.cli.tensors import EXAMPLE, NamedTensor, read_tensor
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ def cluster(
     data: Annotated[
         str,
         typer.Argument(
-            help="An array (.npy, .npz), an edge list or hyperedges (.csv, .parquet), or the word "
-            f"{EXAMPLE} for the legislature in the package.",
+            help="An array (.npy, .npz, .rda, .rds), an edge list or hyperedges (.csv, .parquet), "
+            f"or the word {EXAMPLE} for the legislature in the package.",
             show_default=False,
         ),
     ],
@@ -38,13 +39,13 @@ def cluster(
         bool, typer.Option("--refine", help="Go on by likelihood of the family.")
     ] = False,
     array: Annotated[
-        str | None, typer.Option(help="Array of an .npz file.", show_default="tensor")
+        str | None, typer.Option(help="Array of an .npz or R file.", show_default="tensor")
     ] = None,
     names: Annotated[
-        str | None, typer.Option(help="Array of an .npz file with the names of nodes.")
+        str | None, typer.Option(help="Array of such a file with the names of nodes.")
     ] = None,
     truth: Annotated[
-        str | None, typer.Option(help="Array of an .npz file with known clusters of mode 0.")
+        str | None, typer.Option(help="Array of such a file with known clusters of mode 0.")
     ] = None,
     order: Annotated[int, typer.Option(help="Modes of the tensor that hyperedges make.")] = 3,
     directed: Annotated[
@@ -55,7 +56,7 @@ def cluster(
     ] = 0,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
     out: Annotated[Path, typer.Option(help="Directory to write.")] = Path("clusters"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    overwrite: Overwrite = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Cluster every mode of a tensor; write labels, core, degrees, figures and a report.

@@ -1,7 +1,6 @@
 """Where the commands write: results to stdout, everything else to stderr."""
 
 import json
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from tesseral.runtime.plain import finite
 
 _PIPED_WIDTH = 120  # rich would assume 80 columns
 
@@ -32,7 +33,7 @@ def progress() -> Progress:
 
 def print_json(record: Mapping[str, Any]) -> None:
     """Write a record to stdout as JSON; numbers that are not finite become ``null``."""
-    sys.stdout.write(json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(finite(record), indent=2, allow_nan=False) + "\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -45,12 +46,3 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     console.print(title, style="bold")
     console.print(table)
     console.print()
-
-
-def _finite(value: Any) -> Any:
-    """Return a copy of ``value`` that JSON can hold: it has no infinity and no NaN."""
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,6 +14,22 @@ from tesseral.runtime.cpu import cpu_target, target_verdicts
 from tesseral.runtime.env import VARIABLES
 from tesseral.runtime.machine import machine_record
 
+_USES = {
+    "llm": "quantise, run and measure language models",
+    "serve": "serve models over HTTP to any client of OpenAI's interface",
+    "plot": "write reports with pictures: demo, analyze, cluster, regress --out",
+    "formula": "regress with formulas over tables",
+    "data": "read files of R (.rda, .rds) and .parquet",
+    "dask": "cluster and regress tensors larger than memory",
+}
+"""What extras are for, in order of how many people need them; what is missing is recommended."""
+
+_DEVICE_EXTRAS = {
+    "triton": ("8.0", "10.9", "fast attention and 4-bit layers on CUDA devices from 8.0 on"),
+    "cuda": ("7.0", "7.9", "fast attention on Volta and Turing devices"),
+}
+"""The same for devices: the first and the last compute capability that an extra is for."""
+
 _REQUIREMENT = re.compile(r"""^([\w.-]+)[^;]*;.*extra\s*==\s*["']([\w-]+)["']""")
 
 
@@ -33,8 +49,9 @@ def doctor(
 
 def examine() -> dict[str, Any]:
     """Return everything the doctor knows, as plain values."""
+    machine, extras = machine_record(with_accelerators=True).as_dict(), _extras()
     return {
-        "machine": machine_record(with_accelerators=True).as_dict(),
+        "machine": machine,
         "cpu_targets": verdicts(cpu_target, target_verdicts),
         "backends": {family.name: ask(family) for family in FAMILIES},
         "environment": [
@@ -46,8 +63,38 @@ def examine() -> dict[str, Any]:
             }
             for variable in VARIABLES
         ],
-        "extras": _extras(),
+        "extras": extras,
+        "recommended": recommended(machine, extras),
     }
+
+
+def recommended(
+    machine: dict[str, Any], extras: dict[str, dict[str, str | None]]
+) -> list[dict[str, str]]:
+    """Return what to install for this machine, most useful first, with what it is for.
+
+    Parameters
+    ----------
+    machine : dict
+        As :class:`~tesseral.runtime.machine.MachineRecord` gives it.
+    extras : dict
+        Packages of every extra with their versions, ``None`` where missing.
+    """
+    wanted = dict(_USES)
+    for accelerator in machine["accelerators"]:
+        capability = _numbers(accelerator["capability"])
+        for extra, (first, last, use) in _DEVICE_EXTRAS.items():
+            if _numbers(first) <= capability <= _numbers(last):
+                wanted[extra] = use
+    return [
+        {"install": f"pip install 'tesseral[{extra}]'", "to": use}
+        for extra, use in wanted.items()
+        if not all(extras.get(extra, {}).values())
+    ]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
 
 
 def show(findings: dict[str, Any]) -> None:
@@ -78,6 +125,11 @@ def show(findings: dict[str, Any]) -> None:
             for name, held in findings["extras"].items()
         ],
     )
+    if findings["recommended"]:
+        rows = [(row["install"], row["to"]) for row in findings["recommended"]]
+        print_table("Recommended for this machine", ("install", "to"), rows)
+    else:
+        typer.echo("Nothing is missing that this machine could use.")
 
 
 def _words(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What the language-model commands are given: a model, a text, and the extra they need."""
+"""What commands are given alike: a model, a text, the extra they need, whether to replace."""
 
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +18,8 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")]
 
 Device = Annotated[str, typer.Option(help="Where the model is: cpu or cuda.")]
 

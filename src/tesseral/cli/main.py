@@ -11,6 +11,7 @@ import typer
 from tesseral import __version__
 from tesseral._errors import TesseralError
 from tesseral.cli import (
+    analyze,
     bench,
     cluster,
     demo,
@@ -29,6 +30,7 @@ Commands = Mapping[str, "Callable[..., None] | Commands"]
 COMMANDS: Commands = {
     "demo": demo.demo,
     "doctor": doctor.doctor,
+    "analyze": analyze.analyze,
     "quantize": quantize.quantize,
     "migrate": migrate.migrate,
     "eval": evaluate.evaluate,
@@ -59,17 +61,20 @@ def main() -> None:
 def build(commands: Commands) -> typer.Typer:
     """Return the application that offers ``commands`` by name."""
     app = _group(
-        "Exact attention, 4-bit language models, tensor clustering and tensor regression.", commands
+        "Exact attention, 4-bit language models, tensor clustering and tensor regression.\n\n"
+        "Example: tesseral demo",
+        commands,
+        completion=True,
     )
     app.callback()(_options)
     return app
 
 
-def _group(words: str, commands: Commands) -> typer.Typer:
+def _group(words: str, commands: Commands, *, completion: bool = False) -> typer.Typer:
     app = typer.Typer(
         help=words,
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=completion,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # brackets in help texts are brackets
     )

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from tesseral.cli.inputs import require_llm
+from tesseral.cli.inputs import Overwrite, require_llm
 
 
 def migrate(
     model: Annotated[Path, typer.Argument(help="Directory to read.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Directory to write.", show_default=False)],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Rewrite a quantised model that an older version of this package wrote.
 

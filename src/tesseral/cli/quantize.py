@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tesseral._errors import ParameterError
 from tesseral.cli.console import print_json, progress
-from tesseral.cli.inputs import Model, model_directory, read_text, require_llm, text_to_use
+from tesseral.cli.inputs import (
+    Model,
+    Overwrite,
+    model_directory,
+    read_text,
+    require_llm,
+    text_to_use,
+)
+from tesseral.quantization.advice import Advice
 from tesseral.quantization.config import FAST, ROUNDINGS, TRANSFORMS, QuantizationConfig
 from tesseral.report.units import bytes_text, seconds_text
 
@@ -36,6 +45,12 @@ def quantize(
         typer.Option(
             help="JSON file with the fields of QuantizationConfig; the options below override it.",
             show_default="none",
+        ),
+    ] = None,
+    advice: Annotated[
+        Path | None,
+        typer.Option(
+            help="advice.json of tesseral analyze: widths of every layer.", show_default="none"
         ),
     ] = None,
     transform: Annotated[
@@ -77,13 +92,15 @@ def quantize(
     resume: Annotated[
         bool, typer.Option(help="Go on with what an interrupted run left behind.")
     ] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
+    overwrite: Overwrite = False,
     device: Annotated[str, typer.Option(help="Where the block in work is: cpu or cuda.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Quantise a language model: weights, activations and cache.
 
     Example: tesseral quantize embedded lm-5m-w4a4 --epochs 6 --samples 32
+
+    With widths of each layer: tesseral quantize embedded mixed --advice analysis/advice.json
     """
     given = {
         "transform": transform,
@@ -101,8 +118,11 @@ def quantize(
         "clip_learning_rate": clip_learning_rate,
         "seed": seed,
     }
+    source = model_directory(model)
     settings = configuration(config, given, fast=fast)
-    source, words = model_directory(model), text_to_use(text, "calibration")
+    if advice is not None:
+        settings = advised(settings, advice, given, source)
+    words = text_to_use(text, "calibration")
     require_llm("quantize")
     from tesseral import llm
     from tesseral.llm.footprint import disk_bytes
@@ -150,6 +170,29 @@ def configuration(
     base = QuantizationConfig() if file is None else QuantizationConfig.from_json(read_text(file))
     changes = {name: value for name, value in given.items() if value is not None}
     return QuantizationConfig.from_dict(base.to_dict() | (FAST if fast else {}) | changes)
+
+
+def advised(
+    settings: QuantizationConfig, file: Path, given: dict[str, Any], model: Path
+) -> QuantizationConfig:
+    """Return a configuration with the widths in a file of ``tesseral analyze``.
+
+    Raises
+    ------
+    ParameterError
+        If the file holds none, or was made for another model, or a width was given too.
+    """
+    both = [name for name in ("weight_bits", "activation_bits") if given[name] is not None]
+    if both:
+        option = both[0].replace("_", "-")
+        raise ParameterError(f"--advice decides every layer's widths: leave --{option} out.")
+    require_llm("quantize")
+    from tesseral.llm.loading import read_config
+
+    advice = Advice.from_json(read_text(file))
+    description = read_config(model)
+    advice.check_model(description.get("text_config", description)["num_hidden_layers"])
+    return advice.applied_to(settings)
 
 
 def _announce(needed: "Budget") -> None:
@@ -219,9 +262,10 @@ class BlockBar:
 
 def _line(record: dict[str, Any]) -> str:
     config = record["config"]
+    mixed = ", mixed widths," if config["layers"] else ""
     return (
         f"wrote {record['path']}: W{config['weight_bits']}A{config['activation_bits']}"
-        f"KV{config['kv_bits']} with transform {config['transform']}, weights "
+        f"KV{config['kv_bits']}{mixed} with transform {config['transform']}, weights "
         f"{bytes_text(record['disk_bytes_before'])} -> {bytes_text(record['disk_bytes'])}, "
         f"{seconds_text(record['elapsed_s'])}"
     )

@@ -11,7 +11,9 @@ import numpy as np
 import typer
 
 from tesseral._errors import DataError, InformationError, ParameterError
+from tesseral.cli.arrays import entry, read_arrays
 from tesseral.cli.console import print_json, print_table, progress
+from tesseral.cli.inputs import Overwrite
 from tesseral.runtime.extras import require
 from tesseral.runtime.files import atomic_directory, check_output
 
@@ -49,18 +51,21 @@ def regress(
     data: Annotated[
         str,
         typer.Argument(
-            help=f"A .npy or .npz file, or the word {NATIONS} for the data in the package. NaN "
-            "stands for a missing entry.",
+            help=f"A .npy, .npz, .rda or .rds file, or the word {NATIONS} for the data in the "
+            "package. NaN stands for a missing entry.",
             show_default=False,
         ),
     ],
-    tensor: Annotated[str, typer.Option(help="Name of the response in a .npz file.")] = "tensor",
+    tensor: Annotated[
+        str | None,
+        typer.Option(help="Name of the response in an .npz or R file.", show_default="tensor"),
+    ] = None,
     covariates: Annotated[
         list[str] | None,
         typer.Option(
             metavar="MODE=SOURCE",
             help="Covariates of a mode, the first being 0: a .csv file with a header, a .npy file, "
-            "or a name in the .npz file. May be repeated.",
+            "or a name in DATA. May be repeated.",
             show_default="none; nations has its own",
         ),
     ] = None,
@@ -68,7 +73,8 @@ def regress(
         list[str] | None,
         typer.Option(
             metavar="MODE=FORMULA",
-            help="What a mode's .csv file is turned into, as '2=~ sex + age'. May be repeated.",
+            help="What a mode's .csv file, or arrays in DATA, are turned into, as '2=~ sex + age'. "
+            "May be repeated.",
             show_default="all columns as they are",
         ),
     ] = None,
@@ -101,7 +107,7 @@ def regress(
         Path | None,
         typer.Option(help="Directory for coefficients and pictures.", show_default="none"),
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace the directory.")] = False,
+    overwrite: Overwrite = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Explain a tensor by covariates of its modes.
@@ -109,6 +115,8 @@ def regress(
     Example: tesseral regress nations --rank 4 --constraint barrier --max-theta 10 --groups 4
 
     Example: tesseral regress brain.npz --covariates 2=people.csv --formula '2=~ sex + age'
+
+    Where sex and age are arrays in brain.npz: tesseral regress brain.npz --formula '2=~ sex + age'
     """
     from tesseral.regress import TensorResponseRegressor
 
@@ -141,7 +149,7 @@ def regress(
 
 
 def read_data(
-    data: str, tensor: str, sources: list[str], formulas: list[str] | None = None
+    data: str, tensor: str | None, sources: list[str], formulas: list[str] | None = None
 ) -> Data:
     """Return the response and covariates that the arguments name.
 
@@ -165,17 +173,11 @@ def read_data(
         )
         arrays: dict[str, Any] = {}
     else:
-        arrays = _arrays(Path(data))
-        if len(arrays) == 1:
-            tensor = next(iter(arrays))
-        if tensor not in arrays:
-            raise DataError(
-                f"{data} holds no array {tensor!r}; it holds {', '.join(arrays)}. Name one with "
-                "--tensor."
-            )
-        order = arrays[tensor].ndim
+        arrays = read_arrays(Path(data), otherwise=f", or the word {NATIONS}")
+        response = entry(Path(data), arrays, tensor, option="--tensor")
+        order = response.ndim
         found = Data(
-            tensor=arrays[tensor],
+            tensor=response,
             covariates=[None] * order,
             names=[None] * order,
             rows=[None] * order,
@@ -185,16 +187,19 @@ def read_data(
     for source in sources:
         mode, name = _assigned("--covariates", source, len(found.dims))
         if mode in by_mode:
-            found.covariates[mode] = (by_mode.pop(mode), _data_frame(Path(name)))
+            table = arrays[name] if name in arrays else _data_frame(Path(name))
+            found.covariates[mode] = (by_mode.pop(mode), table)
             found.names[mode] = None
         else:
             found.covariates[mode], found.names[mode] = _covariates(source, name, arrays)
-    if by_mode:
-        mode = min(by_mode)
-        raise ParameterError(
-            f"--formula {mode}={by_mode[mode]}: name the table of mode {mode} with "
-            f"--covariates {mode}=FILE.csv."
-        )
+    for mode, text in by_mode.items():
+        table = _columns(arrays, found.tensor.shape[mode])
+        if table is None:
+            raise ParameterError(
+                f"--formula {mode}={text}: name the table of mode {mode} with "
+                f"--covariates {mode}=FILE.csv."
+            )
+        found.covariates[mode] = (text, table)
     return found
 
 
@@ -332,22 +337,6 @@ class _Frame:
         return np.array(self.matrix, dtype=dtype)
 
 
-def _arrays(path: Path) -> dict[str, Any]:
-    """Return the arrays in a file; nothing pickled is read."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {path.stem: loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    except FileNotFoundError:
-        raise DataError(
-            f"{path} does not exist; give a .npy or .npz file, or the word {NATIONS}."
-        ) from None
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as .npy or .npz: {error}.") from None
-
-
 def _assigned(option: str, text: str, order: int) -> tuple[int, str]:
     """Return a mode and what stands after it."""
     mode, found, rest = text.partition("=")
@@ -358,6 +347,15 @@ def _assigned(option: str, text: str, order: int) -> tuple[int, str]:
             f"{option} must be MODE={what} with a mode from 0 to {order - 1}; got {text!r}."
         )
     return int(mode), rest.strip()
+
+
+def _columns(arrays: dict[str, Any], length: int) -> Any:
+    """Return the arrays of the data that have one entry for each index of a mode as a table."""
+    columns = {n: a for n, a in arrays.items() if getattr(a, "shape", ()) == (length,)}
+    if not columns:
+        return None
+    pandas = require("pandas", extra="formula", purpose="tesseral regress --formula")
+    return pandas.DataFrame(columns)
 
 
 def _data_frame(path: Path) -> Any:
@@ -381,7 +379,7 @@ def _covariates(
     if path.suffix == ".csv":
         return _table(path)
     if path.suffix == ".npy":
-        return next(iter(_arrays(path).values())), None
+        return next(iter(read_arrays(path).values())), None
     raise DataError(
         f"--covariates {source}: {name!r} is neither a .csv nor a .npy file nor an array of the "
         f"data{', which has ' + ', '.join(arrays) if arrays else ''}."

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tesseral._errors import DataError
+from tesseral.cli.arrays import SUFFIXES, entry, read_arrays
 from tesseral.core import CooTensor
 from tesseral.datasets import load_peru
 from tesseral.runtime.extras import require
@@ -52,9 +53,9 @@ def read_tensor(
     Parameters
     ----------
     data : str
-        ``peru``, or a file ending in .npy, .npz, .csv or .parquet.
+        ``peru``, or a file ending in .npy, .npz, .rda, .rds, .csv or .parquet.
     array, names, truth : str, optional
-        Arrays of an .npz file: the tensor, names of nodes, known clusters.
+        Arrays of an .npz or R file: the tensor, names of nodes, known clusters.
     order : int
         Modes of the tensor that hyperedges make.
     directed : bool
@@ -65,17 +66,15 @@ def read_tensor(
     DataError
         If the file cannot be read, or has not what is asked for.
     MissingExtraError
-        If pyarrow is needed and not installed.
+        If pyarrow or rdata is needed and not installed.
     """
     if data == EXAMPLE:
         peru = load_peru()
         return NamedTensor(tensor=peru.tensor, names=(peru.legislator_id,) * 3, truth=peru.party)
     path = Path(data)
     try:
-        if path.suffix == ".npy":
-            return NamedTensor(tensor=np.load(path, allow_pickle=False))
-        if path.suffix == ".npz":
-            return _read_npz(path, array, names, truth)
+        if path.suffix.lower() in SUFFIXES:
+            return _from_arrays(path, array, names, truth)
         if path.suffix == ".csv":
             return _from_table(data, *_read_csv(path), order=order, directed=directed)
         if path.suffix == ".parquet":
@@ -89,31 +88,25 @@ def read_tensor(
             raise
         raise DataError(f"{data} cannot be read: {error}.") from None
     raise DataError(
-        f"{data} is of no kind that is read; give {EXAMPLE}, or a file ending in .npy, .npz, .csv "
-        "or .parquet."
+        f"{data} is of no kind that is read; give {EXAMPLE}, or a file ending in .npy, .npz, .rda, "
+        ".rds, .csv or .parquet."
     )
 
 
-def _read_npz(path: Path, array: str | None, names: str | None, truth: str | None) -> NamedTensor:
-    with np.load(path, allow_pickle=False) as file:
-        found = {name: file[name] for name in file.files}
-    name = array or ("tensor" if "tensor" in found or len(found) != 1 else next(iter(found)))
-    tensor = _entry(path, found, name)
-    named = None if names is None else (_entry(path, found, names),) * tensor.ndim
+def _from_arrays(
+    path: Path, array: str | None, names: str | None, truth: str | None
+) -> NamedTensor:
+    found = read_arrays(path, otherwise=f", an edge list, or the word {EXAMPLE}")
+    tensor = entry(path, found, array, option="--array")
+    named = None if names is None else (entry(path, found, names, option="--names"),) * tensor.ndim
     if named is not None and any(len(n) != d for n, d in zip(named, tensor.shape, strict=True)):
         raise DataError(f"{path}: {names!r} does not name every node of a {tensor.shape} tensor.")
-    known = None if truth is None else _entry(path, found, truth)
+    known = None if truth is None else entry(path, found, truth, option="--truth")
     if known is not None and known.shape != tensor.shape[:1]:
         raise DataError(
             f"{path}: {truth!r} has shape {known.shape}, not one cluster for each node."
         )
     return NamedTensor(tensor=tensor, names=named, truth=known)
-
-
-def _entry(path: Path, found: dict[str, Any], name: str) -> Any:
-    if name not in found:
-        raise DataError(f"{path} has no array {name!r}; it has {', '.join(sorted(found))}.")
-    return found[name]
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[Sequence[Any]]]:

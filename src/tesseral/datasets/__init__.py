@@ -9,6 +9,7 @@ from tesseral.datasets.hcp import HCP, load_hcp
 from tesseral.datasets.language import load_books_excerpt, load_embedded_lm
 from tesseral.datasets.nations import Nations, load_nations
 from tesseral.datasets.peru import Peru, load_peru
+from tesseral.datasets.r_files import read_r
 from tesseral.datasets.tensor_response import TensorResponse, make_tensor_response
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "load_peru",
     "make_block_tensor",
     "make_tensor_response",
+    "read_r",
 ]

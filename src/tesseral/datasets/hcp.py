@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tesseral._errors import DataError
 from tesseral.datasets._files import read_only
-from tesseral.runtime.extras import require
+from tesseral.datasets.r_files import read_objects
 
 OBJECT = "HCP"
 
@@ -66,19 +66,8 @@ def load_hcp(path: str | Path) -> HCP:
     >>> hcp.tensor.shape, sorted(set(hcp.attributes["Gender"]))  # doctest: +SKIP
     ((68, 68, 136), ['F', 'M'])
     """
-    path = Path(path)
-    rdata = require("rdata", extra="data", purpose="load_hcp")
-    if not path.is_file():
-        raise DataError(f"load_hcp: there is no file {path}.")
-    try:
-        objects = rdata.read_rda(path)
-    # the reader meets damaged bytes with whatever its parsing runs into first
-    except Exception as error:
-        raise DataError(
-            f"load_hcp: {path} is not a readable R data file "
-            f"({type(error).__name__}: {error}); it may be damaged or cut short."
-        ) from error
-    tensor, frame = _members(path, objects)
+    objects = read_objects(path, purpose="load_hcp")
+    tensor, frame = _members(Path(path), objects)
     attributes = {str(name): _column(column) for name, column in frame.items()}
     return HCP(tensor=read_only(tensor), attributes=MappingProxyType(attributes))
 

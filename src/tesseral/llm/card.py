@@ -46,6 +46,7 @@ def model_card(
             *_table(["block", "loss"], ([str(i), _number(loss)] for i, loss in enumerate(losses))),
             "",
         ]
+    mixed = " The widths of layers differ; these are the others'." if config.layers else ""
     lines = [
         "---",
         "library_name: transformers",
@@ -58,7 +59,7 @@ def model_card(
         f"Weights in {config.weight_bits} bits, inputs of linear layers in "
         f"{config.activation_bits}, cached keys in {keys} and values in {values}; 16 means that "
         f"they were left as they are. Transform `{config.transform}`, weights rounded by "
-        f"`{config.rounding}`; all settings are in `config.json`.{head}",
+        f"`{config.rounding}`; all settings are in `config.json`.{mixed}{head}",
         "",
         "```python",
         "from tesseral.llm import load",

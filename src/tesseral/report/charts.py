@@ -6,7 +6,7 @@ light and dark pages. Text stays text. A chart is drawn as wide as a phone and s
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
@@ -17,7 +17,19 @@ from typing import Any
 from tesseral.runtime.extras import require
 
 _WIDTH = 5.0  # inches of 72 px: what a phone shows at its natural size
-ROLES = ("ink", "muted", "grid", "full", "none", "hadamard", "flatquant", "peer", "ours")
+ROLES = (
+    "ink",
+    "muted",
+    "grid",
+    "full",
+    "none",
+    "hadamard",
+    "flatquant",
+    "peer",
+    "ours",
+    "violet",
+    "gold",
+)
 """What has a colour; ``--role`` in ``page.css``."""
 
 _CODES = {role: f"#{number:06x}" for number, role in enumerate(ROLES, start=1)}
@@ -31,10 +43,16 @@ PAPER = {
     "flatquant": "#0b8f6a",
     "peer": "#7a808c",
     "ours": "#0b8f6a",
+    "violet": "#7d4fb5",
+    "gold": "#a87b00",
 }
 """The colours of a light page, for pictures that cannot ask the page."""
 
+KINDS = ("flatquant", "hadamard", "none", "violet", "gold", "full")
+"""Roles for things that have a number but no role of their own."""
+
 _PNG_WIDTH, _PNG_DPI = 10.0, 160  # no phone has to show it
+_SHORT = 7  # letters of names that fit beside one another under a grid
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tesseral",  # same data, same bytes
@@ -253,8 +271,12 @@ def heat_map(
     ylabel: str,
     rows: Sequence[int] = (),
     columns: Sequence[int] = (),
+    names: Sequence[str] = (),
 ) -> str:
-    """Draw a matrix as an image, zero in white, with lines before some rows and columns."""
+    """Draw a matrix as an image, zero in white, with lines before some rows and columns.
+
+    ``names`` are those of rows and columns alike, which have numbers otherwise.
+    """
     with _style():
         axes = _axes(title, 4.6)
         largest = max((abs(v) for row in values for v in row), default=0.0) or 1.0
@@ -272,8 +294,83 @@ def heat_map(
         for place in columns:
             axes.axvline(place - 0.5, color=_CODES["none"], lw=0.8)
         axes.figure.colorbar(image, shrink=0.7)
+        if names:
+            axes.set_xticks(range(len(names)), names, rotation=90)
+            axes.set_yticks(range(len(names)), names)
+            axes.tick_params(length=0)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
+        return _svg(axes)
+
+
+def tiles(
+    title: str,
+    roles: Sequence[Sequence[str | None]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    columns: Sequence[str] = (),
+    rows: Sequence[str] = (),
+    texts: Sequence[Sequence[str]] = (),
+    numbered: bool = True,
+) -> str:
+    """Draw a grid of coloured squares, the first row on top; ``None`` leaves one empty.
+
+    ``rows`` and ``columns`` are what stands beside them; by default numbers, unless they are not
+    wanted. ``texts`` are written into the squares, which are then paler.
+    """
+    from matplotlib.patches import Rectangle
+
+    n_rows, n_columns = len(roles), len(roles[0])
+    with _style():
+        axes = _axes(title, min(4.6, max(1.4, 0.9 + 4.0 * n_rows / n_columns)))
+        for place, role in _places(roles):
+            if role is not None:
+                pale = 0.3 if texts else 1.0
+                square = Rectangle(place, 0.93, 0.93, facecolor=_CODES[role], alpha=pale, lw=0)
+                axes.add_patch(square)
+        for (x, y), words in _places(texts):
+            axes.text(x + 0.47, y + 0.5, words, ha="center", va="center", color=_CODES["ink"])
+        axes.set_xlim(0, n_columns)
+        axes.set_ylim(n_rows, 0)
+        for axis, count, names in ((axes.xaxis, n_columns, columns), (axes.yaxis, n_rows, rows)):
+            words = list(names) or [str(number + 1) for number in range(count if numbered else 0)]
+            axis.set_ticks([number + 0.47 for number in range(len(words))], words)
+        if any(len(name) > _SHORT for name in columns):
+            axes.tick_params(axis="x", rotation=35)
+            for label in axes.get_xticklabels():
+                label.set_horizontalalignment("right")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        return _svg(axes)
+
+
+def _places(values: Sequence[Sequence[Any]]) -> Iterator[tuple[tuple[int, int], Any]]:
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            yield (x, y), value
+
+
+def intervals(
+    title: str, rows: Sequence[tuple[str, float, float, float, str]], *, xlabel: str
+) -> str:
+    """Draw estimates with their intervals, the first on top.
+
+    Each row is a label, the estimate, the interval's ends, and a role.
+    """
+    with _style():
+        axes = _axes(title, 0.9 + 0.26 * len(rows))
+        for place, (_, value, low, high, role) in enumerate(rows):
+            axes.plot([low, high], [place, place], color=_CODES[role], lw=2.2)
+            axes.plot([value], [place], "o", ms=4.5, color=_CODES[role])
+        axes.axvline(0, color=_CODES["muted"], lw=0.8)
+        axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+        axes.tick_params(axis="y", length=0, labelcolor=_CODES["ink"])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(xlabel)
+        axes.grid(axis="x")
         return _svg(axes)
 
 

@@ -29,9 +29,18 @@ def page(title: str, body: Iterable[str]) -> str:
     )
 
 
-def section(title: str, body: Iterable[str]) -> str:
-    """Return a part of the page under a heading."""
-    return "\n".join(["<section>", f"<h2>{escape(title)}</h2>", *body, "</section>"])
+def section(title: str, body: Iterable[str], *, anchor: str = "") -> str:
+    """Return a part of the page under a heading; ``anchor`` is what links inside the page name."""
+    opened = f'<section id="{escape(anchor)}">' if anchor else "<section>"
+    return "\n".join([opened, f"<h2>{escape(title)}</h2>", *body, "</section>"])
+
+
+def contents(entries: Mapping[str, str]) -> str:
+    """Return links to parts of the page; ``entries`` are words by anchor."""
+    links = [
+        f'<a href="#{escape(anchor)}">{escape(words)}</a>' for anchor, words in entries.items()
+    ]
+    return "\n".join(["<nav>", *links, "</nav>"])
 
 
 def paragraph(text: str, kind: str = "") -> str:

@@ -29,6 +29,6 @@ def test_missing_entries_are_left_out_and_effects_are_tested(found):
 def test_the_section_shows_groups_pictures_and_tests(found):
     text = nations_section(found)
     assert "<h2>Regression: relations among nations</h2>" in text
-    assert text.count("<svg ") == 2
+    assert text.count("<svg ") == 4
     assert "medicinengo" in text
     assert "reldiplomacy" in text

@@ -51,7 +51,7 @@ def test_nothing_is_fetched(text, document):
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
 
 
-def test_every_reference_inside_a_chart_is_defined(text, document):
+def test_every_reference_is_defined(text, document):
     links = [link[1:] for link in document.links if link.startswith("#")]
     wanted = {*re.findall(r"url\(#(\w+)\)", text), *links}
     assert wanted <= set(re.findall(r' id="(\w+)"', text))
@@ -63,9 +63,11 @@ def test_it_has_every_section_and_picture(text):
         *titles,
         "Clusters: the legislature of Peru",
         "Regression: relations among nations",
+        "How fast a 4-bit layer is here",
+        "Exact attention, on this machine",
     ):
         assert f"<h2>{title}</h2>" in text
-    assert text.count("<svg ") == 3 + 4 + 2 + 2 + 2
+    assert text.count("<svg ") == 3 + 4 + 2 + 1 + 2 + 2 + 4
 
 
 def test_it_clusters_the_legislature_as_the_paper_does(finished, document):
@@ -73,6 +75,19 @@ def test_it_clusters_the_legislature_as_the_paper_does(finished, document):
     assert legislature.fit.error_rate == pytest.approx(0.1156, abs=5e-5)
     assert legislature.fit.error_rate < min(legislature.peers.values())
     assert f"{legislature.fit.error_rate:.4f}" in " ".join(document.words)
+
+
+def test_it_shows_what_was_timed_and_the_tiles_of_a_mask(finished, document):
+    words = " ".join(document.words)
+    speeds = finished[0].speeds
+    for race in (*speeds.prefill, *speeds.decode, *speeds.layers):
+        assert race.name in words
+        assert f"{race.ratio:.2f} x" in words
+    assert "196 full (green)" in words
+
+
+def test_clusters_stand_beside_parties(text):
+    assert "Legislators of each cluster, by party." in text
 
 
 def test_it_shows_the_numbers_of_every_model(finished, document):
@@ -118,5 +133,5 @@ def test_the_widths_are_those_of_the_configuration(finished):
     record = finished[0]
     config = replace(record.plan.config, weight_bits=8, key_bits=2)
     page = demo_page(replace(record, plan=replace(record.plan, config=config)))
-    assert "<h1>A language model in W8A4K2V4</h1>" in page
+    assert "<h2>A language model in W8A4K2V4</h2>" in page
     assert "8-bit weights, 4-bit activations, and a cache of 2-bit keys and 4-bit values" in page

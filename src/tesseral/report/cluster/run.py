@@ -18,6 +18,7 @@ from tesseral.report.cluster.page import cluster_page, draw
 from tesseral.report.cluster.record import ClusterRecord, error_rate
 from tesseral.runtime.files import atomic_directory
 from tesseral.runtime.machine import machine_record
+from tesseral.runtime.plain import finite
 
 
 def fit_record(
@@ -78,7 +79,7 @@ def write_record(
         for name, svg in drawn.items():
             (folder / "figures" / f"{name}.svg").write_text(charts.alone(svg), encoding="utf-8")
         (folder / "report.html").write_text(cluster_page(record, drawn), encoding="utf-8")
-        (folder / "result.json").write_text(json.dumps(_finite(record.as_dict()), indent=2))
+        (folder / "result.json").write_text(json.dumps(finite(record.as_dict()), indent=2))
         _write_labels(record, folder / "labels.csv")
         arrays: dict[str, Any] = {"core": np.asarray(record.model.core_)}
         for mode, labels in enumerate(record.model.labels_):
@@ -97,12 +98,3 @@ def _write_labels(record: ClusterRecord, path: Path) -> None:
             theta = np.asarray(record.model.degrees_[mode])
             for name, cluster, degree in zip(record.names[mode], labels, theta, strict=True):
                 writer.writerow([mode, name, int(cluster), f"{degree:.6g}"])
-
-
-def _finite(value: Any) -> Any:
-    """Return a copy that JSON can hold: numbers that are not finite become ``null``."""
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tesseral.cluster import (
     DegreeCorrectedTensorBlockModel,
     HigherOrderLloyd,
@@ -90,6 +92,20 @@ def legislature_section(found: Legislature) -> str:
                 rows,
             ),
             page.grid(page.figure(svg, words) for svg, words in zip(shown, captions, strict=True)),
+            page.table(
+                "Legislators of each cluster, by party.", *_against_parties(found.fit.model)
+            ),
             page.table("Clusters, from the largest.", *cluster_table(found.fit)),
         ],
+        anchor="peru",
     )
+
+
+def _against_parties(model: Any) -> tuple[list[str], list[list[str]]]:
+    """Return how many legislators of each party are in each cluster."""
+    labels = model.labels_[0]
+    parties, party = np.unique(load_peru().party, return_inverse=True)
+    counts = np.zeros((int(labels.max()) + 1, len(parties)), dtype=int)
+    np.add.at(counts, (labels, party), 1)
+    rows = [[str(k), *(str(n) if n else "" for n in row)] for k, row in enumerate(counts)]
+    return ["cluster", *map(str, parties)], rows

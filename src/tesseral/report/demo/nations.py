@@ -38,8 +38,8 @@ class NationsFit:
         What a group of relations is called, and its relations.
     effects : tuple of (str, float, float)
         Covariate, and p-values that it has no effect as the sender's and as the receiver's.
-    drawn : dict of str to str
-        Pictures, by relation.
+    drawn, effects_drawn : dict of str to str
+        Pictures, by relation: of fitted means, and of coefficients.
     elapsed_s : float
     """
 
@@ -49,6 +49,7 @@ class NationsFit:
     groups: tuple[tuple[str, tuple[str, ...]], ...]
     effects: tuple[tuple[str, float, float], ...]
     drawn: dict[str, str]
+    effects_drawn: dict[str, str]
     elapsed_s: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -88,7 +89,11 @@ def regress_nations(seed: int = 0) -> NationsFit:
         n_entries=model.n_entries_,
         groups=groups,
         effects=effects,
-        drawn={name: _picture(mean, relations, labels, name) for name in PICTURED},
+        drawn={name: _picture(mean, relations, labels, name, nations.country) for name in PICTURED},
+        effects_drawn={
+            name: _effects(model, relations.index(name), name, [n for n, *_ in effects])
+            for name in PICTURED
+        },
         elapsed_s=monotonic() - started,
     )
 
@@ -114,12 +119,22 @@ def nations_section(found: NationsFit) -> str:
                 page.figure(svg, "Mean probability of the group's relations, as fitted.")
                 for svg in found.drawn.values()
             ),
+            page.grid(
+                page.figure(
+                    svg,
+                    "Coefficients of pairs of attributes, of the sender and of the receiver. Blue "
+                    "makes the relation likelier, orange less likely; pale where the 95% interval "
+                    "holds 0.",
+                )
+                for svg in found.effects_drawn.values()
+            ),
             page.table(
                 "Wald tests that an attribute has no effect: p-values, adjusted (Holm).",
                 ["attribute", "of the sender", "of the receiver"],
                 [[name, f"{a:.1e}", f"{b:.1e}"] for name, a, b in found.effects],
             ),
         ],
+        anchor="nations",
     )
 
 
@@ -129,7 +144,7 @@ def _group(relations: list[str], labels: Any, group: int) -> tuple[str, tuple[st
     return " and ".join(names) or f"Like {members[0]}", members
 
 
-def _picture(mean: Any, relations: list[str], labels: Any, anchor: str) -> str:
+def _picture(mean: Any, relations: list[str], labels: Any, anchor: str, countries: Any) -> str:
     """Draw who relates to whom, on average over the group of a relation."""
     inside = labels == labels[relations.index(anchor)]
     return charts.heat_map(
@@ -137,4 +152,26 @@ def _picture(mean: Any, relations: list[str], labels: Any, anchor: str) -> str:
         mean[:, :, inside].mean(axis=2).tolist(),
         xlabel="receiver",
         ylabel="sender",
+        names=[str(country) for country in countries],
+    )
+
+
+def _effects(model: Any, relation: int, name: str, attributes: list[str]) -> str:
+    """Draw the coefficients of one relation, those that differ from zero in colour."""
+    interval = model.coef_interval(0.95, information="expected")
+    coef = np.asarray(model.coef_)[:, :, relation]
+    low, high = interval.low[:, :, relation], interval.high[:, :, relation]
+    clear = (low > 0) | (high < 0)
+    colour = np.where(coef > 0, "hadamard", "none")
+    return charts.tiles(
+        f"Effects on {name}",
+        [
+            [str(c) if ok else None for c, ok in zip(*row, strict=True)]
+            for row in zip(colour, clear, strict=True)
+        ],
+        xlabel="receiver",
+        ylabel="sender",
+        rows=attributes,
+        columns=attributes,
+        texts=[[f"{value:.1f}" for value in row] for row in coef],
     )

@@ -9,19 +9,30 @@ from tesseral.report.demo.measurements import accuracy_section, size_section
 from tesseral.report.demo.nations import nations_section
 from tesseral.report.demo.plan import NAMES, TRANSFORMED
 from tesseral.report.demo.record import DemoRecord
+from tesseral.report.demo.speed import attention_section, layers_section
 from tesseral.report.units import bits_text, bytes_text, seconds_text
 
 
 def demo_page(record: DemoRecord) -> str:
     """Return the report as a complete HTML document."""
     return page.page(
-        f"A language model in {bits_text(record.plan.config)}",
+        "Four systems on tiles of tensors, run on this machine",
         [
-            *_summary(record),
+            page.paragraph(
+                "Everything below was computed here by one command, on data and on a small "
+                f"language model that come with the package, in {seconds_text(record.elapsed_s)}: "
+                f"{record.machine['cpu']}, {record.machine['cores']} cores.",
+                "lead",
+            ),
+            page.contents(_CONTENTS),
+            page.facts(_headlines(record)),
+            _quantised(record),
             accuracy_section(record),
             size_section(record),
             flatness_section(record),
             _samples(record),
+            layers_section(record.speeds),
+            attention_section(record.speeds),
             legislature_section(record.legislature),
             nations_section(record.nations),
             _making(record),
@@ -29,39 +40,67 @@ def demo_page(record: DemoRecord) -> str:
     )
 
 
-def _summary(record: DemoRecord) -> list[str]:
+_CONTENTS = {
+    "quantisation": "A language model in 4 bits",
+    "attention": "Exact attention",
+    "peru": "Clusters of a legislature",
+    "nations": "Relations among nations",
+    "making": "How this was made",
+}
+
+
+def _headlines(record: DemoRecord) -> list[tuple[str, str]]:
+    """Return one number for each system."""
+    ratio = record.mean("flatquant", lambda m: m.agreement.ratio)
+    plain = record.mean("none", lambda m: m.agreement.ratio)
+    fastest = max(record.speeds.prefill, key=lambda race: race.ratio)
+    rate = record.legislature.fit.error_rate
+    return [
+        (
+            f"{ratio:.3f} x",
+            f"perplexity of full precision with FlatQuant in {bits_text(record.plan.config)}; "
+            f"rounding alone {plain:.2f} x",
+        ),
+        (f"{fastest.ratio:.1f} x", f"as fast as torch's attention: {fastest.name}"),
+        (f"{rate:.4f}", "of the pairs of legislators differ between clusters and parties"),
+        (str(len(record.nations.groups)), "groups of relations that nations' attributes explain"),
+    ]
+
+
+def _quantised(record: DemoRecord) -> str:
     config, (original,) = record.plan.config, record.of("full")
     keys, values = config.cache_bits
     before, after = original.footprint, record.of("flatquant")[0].footprint
     perplexity = record.mean("flatquant", lambda m: m.agreement.perplexity)
-    ratio = record.mean("flatquant", lambda m: m.agreement.ratio)
-    return [
-        page.paragraph(
-            f"Tesseral turned the language model “{record.plan.model.name}” into one with "
-            f"{config.weight_bits}-bit weights, {config.activation_bits}-bit activations, and a "
-            f"cache of {keys}-bit keys and {values}-bit values. It did so in three ways, and "
-            "measured each.",
-            "lead",
-        ),
-        page.facts(
-            [
-                (
-                    f"{perplexity:.1f}",
-                    "perplexity with FlatQuant; full precision has "
-                    f"{original.agreement.perplexity:.1f}",
-                ),
-                (f"{ratio:.3f}", "ratio of the two"),
-                (
-                    bytes_text(after.block_bytes),
-                    f"decoder blocks in memory, from {bytes_text(before.block_bytes)}",
-                ),
-                (
-                    bytes_text(after.cache_bytes_per_token),
-                    f"cache for a token, from {bytes_text(before.cache_bytes_per_token)}",
-                ),
-            ]
-        ),
-    ]
+    return page.section(
+        f"A language model in {bits_text(config)}",
+        [
+            page.paragraph(
+                f"Tesseral turned the language model “{record.plan.model.name}” into one with "
+                f"{config.weight_bits}-bit weights, {config.activation_bits}-bit activations, and "
+                f"a cache of {keys}-bit keys and {values}-bit values. It did so in three ways, and "
+                "measured each."
+            ),
+            page.facts(
+                [
+                    (
+                        f"{perplexity:.1f}",
+                        "perplexity with FlatQuant; full precision has "
+                        f"{original.agreement.perplexity:.1f}",
+                    ),
+                    (
+                        bytes_text(after.block_bytes),
+                        f"decoder blocks in memory, from {bytes_text(before.block_bytes)}",
+                    ),
+                    (
+                        bytes_text(after.cache_bytes_per_token),
+                        f"cache for a token, from {bytes_text(before.cache_bytes_per_token)}",
+                    ),
+                ]
+            ),
+        ],
+        anchor="quantisation",
+    )
 
 
 def _samples(record: DemoRecord) -> str:
@@ -96,7 +135,9 @@ def _making(record: DemoRecord) -> str:
             ("Machine", record.machine),
         )
     ]
-    return page.section("How this was made", [page.paragraph(words), page.grid(tables)])
+    return page.section(
+        "How this was made", [page.paragraph(words), page.grid(tables)], anchor="making"
+    )
 
 
 def _words(value: Any) -> str:

@@ -1,11 +1,13 @@
 """What the demo does: which model, which texts, which settings."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tesseral._errors import ParameterError
 from tesseral.datasets import load_books_excerpt, load_embedded_lm
 from tesseral.quantization.config import QuantizationConfig
+from tesseral.report.demo.speed import Speeds, measure_speeds
 
 DEMO_CONFIG = QuantizationConfig(
     epochs=2,
@@ -51,6 +53,8 @@ class DemoPlan:
         How far.
     temperature : float
         At which temperature.
+    speeds : callable
+        Times attention and layers beside torch's.
     """
 
     model: Path
@@ -63,6 +67,7 @@ class DemoPlan:
     prompt: str = "The old man opened the door and"
     new_tokens: int = 60
     temperature: float = 0.7
+    speeds: Callable[[], Speeds] = measure_speeds
 
     @property
     def runs(self) -> list[tuple[str, int]]:

@@ -12,6 +12,7 @@ from tesseral.quantization.placement import INPUT_SITES
 from tesseral.report.demo.legislature import Legislature
 from tesseral.report.demo.nations import NationsFit
 from tesseral.report.demo.plan import NAMES, DemoPlan
+from tesseral.report.demo.speed import Speeds
 from tesseral.report.units import bytes_text
 
 Table = tuple[list[str], list[list[str]]]
@@ -90,6 +91,8 @@ class DemoRecord:
         Clusters of the legislature of Peru.
     nations : NationsFit
         Regression of the relations among nations.
+    speeds : Speeds
+        Attention and 4-bit layers beside torch's.
     machine : dict
         The machine it was done on.
     elapsed_s : float
@@ -100,6 +103,7 @@ class DemoRecord:
     models: tuple[ModelRecord, ...]
     legislature: Legislature
     nations: NationsFit
+    speeds: Speeds
     machine: dict[str, Any]
     elapsed_s: float
 
@@ -140,6 +144,7 @@ class DemoRecord:
             "models": [model.as_dict() for model in self.models],
             "peru": self.legislature.as_dict(),
             "nations": self.nations.as_dict(),
+            "speeds": self.speeds.as_dict(),
             "machine": self.machine,
             "elapsed_s": self.elapsed_s,
         }

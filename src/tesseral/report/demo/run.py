@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from tesseral import llm
 from tesseral.llm.block_error import block_errors
@@ -44,6 +44,8 @@ class DemoStep:
 
 
 Watch = Callable[[DemoStep], None]
+Found = TypeVar("Found")
+_OTHER_STAGES = 3
 
 
 def run_demo(
@@ -72,12 +74,18 @@ def run_demo(
     require_matplotlib()
     started = monotonic()
     with atomic_directory(out, overwrite=overwrite) as folder:
-        models = _Job(plan, folder, watch).run()
+        job = _Job(plan, folder, watch)
+        models = job.run()
         record = DemoRecord(
             plan=plan,
             models=tuple(models),
-            legislature=cluster_legislature(plan.seeds[0]),
-            nations=regress_nations(plan.seeds[0]),
+            speeds=job.stage_of("attention and 4-bit layers beside torch", "timing", plan.speeds),
+            legislature=job.stage_of(
+                "the legislature of Peru", "clustering", lambda: cluster_legislature(plan.seeds[0])
+            ),
+            nations=job.stage_of(
+                "relations among nations", "regressing", lambda: regress_nations(plan.seeds[0])
+            ),
             machine=machine_record(with_accelerators=True).as_dict(),
             elapsed_s=monotonic() - started,
         )
@@ -90,7 +98,7 @@ class _Job:
 
     def __init__(self, plan: DemoPlan, folder: Path, watch: Watch) -> None:
         self.plan, self.folder, self.watch = plan, folder, watch
-        self.stage, self.n_stages = -1, 1 + 2 * len(plan.runs)
+        self.stage, self.n_stages = -1, 1 + 2 * len(plan.runs) + _OTHER_STAGES
         self.original, self.tokenizer = llm.load(plan.model)
 
     def run(self) -> list[ModelRecord]:
@@ -171,6 +179,13 @@ class _Job:
             temperature=plan.temperature,
         )
         return sample, tuple(flatness(model, tokenizer, plan.test))
+
+    def stage_of(self, name: str, doing: str, work: Callable[[], Found]) -> Found:
+        """Do work that is one stage by itself."""
+        advance = self._begin(name, doing)
+        found = work()
+        advance(1, 1)
+        return found
 
     def _begin(self, name: str, doing: str) -> Callable[[int, int], None]:
         """Start a stage and return how to say how far it has come."""

@@ -1,0 +1,1 @@
+"""A language model looked at as tensors, as files and a page."""
