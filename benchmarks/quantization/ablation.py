@@ -38,6 +38,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "+ GPTQ: the default": {},
     "the default, no epochs": {"epochs": 0},
     "the default, free factors": {"parametrisation": "free"},
+    "the default, original hidden states": {"propagate": False},
+    "the default, errors by mean power": {"objective": "mean"},
     "W4A16": {"activation_bits": 16, "kv_bits": 16},
     "KV4 alone": {"weight_bits": 16, "activation_bits": 16},
     "W4A8KV4": {"activation_bits": 8},

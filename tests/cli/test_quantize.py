@@ -18,7 +18,8 @@ from tesseral.quantization.calibration.task import CalibrationStep
 from tesseral.quantization.config import FAST
 
 SETTINGS = (
-    *("weight_bits", "activation_bits", "kv_bits", "transform", "epochs", "batch_size"),
+    *("weight_bits", "activation_bits", "kv_bits", "key_bits", "value_bits"),
+    *("transform", "epochs", "batch_size"),
     *("samples", "sequence_length", "learning_rate", "clip_learning_rate", "seed"),
 )
 NEEDS = re.compile(r"needs at most [0-9.]+ MB of memory and [0-9.]+ kB on disk")
@@ -61,6 +62,13 @@ def test_without_json_it_ends_with_one_line(run, original, text, tmp_path):
     (line,) = result.stdout.splitlines()
     assert line.startswith(f"wrote {out}: W4A4KV4 with transform none, weights ")
     assert NEEDS.fullmatch(result.stderr.strip())
+
+
+def test_keys_and_values_may_have_widths_of_their_own(run, original, text, tmp_path):
+    out, widths = tmp_path / "out", ("--key-bits", 2, "--value-bits", 8)
+    result = run("quantize", original, out, "--text", text, "--transform", "none", *QUICK, *widths)
+    assert result.stdout.startswith(f"wrote {out}: W4A4K2V8 with transform none, weights ")
+    assert load(out)[0].config.quantization_config.settings.cache_bits == (2, 8)
 
 
 def test_each_block_has_a_line_with_its_loss_its_time_and_what_is_left(

@@ -61,6 +61,12 @@ def quantize(
         int | None, _setting("activation_bits", "2 to 8, or 16 for off.")
     ] = None,
     kv_bits: Annotated[int | None, _setting("kv_bits", "2 to 8, or 16 for off.")] = None,
+    key_bits: Annotated[
+        int | None, _setting("key_bits", "Of keys alone, in place of --kv-bits.")
+    ] = None,
+    value_bits: Annotated[
+        int | None, _setting("value_bits", "Of values alone, in place of --kv-bits.")
+    ] = None,
     head_bits: Annotated[
         int | None, _setting("head_bits", "Of the output embedding: 2 to 8, or 16 for off.")
     ] = None,
@@ -107,6 +113,8 @@ def quantize(
         "weight_bits": weight_bits,
         "activation_bits": activation_bits,
         "kv_bits": kv_bits,
+        "key_bits": key_bits,
+        "value_bits": value_bits,
         "head_bits": head_bits,
         "group_size": group_size,
         "rounding": rounding,
@@ -263,9 +271,11 @@ class BlockBar:
 def _line(record: dict[str, Any]) -> str:
     config = record["config"]
     mixed = ", mixed widths," if config["layers"] else ""
+    keys, values = QuantizationConfig.from_dict(config).cache_bits
+    cache = f"KV{keys}" if keys == values else f"K{keys}V{values}"
     return (
         f"wrote {record['path']}: W{config['weight_bits']}A{config['activation_bits']}"
-        f"KV{config['kv_bits']}{mixed} with transform {config['transform']}, weights "
+        f"{cache}{mixed} with transform {config['transform']}, weights "
         f"{bytes_text(record['disk_bytes_before'])} -> {bytes_text(record['disk_bytes'])}, "
         f"{seconds_text(record['elapsed_s'])}"
     )

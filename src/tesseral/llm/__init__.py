@@ -12,6 +12,7 @@ from tesseral.llm.generation import generate
 from tesseral.llm.loading import load
 from tesseral.llm.pipeline import quantize
 from tesseral.llm.quantizer import TesseralConfig, TesseralQuantizer
+from tesseral.llm.simulation import simulated
 
 register()
 
@@ -25,4 +26,5 @@ __all__ = [
     "load",
     "perplexity",
     "quantize",
+    "simulated",
 ]

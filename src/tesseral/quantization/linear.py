@@ -211,6 +211,11 @@ class QuantizedLinear(nn.Module):
         return self.__dict__ | {"_memo": {}}  # kernels hold addresses
 
     @property
+    def source(self) -> QuantizedInput:
+        """What the layer reads."""
+        return self._source[0]
+
+    @property
     def packed(self) -> PackedTensor:
         """The packed weight of shape (out_features, in_features)."""
         return PackedTensor(

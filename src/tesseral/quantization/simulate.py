@@ -12,14 +12,18 @@ from torch import Tensor, nn
 
 from tesseral.quantization.config import OFF
 from tesseral.quantization.fusion import fuse_heads, fuse_input
+from tesseral.quantization.linear import QuantizedActivation
 from tesseral.quantization.numerics import (
     asymmetric_scale,
     in_groups,
     rounded,
     row_range,
+    symmetric_codes,
     symmetric_range,
     symmetric_scale,
+    weight_scale,
 )
+from tesseral.quantization.rounding import nearest_codes
 from tesseral.quantization.shared_input import SharedInput
 from tesseral.quantization.transforms.kronecker import (
     Kronecker,
@@ -107,10 +111,14 @@ class SimulatedInput(SharedInput):
         left, right = self.current.factors
         return left, None if self.merged else right
 
-    def compute(self, x: Tensor) -> Tensor:
-        """Return the transformed input with simulated rounding."""
+    def compute(self, x: Tensor) -> Tensor | QuantizedActivation:
+        """Return the transformed input with simulated rounding, as codes without gradients."""
         scaled = x if self.scale is None else x * self.scale
-        return fake_quantize_rows(apply_factors(scaled, self.online), self.clip(), self.bits)
+        rows = apply_factors(scaled, self.online)
+        if self.bits == OFF or torch.is_grad_enabled():
+            return fake_quantize_rows(rows, self.clip(), self.bits)
+        scale = symmetric_scale(*row_range(rows, self.clip()), self.bits)
+        return QuantizedActivation(symmetric_codes(rows, scale, self.bits), scale)
 
 
 class SimulatedLinear(nn.Module):
@@ -176,14 +184,31 @@ class SimulatedLinear(nn.Module):
         return fuse_input(weight, source.current.to(dtype), scale), bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to the shared, quantised input."""
+        """Apply the layer to the shared, quantised input.
+
+        Codes are multiplied, and then scaled, as the stored layer does, where nothing is learned:
+        a sum of codes that is zero stays zero, and is not rounded to another side than there.
+        """
         weight, bias = self.fused(x.dtype)
+        prepared = self.source[0](x)
         groups = in_groups(weight, self.group_size)
+        if isinstance(prepared, QuantizedActivation):
+            if self.bits != OFF and groups.shape[1] == 1:
+                return self._product_of_codes(prepared, weight, bias)
+            prepared = prepared.dequantize()
         values = fake_quantize_rows(groups, self.clip()[:, None], self.bits).flatten(-2)
         kind = values.dtype if self.product is None else self.product
         bias = None if bias is None else bias.to(kind)
-        product = nn.functional.linear(self.source[0](x).to(kind), values.to(kind), bias)
+        product = nn.functional.linear(prepared.to(kind), values.to(kind), bias)
         return product.to(values.dtype)
+
+    def _product_of_codes(
+        self, prepared: QuantizedActivation, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        scale = weight_scale(weight, self.clip(), self.bits, None)
+        codes = nearest_codes(weight, scale, self.bits)
+        y = nn.functional.linear(prepared.codes, codes) * prepared.scale * scale.mT
+        return y if bias is None else y + bias
 
 
 class SimulatedCodec(nn.Module):

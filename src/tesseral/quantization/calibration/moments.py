@@ -1,12 +1,16 @@
 """Second moments of what the linear layers of a quantised block read."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from tesseral.quantization.block import SimulatedBlock
 from tesseral.quantization.calibration.task import BlockTask
+from tesseral.quantization.linear import QuantizedActivation
+
+Prepared: TypeAlias = Tensor | QuantizedActivation
 
 
 @torch.no_grad()
@@ -33,15 +37,16 @@ def second_moments(
     sums: dict[str, Tensor] = {}
     present: list[Tensor] = []
 
-    def watch(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        last: list[Tensor] = []
+    def watch(name: str) -> Callable[[nn.Module, object, Prepared], None]:
+        last: list[Prepared] = []
 
-        def hook(_: nn.Module, __: object, prepared: Tensor) -> None:
-            # the readers of a site get the same tensor one after the other: count it once
+        def hook(_: nn.Module, __: object, prepared: Prepared) -> None:
+            # the readers of a site get the same object one after the other: count it once
             if last and last[0] is prepared:
                 return
             last[:] = [prepared]
-            rows = prepared.flatten(0, -2)
+            rows = prepared if isinstance(prepared, Tensor) else prepared.dequantize()
+            rows = rows.flatten(0, -2)
             weight = present[0].to(rows).flatten(0, -2)
             weighed = rows * weight if len(weight) == len(rows) else rows
             sums[name] = sums.get(name, 0) + weighed.mT @ rows
