@@ -119,9 +119,10 @@ def attention_forward(
     sizes = query.shape[-2], int(key.shape[-2])
     if isinstance(attention_mask, BandMask):
         rule = _rule_of_band(attention_mask, sizes)
-        if attention_mask.n_keys < sizes[1] and placed is None:
+        if attention_mask.n_keys < sizes[1] and not isinstance(key, PlacedStates):
             # keys that no query sees go, so that the band ends at the last key
-            key, value = key[:, :, : attention_mask.n_keys], value[:, :, : attention_mask.n_keys]
+            key = key[:, :, : attention_mask.n_keys]
+            value = cast(States, value)[:, :, : attention_mask.n_keys]
     elif attention_mask is None:
         if is_causal is None:
             is_causal = getattr(module, "is_causal", True)

@@ -42,6 +42,7 @@ def offloading_cache(model: LlamaForCausalLM, length: int) -> DynamicCache:
         for side in sides:
             side.copy_(torch.randn(shape, dtype=model.dtype, device=model.device))
         layer.keys, layer.values = sides
+    cache.layers[0].prefetch()  # as the layer before it would have done
     return cache
 
 

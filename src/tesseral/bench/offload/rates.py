@@ -30,7 +30,7 @@ def host_rates(plan: Plan) -> dict[str, Any]:
         room = _room(plan, bits, dtype)
         query = torch.randn(1, plan.shape["num_attention_heads"], 1, _width(plan)).to(dtype)
         states = room.states(0, room.room)
-        seconds = _fastest(lambda q=query, s=states: attention(q, *s))  # type: ignore[misc]
+        seconds = _fastest(lambda q=query, s=states: attention(q, *s))
         found[f"attention, {bits} bits"] = room.nbytes / seconds
         if bits == 16 and plan.device == "cuda":
             found |= _link_rates(room, query, states)

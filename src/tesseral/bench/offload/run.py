@@ -358,10 +358,10 @@ def _cache(plan: Plan, model: Any, memory: MemoryPlan, **options: Any) -> Cooper
 
 
 def _read(model: Any, cache: Any, tokens: torch.Tensor, chunk: int) -> torch.Tensor:
-    logits = None
+    """Return the logits of the last token, of a prompt that is read in chunks."""
+    logits = tokens
     for piece in tokens.split(chunk, dim=1):
         logits = model(piece, past_key_values=cache, logits_to_keep=1).logits
-    assert logits is not None
     return logits
 
 

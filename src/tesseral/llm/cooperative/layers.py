@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -70,9 +70,8 @@ class PlacedLayer(CacheLayerMixin):  # type: ignore[misc]
         self.link.between("rest of the model", begins=False)
         self._write(encode(self._codec, key_states, value_states))
         self._length += key_states.shape[2]
-        batch, heads, _, width = key_states.shape
-        shape = torch.Size((batch, heads, self._length, width))
-        placed = PlacedStates(shape, self._attend)
+        given = key_states.shape
+        placed = PlacedStates(torch.Size((*given[:2], self._length, given[3])), self._attend)
         return placed, placed
 
     def get_seq_length(self) -> int:
@@ -179,8 +178,8 @@ class DeviceLayer(PlacedLayer):
         whole = self.room.states(0, self._length)
         coded = isinstance(whole[0], PackedTensor)
         if not self.link.remote or not coded or self._is_few(query):
-            output: Tensor = attention(query, *whole, **rules)
-            return output
+            output: Any = attention(query, *whole, **rules)
+            return cast(Tensor, output)
         refuse_window(rules)
         # kernels for many queries take numbers, so codes become numbers some at a time
         total = PartialSum()
@@ -286,8 +285,8 @@ class HostLayer(PlacedLayer):
     def _attend(self, query: Tensor, rules: dict[str, Any]) -> Tensor:
         shared, few = self._shared, self._is_few(query)
         if not self.link.remote:
-            output: Tensor = attention(query, *self.room.states(0, self._length), **rules)
-            return output
+            near: Any = attention(query, *self.room.states(0, self._length), **rules)
+            return cast(Tensor, near)
         refuse_window(rules)
         if few and shared.cooperate:
             output = self._on_both(query, rules)

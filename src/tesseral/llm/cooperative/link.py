@@ -160,7 +160,7 @@ def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     n_bytes = prod(shape) * dtype.itemsize
     if n_bytes < 1 << 20:
         return torch.zeros(shape, dtype=dtype, pin_memory=True)
-    memory = mmap.mmap(-1, n_bytes)
+    memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     flat = torch.frombuffer(memory, dtype=torch.uint8)

@@ -56,8 +56,9 @@ def _weight(part: Tensor, total: Tensor) -> Tensor:
 
 def attend(query: Tensor, states: Pair, rule: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Return output and lse of queries on some of their keys."""
-    found: Any = attention(query, *states, return_lse=True, **rule)
-    return found
+    output: Any
+    output, lse = attention(query, *states, return_lse=True, **rule)
+    return output, lse
 
 
 def part_of(
@@ -69,7 +70,8 @@ def part_of(
     count once: with the last part.
     """
     last = stop == length
-    rule = {name: rules[name] for name in ("scale", "softcap") if name in rules}
+    names = ("scale", "softcap")
+    rule: dict[str, Any] = {name: rules[name] for name in names if name in rules}
     if rules.get("mask") is not None:
         mask = rules["mask"]
         rule["mask"] = mask if mask.shape[-1] == 1 else mask[..., start:stop]

@@ -13,7 +13,7 @@ from tesseral._errors import ParameterError, UnsupportedModelError
 from tesseral.core.packing import packed_length, storage_bits
 from tesseral.llm.cache import windows_of
 from tesseral.llm.footprint import disk_bytes, held_bytes
-from tesseral.llm.loading import read_config, stored_dtype
+from tesseral.llm.loading import quiet, read_config, stored_dtype
 from tesseral.llm.quantizer import METHOD, TesseralConfig
 from tesseral.quantization.config import OFF
 
@@ -226,12 +226,27 @@ def plan_memory(
     return replace(found, refusal=f"{found.refusal} {_advice(shape, found, chunk)}")
 
 
+def longest(model: PreTrainedModel | str | Path) -> int:
+    """Return the most tokens that a model, or the model in a directory, can read."""
+    text = _config_of(model).get_text_config(decoder=True)
+    most: int = text.max_position_embeddings
+    return most
+
+
+def _config_of(model: PreTrainedModel | str | Path) -> Any:
+    if isinstance(model, str | Path):
+        read_config(Path(model))  # says what is wrong with a directory that is none
+        with quiet():
+            return AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+    return model.config
+
+
 def describe(model: PreTrainedModel | str | Path, kv_bits: int | None = None) -> Shape:
     """Return what of a model, or a model directory, decides about memory."""
     if isinstance(model, str | Path):
         path = Path(model)
         dtype = stored_dtype(path, read_config(path))
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        config = _config_of(path)
         weights, own = disk_bytes(path), _stored_bits(config)
     else:
         dtype, weights, config = model.dtype, held_bytes(model), model.config
