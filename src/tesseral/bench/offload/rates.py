@@ -13,7 +13,7 @@ from tesseral.llm.cooperative.link import Link
 from tesseral.llm.cooperative.room import Room, encode, plain_codec
 from tesseral.runtime.threads import threads_beside_torch
 
-_TOKENS = 65_536
+_TOKENS = 262_144
 _REPEATS = 5
 
 

@@ -2,5 +2,6 @@
 
 from tesseral.llm.cooperative.cache import CooperativeCache
 from tesseral.llm.cooperative.plan import MemoryPlan, plan_memory
+from tesseral.llm.cooperative.turns import continue_in_turns
 
-__all__ = ["CooperativeCache", "MemoryPlan", "plan_memory"]
+__all__ = ["CooperativeCache", "MemoryPlan", "continue_in_turns", "plan_memory"]

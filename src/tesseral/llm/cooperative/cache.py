@@ -1,6 +1,7 @@
 """A cache of transformers whose layers lie on a device and in the host's memory, as planned."""
 
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,6 +48,8 @@ class CooperativeCache(Cache):  # type: ignore[misc]  # transformers is untyped 
         default found out in the first steps.
     link : Link, optional
         The way between device and host.
+    cpu : Executor, optional
+        Runs the CPU's attention, of several caches in turns; by default the calling thread does.
 
     Raises
     ------
@@ -70,11 +73,12 @@ class CooperativeCache(Cache):  # type: ignore[misc]  # transformers is untyped 
         cooperate: bool = True,
         passing: int | None = None,
         link: Link | None = None,
+        cpu: Executor | None = None,
     ) -> None:
         plan.require()
         text: Any = model.config.get_text_config(decoder=True)
         codecs = _codecs(model, plan, text.num_hidden_layers)
-        self.plan, self._link = plan, link or Link(model.device)
+        self.plan, self._link, self._cpu = plan, link or Link(model.device), cpu
         self._likes = [_nothing(model, plan, codec) for codec in codecs]
         layers: list[Any] = []
         self._shared: Shared | None = None
@@ -135,6 +139,7 @@ class CooperativeCache(Cache):  # type: ignore[misc]  # transformers is untyped 
                 split=Split(most=plan.strip_tokens, fixed=passing),
                 cooperate=cooperate,
                 group=q_heads // kv_heads,
+                cpu=self._cpu,
                 layers=[],
             )
         room = Room(like, plan.context, self._link.host_array)

@@ -1,6 +1,7 @@
 """The layers of a cooperative cache: keys and values on the device, or in the host's memory."""
 
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, cast
@@ -203,6 +204,8 @@ class Shared:
         Whether the CPU attends at all.
     group : int
         Query heads that share a key head.
+    cpu : Executor or None
+        Who runs the CPU's attention; ``None`` for the calling thread.
     layers : list of HostLayer
         All of them, in order.
     cpu_s, step_began : float
@@ -213,6 +216,7 @@ class Shared:
     split: Split
     cooperate: bool
     group: int
+    cpu: Executor | None
     layers: "list[HostLayer]"
     cpu_s: float = 0.0
     step_began: float | None = None
@@ -329,17 +333,24 @@ class HostLayer(PlacedLayer):
             self._beside(query, rules, passing, total)
         self.link.host_waits(asked)
         self.link.host_waits(self._written)
+        rule = part_of(rules, passing, self._length, length=self._length, q_len=q_len)
+        rule = {n: x.cpu() if isinstance(x, Tensor) else x for n, x in rule.items()}
         began = perf_counter()
-        with self.link.on_host("attention"):
-            for place, part in self._pending:
-                place.copy_(part)
-            rule = part_of(rules, passing, self._length, length=self._length, q_len=q_len)
-            rule = {n: x.cpu() if isinstance(x, Tensor) else x for n, x in rule.items()}
-            states = self.room.states(passing, self._length)
-            output, lse = attend(host_query, states, rule)
+        if shared.cpu is None:
+            output, lse = self._on_cpu(host_query, passing, rule)
+        else:
+            output, lse = shared.cpu.submit(self._on_cpu, host_query, passing, rule).result()
         shared.cpu_s += perf_counter() - began
         total.add(self._returned("output", output), self._returned("lse", lse))
         return total.result(query.dtype)
+
+    @torch.no_grad()
+    def _on_cpu(self, query: Tensor, passing: int, rule: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Put the new tokens in their place, and attend to all that do not pass."""
+        with self.link.on_host("attention"):
+            for place, part in self._pending:
+                place.copy_(part)
+            return attend(query, self.room.states(passing, self._length), rule)
 
     def _beside(
         self, query: Tensor, rules: dict[str, Any], passing: int, total: PartialSum
