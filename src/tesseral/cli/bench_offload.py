@@ -26,7 +26,7 @@ def offload(
     part: Annotated[
         list[str] | None,
         typer.Option(
-            help="Measure this only: rates, logits, decode, prefill or million; can be repeated.",
+            help="Measure only rates, logits, decode, peer, prefill or million; repeatable.",
             show_default="all",
         ),
     ] = None,

@@ -46,7 +46,9 @@ def test_timelines_name_who_works(record):
 
 
 def test_tables_and_the_chart_show_all_of_it(record):
-    assert [row[0] for row in tables.decoding(record)[1]] == [OURS, COPIED]
+    rows = tables.decoding(record)[1]
+    assert [row[0] for row in rows] == [OURS, COPIED, OFFLOADING]
+    assert rows[2][1] == "refused: it needs a CUDA device"
     assert len(tables.prompts(record)[1]) == 2
     assert len(tables.bars(record)[1]) == len(record["bars"])
     assert "attention, 4 bits" in [row[0] for row in tables.rates(record)[1]]
@@ -59,7 +61,10 @@ def test_bars_compare_with_both_peers():
     sides = {OURS: 0.1, COPIED: 0.15, OFFLOADING: 0.19}
     steps = {name: {"median_s": seconds} for name, seconds in sides.items()}
     steps[OURS]["reserved_bytes"] = 33
-    record = {"decode": {"sides": steps, "memory": {"gpu_bytes": 32}}}
+    record = {
+        "peer": steps.pop(OFFLOADING),
+        "decode": {"sides": steps, "memory": {"gpu_bytes": 32}},
+    }
     holds = {bar["name"]: bar["holds"] for bar in bars(record)}
     assert holds == {
         f"decode, times as fast as {COPIED}": True,

@@ -168,26 +168,30 @@ def _decode(plan: Plan, models: _Models, watch: Watch) -> dict[str, Any]:
     sides[COPIED]["timeline"] = as_spans(timeline)
     del cache
     _free(plan)
-    if plan.device == "cuda":
-        watch("decode: transformers")
-        sides[OFFLOADING] = _transformers(plan, model, token)
     return {"memory": asdict(memory), "sides": sides}
 
 
-def _transformers(plan: Plan, model: Any, token: torch.Tensor) -> dict[str, Any]:
+def _peer(plan: Plan, models: _Models, watch: Watch) -> dict[str, Any]:
     """Measure transformers' own cache on the same model, under torch's attention."""
-    model.set_attn_implementation("sdpa")
+    del watch
+    if plan.device != "cuda":
+        return {"refused": "it needs a CUDA device"}
+    model = models.whole()
+    _cap(plan, plan.gpu_bytes)
     _reset_peak(plan)
+    model.set_attn_implementation("sdpa")
+    theirs = None
     try:
         steps = max(4, plan.steps // 4)
         theirs = offloading_cache(model, plan.context - steps - 1)
-        found = _stepped(plan, model, theirs, token, steps, untimed=2) | _peak(plan)
+        token = _tokens(plan, 1)
+        return _stepped(plan, model, theirs, token, steps, untimed=2) | _peak(plan)
     except torch.cuda.OutOfMemoryError as error:
-        found = {"refused": str(error)[:300]}
-    model.set_attn_implementation("tesseral")
-    theirs = None
-    _free(plan)
-    return found
+        return {"refused": str(error)[:300]}
+    finally:
+        model.set_attn_implementation("tesseral")
+        del theirs
+        _free(plan)
 
 
 def _stepped(
@@ -269,6 +273,7 @@ _PARTS = {
     "rates": _rates,
     "logits": _logits,
     "decode": _decode,
+    "peer": _peer,
     "prefill": _prefill,
     "million": _million,
 }
@@ -277,7 +282,9 @@ _PARTS = {
 def bars(record: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what must hold, what was found, and whether it holds."""
     found = []
-    sides = record.get("decode", {}).get("sides", {})
+    sides = dict(record.get("decode", {}).get("sides", {}))
+    if sides:
+        sides[OFFLOADING] = record.get("peer", {})
     for name, least in FASTER.items():
         if "median_s" in sides.get(name, {}):
             value = sides[name]["median_s"] / sides[OURS]["median_s"]

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from tesseral.bench.offload.cases import OFFLOADING
+
 Table = tuple[list[str], list[list[str]]]
 
 
@@ -15,7 +17,10 @@ def rates(record: dict[str, Any]) -> Table:
 def decoding(record: dict[str, Any]) -> Table:
     """Return the steps of each side."""
     rows = []
-    for name, side in record["decode"]["sides"].items():
+    sides = record["decode"]["sides"]
+    if "peer" in record:
+        sides = sides | {OFFLOADING: record["peer"]}
+    for name, side in sides.items():
         if "refused" in side:
             rows.append([name, f"refused: {side['refused'][:60]}", "", "", ""])
             continue
