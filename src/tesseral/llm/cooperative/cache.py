@@ -1,7 +1,7 @@
 """A cache of transformers whose layers lie on a device and in the host's memory, as planned."""
 
 from collections.abc import Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,7 +49,8 @@ class CooperativeCache(Cache):  # type: ignore[misc]  # transformers is untyped 
     link : Link, optional
         The way between device and host.
     cpu : Executor, optional
-        Runs the CPU's attention, of several caches in turns; by default the calling thread does.
+        Runs the CPU's attention, of several caches in turns; by default a thread does beside a
+        device, and else the calling one.
 
     Raises
     ------
@@ -79,6 +80,8 @@ class CooperativeCache(Cache):  # type: ignore[misc]  # transformers is untyped 
         text: Any = model.config.get_text_config(decoder=True)
         codecs = _codecs(model, plan, text.num_hidden_layers)
         self.plan, self._link, self._cpu = plan, link or Link(model.device), cpu
+        if cpu is None and self._link.has_streams:
+            self._cpu = ThreadPoolExecutor(1, "attention")
         self._likes = [_nothing(model, plan, codec) for codec in codecs]
         layers: list[Any] = []
         self._shared: Shared | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any, cast
 
@@ -328,29 +329,31 @@ class HostLayer(PlacedLayer):
         passing = shared.split.tokens(self._length - q_len)
         host_query = self._stage("query", query)
         asked = self.link.device_event()
-        total = PartialSum()
-        if passing:
-            self._beside(query, rules, passing, total)
-        self.link.host_waits(asked)
-        self.link.host_waits(self._written)
         rule = part_of(rules, passing, self._length, length=self._length, q_len=q_len)
         rule = {n: x.cpu() if isinstance(x, Tensor) else x for n, x in rule.items()}
-        began = perf_counter()
-        if shared.cpu is None:
-            output, lse = self._on_cpu(host_query, passing, rule)
-        else:
-            output, lse = shared.cpu.submit(self._on_cpu, host_query, passing, rule).result()
-        shared.cpu_s += perf_counter() - began
+        began, total = perf_counter(), PartialSum()
+        call = partial(self._on_cpu, asked, host_query, passing, rule)
+        # a thread of its own begins at once, while this one is still busy with the device's part
+        running = None if shared.cpu is None else shared.cpu.submit(call)
+        if passing:
+            self._beside(query, rules, passing, total)
+        output, lse, ended = call() if running is None else running.result()
+        shared.cpu_s += ended - began
         total.add(self._returned("output", output), self._returned("lse", lse))
         return total.result(query.dtype)
 
     @torch.no_grad()
-    def _on_cpu(self, query: Tensor, passing: int, rule: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Put the new tokens in their place, and attend to all that do not pass."""
+    def _on_cpu(
+        self, asked: Any, query: Tensor, passing: int, rule: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, float]:
+        """Put the new tokens in their place, attend to all that do not pass; say when it ended."""
+        self.link.host_waits(asked)
+        self.link.host_waits(self._written)
         with self.link.on_host("attention"):
             for place, part in self._pending:
                 place.copy_(part)
-            return attend(query, self.room.states(passing, self._length), rule)
+            output, lse = attend(query, self.room.states(passing, self._length), rule)
+        return output, lse, perf_counter()
 
     def _beside(
         self, query: Tensor, rules: dict[str, Any], passing: int, total: PartialSum
