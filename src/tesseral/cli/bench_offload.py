@@ -26,7 +26,7 @@ def offload(
     part: Annotated[
         list[str] | None,
         typer.Option(
-            help="Measure only rates, logits, decode, peer, prefill or million; repeatable.",
+            help="Measure only rates, logits, decode, turns, peer, prefill or million; repeatable.",
             show_default="all",
         ),
     ] = None,
@@ -76,6 +76,8 @@ def offload(
         from tesseral.report.charts import require_matplotlib
 
         require_matplotlib()
+        if not {"decode", "prefill", "million"} & set(part or PARTS):
+            raise ParameterError("bench offload: --png draws parts decode, prefill and million.")
 
     def save(record: dict[str, Any]) -> None:
         if json is not None:

@@ -47,7 +47,8 @@ def test_timelines_name_who_works(record):
 
 def test_tables_and_the_chart_show_all_of_it(record):
     rows = tables.decoding(record)[1]
-    assert [row[0] for row in rows] == [OURS, COPIED, OFFLOADING]
+    assert [row[0] for row in rows[:3]] == [OURS, COPIED, OFFLOADING]
+    assert len(rows) == 5
     assert rows[2][1] == "refused: it needs a CUDA device"
     assert len(tables.prompts(record)[1]) == 2
     assert len(tables.bars(record)[1]) == len(record["bars"])

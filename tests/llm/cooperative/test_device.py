@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tesseral.llm import CooperativeCache, plan_memory
+from tesseral.llm.cooperative import continue_in_turns
 from tesseral.llm.cooperative.link import pinned
 
 pytestmark = [
@@ -14,7 +15,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-LENGTH, CHUNK, STEPS = 3000, 700, 6
+LENGTH, CHUNK, STEPS = 3072, 768, 6
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_logits_are_as_near_to_the_truth_as_without_offloading(models, batch, pa
     oracle = logits(exact, CooperativeCache(exact, everything), batch)
     near = logits(short, CooperativeCache(short, planned(short, (), 0, batch)), batch)
     cache = CooperativeCache(
-        short, planned(short, (1, 3), 640, batch), cooperate=cooperate, passing=passing
+        short, planned(short, (1, 3), 512, batch), cooperate=cooperate, passing=passing
     )
     got = logits(short, cache, batch)
     assert (got - oracle).norm() <= 2 * (near - oracle).norm()
@@ -76,7 +77,7 @@ def test_codes_on_the_host_are_read_by_device_and_cpu(models, bits):
     oracle = logits(exact, CooperativeCache(exact, planned(exact, (), 0)))
     near = logits(short, CooperativeCache(short, planned(short, (), 0, kv_bits=bits)))
     for cooperate in (True, False):
-        plan = planned(short, (0, 2), 640, kv_bits=bits)
+        plan = planned(short, (0, 2), 512, kv_bits=bits)
         cache = CooperativeCache(short, plan, cooperate=cooperate, passing=512)
         got = logits(short, cache)
         assert (got - oracle).norm() <= 1.2 * (near - oracle).norm()
@@ -84,8 +85,8 @@ def test_codes_on_the_host_are_read_by_device_and_cpu(models, bits):
 
 def test_equal_calls_give_equal_bits(models):
     short, _ = models
-    plan = planned(short, (1, 2, 3), 640)
-    first, second = (logits(short, CooperativeCache(short, plan, passing=640)) for _ in range(2))
+    plan = planned(short, (1, 2, 3), 512)
+    first, second = (logits(short, CooperativeCache(short, plan, passing=512)) for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -111,3 +112,11 @@ def test_pinned_memory_is_of_the_size_asked_for():
     array.copy_(copy, non_blocking=True)
     torch.cuda.synchronize()
     assert (array == 2).all()
+
+
+def test_groups_in_turns_give_the_tokens_of_one_batch(models):
+    _, exact = models  # in float32 no two tokens are equally likely
+    tokens = torch.randint(1, 512, (2, 768), generator=torch.Generator().manual_seed(5)).cuda()
+    plan = replace(planned(exact, (1, 3), 512, batch=2), chunk=CHUNK)
+    one, two = (continue_in_turns(exact, tokens, plan, 8, groups=n) for n in (1, 2))
+    assert torch.equal(one, two)

@@ -1,5 +1,6 @@
 """Groups of sequences that take turns give what they give one after the other."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from support.models import tiny_llama, token_ids
 from tesseral._errors import ParameterError
-from tesseral.llm import plan_memory
+from tesseral.llm import CooperativeCache, plan_memory
 from tesseral.llm.cooperative import continue_in_turns
 from tesseral.llm.cooperative.link import Link
 
@@ -39,3 +40,19 @@ def test_groups_that_do_not_divide_the_batch_are_refused():
         continue_in_turns(model, token_ids(3, 5), planned(model, 3), 4)
     with pytest.raises(ParameterError, match="it is for 4"):
         continue_in_turns(model, token_ids(2, 5), planned(model, 4), 4)
+
+
+@pytest.mark.parametrize("made_in", [torch.inference_mode, torch.no_grad])
+@pytest.mark.parametrize("used_in", [torch.inference_mode, torch.no_grad])
+def test_a_thread_of_its_own_writes_to_memory_made_in_any_mode(made_in, used_in):
+    model, tokens = tiny_llama("tesseral"), token_ids(2, 21)
+    with torch.no_grad():
+        expected = model(tokens).logits[:, -1]
+    with ThreadPoolExecutor(1) as cpu:
+        with made_in():
+            link = Link(torch.device("cpu"), remote=True)
+            cache = CooperativeCache(model, planned(model, 2), link=link, cpu=cpu, passing=7)
+        with used_in():
+            model(tokens[:, :-1], past_key_values=cache)
+            got = model(tokens[:, -1:], past_key_values=cache).logits[:, -1]
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=2e-5)

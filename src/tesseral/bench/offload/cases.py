@@ -5,7 +5,7 @@ from typing import Any
 
 from tesseral.bench.llm.cuda import EIGHT_B
 
-PARTS = ("rates", "logits", "decode", "peer", "prefill", "million")
+PARTS = ("rates", "logits", "decode", "turns", "peer", "prefill", "million")
 """What is measured, in this order."""
 
 OURS, COPIED, OFFLOADING = "ours", "our pinned copy", "DynamicCache(offloading=True)"

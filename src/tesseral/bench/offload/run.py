@@ -16,6 +16,7 @@ from tesseral.llm.cooperative import CooperativeCache, MemoryPlan, plan_memory
 from tesseral.llm.cooperative.layers import DeviceLayer, HostLayer
 from tesseral.llm.cooperative.link import Link
 from tesseral.llm.cooperative.timeline import Timeline
+from tesseral.llm.cooperative.turns import caches_in_turns, take_turns
 from tesseral.llm.random_cuda import dense_model, offloading_cache
 from tesseral.runtime.machine import machine_record
 
@@ -171,6 +172,37 @@ def _decode(plan: Plan, models: _Models, watch: Watch) -> dict[str, Any]:
     return {"memory": asdict(memory), "sides": sides}
 
 
+def _turns(plan: Plan, models: _Models, watch: Watch) -> dict[str, Any]:
+    """Decode two sequences of half the context together, and in turns."""
+    model, context = models.whole(), plan.context // 2
+    memory = _planned(plan, model, context, plan.gpu_bytes, batch=2)
+    _cap(plan, plan.gpu_bytes)
+    length = context - 2 * plan.steps - 2
+    token = _tokens(plan, 2).view(2, 1)
+    watch("turns: together")
+    cache = _cache(plan, model, memory)
+    fill(cache, length)
+    together = _stepped(plan, model, cache, token, plan.steps)
+    del cache
+    _free(plan)
+    watch("turns: in turns")
+    link = _near_link(plan, model)
+    samples = []
+    with caches_in_turns(model, memory, 2, link) as caches:
+        for cache in caches:
+            fill(cache, length)
+        for _ in range(4):
+            _wait(plan)
+            began = perf_counter()
+            take_turns(model, list(token.split(1)), caches, plan.steps // 4 + 1)
+            _wait(plan)
+            samples.append((perf_counter() - began) / (plan.steps // 4))
+    step = median(samples[1:])
+    in_turns = {"samples_s": samples, "median_s": step, "tokens_per_s": 2 / step}
+    together["tokens_per_s"] *= 2
+    return {"memory": asdict(memory), "sides": {"together": together, "in turns": in_turns}}
+
+
 def _peer(plan: Plan, models: _Models, watch: Watch) -> dict[str, Any]:
     """Measure transformers' own cache on the same model, under torch's attention."""
     del watch
@@ -273,6 +305,7 @@ _PARTS = {
     "rates": _rates,
     "logits": _logits,
     "decode": _decode,
+    "turns": _turns,
     "peer": _peer,
     "prefill": _prefill,
     "million": _million,
@@ -332,11 +365,19 @@ def as_spans(timeline: Timeline) -> list[dict[str, Any]]:
     return [asdict(work) for work in works]
 
 
-def _planned(plan: Plan, model: Any, context: int, gpu_bytes: int, bits: int = 16) -> MemoryPlan:
+def _planned(
+    plan: Plan, model: Any, context: int, gpu_bytes: int, bits: int = 16, batch: int = 1
+) -> MemoryPlan:
     if not gpu_bytes:
-        return _half(plan, model, context, bits)
+        return _half(plan, model, context, bits, batch)
     found = plan_memory(
-        model, context, gpu_bytes, plan.host_bytes, kv_bits=bits, chunk=_chunk(plan, gpu_bytes)
+        model,
+        context,
+        gpu_bytes,
+        plan.host_bytes,
+        batch=batch,
+        kv_bits=bits,
+        chunk=_chunk(plan, gpu_bytes),
     )
     return found.require()
 
@@ -346,9 +387,11 @@ def _chunk(plan: Plan, gpu_bytes: int) -> int:
     return plan.chunk if gpu_bytes > 16 * 10**9 else plan.chunk // 2
 
 
-def _half(plan: Plan, model: Any, context: int, bits: int = 16) -> MemoryPlan:
+def _half(plan: Plan, model: Any, context: int, bits: int = 16, batch: int = 1) -> MemoryPlan:
     """Return a plan that leaves half of the layers on the host."""
-    whole = plan_memory(model, context, 1 << 50, plan.host_bytes, kv_bits=bits, chunk=plan.chunk)
+    whole = plan_memory(
+        model, context, 1 << 50, plan.host_bytes, batch=batch, kv_bits=bits, chunk=plan.chunk
+    )
     layers = tuple(range(whole.n_layers))[1::2]
     needed = whole.gpu_needed - len(layers) * whole.layer_bytes
     return replace(whole, host_layers=layers, strip_tokens=context // 7, gpu_bytes=needed)
@@ -360,8 +403,12 @@ def _everything_near(plan: Plan, model: Any, context: int, bits: int = 16) -> Co
 
 
 def _cache(plan: Plan, model: Any, memory: MemoryPlan, **options: Any) -> CooperativeCache:
-    link = Link(torch.device(model.device), remote=True) if plan.device == "cpu" else None
-    return CooperativeCache(model, memory, link=link, **options)
+    return CooperativeCache(model, memory, link=_near_link(plan, model), **options)
+
+
+def _near_link(plan: Plan, model: Any) -> Link | None:
+    """Return a link that copies where there is no device, to try the benchmark itself."""
+    return Link(torch.device(model.device), remote=True) if plan.device == "cpu" else None
 
 
 def _read(model: Any, cache: Any, tokens: torch.Tensor, chunk: int) -> torch.Tensor:

@@ -20,6 +20,8 @@ def decoding(record: dict[str, Any]) -> Table:
     sides = record["decode"]["sides"]
     if "peer" in record:
         sides = sides | {OFFLOADING: record["peer"]}
+    for name, side in record.get("turns", {}).get("sides", {}).items():
+        sides = sides | {f"two sequences of half the context, {name}": side}
     for name, side in sides.items():
         if "refused" in side:
             rows.append([name, f"refused: {side['refused'][:60]}", "", "", ""])

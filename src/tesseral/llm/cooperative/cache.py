@@ -125,11 +125,8 @@ class CooperativeCache(Cache):  # type: ignore[misc]  # transformers is untyped 
     @contextmanager
     def recorded(self) -> Iterator[Timeline]:
         """Record what device, links and CPU do inside; see :class:`Timeline`."""
-        self._link.timeline = timeline = Timeline(self._link.device)
-        try:
+        with self._link.recorded() as timeline:
             yield timeline
-        finally:
-            self._link.timeline = None
 
     def _host_layer(
         self, text: Any, codec: KVCodec | None, index: int, cooperate: bool, passing: int | None
@@ -146,7 +143,7 @@ class CooperativeCache(Cache):  # type: ignore[misc]  # transformers is untyped 
                 layers=[],
             )
         room = Room(like, plan.context, self._link.host_array)
-        layer = HostLayer(room, codec, self._link, self._shared, index)
+        layer = HostLayer(room, codec, self._link, self._shared)
         self._shared.layers.append(layer)
         return layer
 

@@ -11,7 +11,6 @@ from tesseral.llm.cooperative.room import Pair, Room
 class Strip:
     """Tokens ``start`` to ``stop`` of the room of a host's layer."""
 
-    layer: int
     room: Room
     start: int
     stop: int
@@ -65,10 +64,11 @@ class Conveyor:
         """Bytes of both buffers."""
         return sum(slot.room.nbytes for slot in self._slots)
 
-    def bring(self, strip: Strip) -> None:
-        """Begin to copy a strip, unless it is there or on its way."""
-        if strip.stop > strip.start and self._holding(strip) is None:
-            self._fetch(strip)
+    def bring(self, *strips: Strip) -> None:
+        """Begin to copy strips, unless they are there or on their way."""
+        for strip in strips:
+            if strip.stop > strip.start and self._holding(strip) is None:
+                self._fetch(strip)
 
     def take(self, strip: Strip) -> Pair:
         """Return a strip on the device, for what the device is given from now on."""

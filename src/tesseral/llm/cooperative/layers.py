@@ -231,11 +231,9 @@ class HostLayer(PlacedLayer):
     keys where they lie; what the link could carry in the meantime, the device attends to.
     """
 
-    def __init__(
-        self, room: Room, codec: KVCodec | None, link: Link, shared: Shared, index: int
-    ) -> None:
+    def __init__(self, room: Room, codec: KVCodec | None, link: Link, shared: Shared) -> None:
         super().__init__(room, codec, link)
-        self._shared, self._index = shared, index
+        self._shared = shared
         self._own: Pair | None = None  # the tokens of this call, on the device
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._written: Any = None
@@ -245,7 +243,7 @@ class HostLayer(PlacedLayer):
         """Return the strips in which tokens up to ``stop`` come to the device."""
         tokens = self._shared.conveyor.tokens
         return [
-            Strip(self._index, self.room, start, min(start + tokens, stop), self._written)
+            Strip(self.room, start, min(start + tokens, stop), self._written)
             for start in range(0, stop, tokens)
         ]
 
@@ -306,17 +304,18 @@ class HostLayer(PlacedLayer):
         assert self._own is not None
         q_len, conveyor, total = query.shape[2], self._shared.conveyor, PartialSum()
         past = self._length - self._own[0].shape[2]
-        coming = [*self.strips(past), *self._next_strip(past)]
-        for index, strip in enumerate(self.strips(past)):
+        mine = self.strips(past)
+        coming = [*mine, *self._coming()]
+        for index, strip in enumerate(mine):
             states = conveyor.take(strip)
-            if index + 1 < len(coming):
-                conveyor.bring(coming[index + 1])
+            conveyor.bring(*coming[index + 1 : index + 2])
             with self.link.computing("attention"):
                 for start, stop in ranges(strip.start, strip.stop, self._pieces(query), 0):
                     rule = part_of(rules, start, stop, length=self._length, q_len=q_len)
                     first, last = start - strip.start, stop - strip.start
                     total.add(*attend(query, self._ready(query, sliced(states, first, last)), rule))
             conveyor.done()
+            conveyor.bring(*coming[index + 2 : index + 3])
         with self.link.computing("attention"):
             rule = part_of(rules, past, self._length, length=self._length, q_len=q_len)
             total.add(*attend(query, self._ready(query, self._own), rule))
@@ -342,7 +341,7 @@ class HostLayer(PlacedLayer):
         total.add(self._returned("output", output), self._returned("lse", lse))
         return total.result(query.dtype)
 
-    @torch.no_grad()
+    @torch.inference_mode()  # of another thread, perhaps
     def _on_cpu(
         self, asked: Any, query: Tensor, passing: int, rule: dict[str, Any]
     ) -> tuple[Tensor, Tensor, float]:
@@ -358,15 +357,18 @@ class HostLayer(PlacedLayer):
     def _beside(
         self, query: Tensor, rules: dict[str, Any], passing: int, total: PartialSum
     ) -> None:
-        """Let the device attend to the first tokens, and the next layer's set out."""
+        """Let the device attend to the first tokens, and those of the next layers set out."""
         conveyor = self._shared.conveyor
-        states = conveyor.take(Strip(self._index, self.room, 0, passing, self._written))
-        other = self._next_layer()
-        conveyor.bring(Strip(other._index, other.room, 0, passing, other._written))
+        own, near, far = (
+            Strip(layer.room, 0, passing, layer._written) for layer in (self, *self._next_layers())
+        )
+        states = conveyor.take(own)
+        conveyor.bring(near)
         with self.link.computing("attention"):
             rule = part_of(rules, 0, passing, length=self._length, q_len=query.shape[2])
             total.add(*attend(query, states, rule))
         conveyor.done()
+        conveyor.bring(far)
 
     def _step(self) -> None:
         """At the first of the host's layers: let the split learn from the step before."""
@@ -388,14 +390,15 @@ class HostLayer(PlacedLayer):
         moved.clear()
         shared.cpu_s, shared.step_began = 0.0, now
 
-    def _next_layer(self) -> "HostLayer":
+    def _next_layers(self) -> "tuple[HostLayer, HostLayer]":
+        """Return the two of the host's layers that come next; after the last, the first."""
         layers = self._shared.layers
-        return layers[(layers.index(self) + 1) % len(layers)]
+        place = layers.index(self)
+        return layers[(place + 1) % len(layers)], layers[(place + 2) % len(layers)]
 
-    def _next_strip(self, past: int) -> list[Strip]:
-        """Return what the next of the host's layers will take first."""
-        other = self._next_layer()
-        return other.strips(min(past, other.get_seq_length()))[:1]
+    def _coming(self) -> list[Strip]:
+        """Return what the next of the host's layers will take, in this call or the next one."""
+        return [s for layer in self._next_layers() for s in layer.strips(layer.get_seq_length())]
 
     def _pieces(self, query: Tensor) -> int:
         """Return how many tokens of a strip are attended to at once."""

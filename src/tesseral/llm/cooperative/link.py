@@ -133,6 +133,15 @@ class Link:
         with self.timeline.on_cpu(HOST, kind):
             yield
 
+    @contextmanager
+    def recorded(self) -> Iterator[Timeline]:
+        """Record what is done inside."""
+        self.timeline, self._mark = Timeline(self.device), None
+        try:
+            yield self.timeline
+        finally:
+            self.timeline = None
+
     def between(self, kind: str, *, begins: bool) -> None:
         """Record what the device is given between two attentions: the rest of the model."""
         if self.timeline is None or not self.has_streams:

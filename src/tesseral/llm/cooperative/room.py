@@ -33,10 +33,11 @@ class Room:
 
     def __init__(self, like: Pair, room: int, allocate: Allocate) -> None:
         self._like, self.room = like, room
-        self.arrays = [
-            [allocate((*a.shape[:2], room, a.shape[3]), a.dtype) for a in arrays_of(side)]
-            for side in like
-        ]
+        with torch.inference_mode(False):  # to be written to in any mode
+            self.arrays = [
+                [allocate((*a.shape[:2], room, a.shape[3]), a.dtype) for a in arrays_of(side)]
+                for side in like
+            ]
 
     @property
     def rows(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,21 +62,34 @@ def continue_in_turns(
             f"continue_in_turns: {groups} groups must divide {batch} sequences, and the plan be "
             f"for as many; it is for {plan.batch}."
         )
-    part = share(plan, groups)
-    with ThreadPoolExecutor(1, "attention") as cpu, ThreadPoolExecutor(groups, "group") as threads:
-        caches = [
-            CooperativeCache(model, part, link=link or Link(model.device), cpu=cpu)
-            for _ in range(groups)
-        ]
+    with caches_in_turns(model, plan, groups, link) as caches:
         firsts = [
             _read(model, rows, cache, plan.chunk)
             for rows, cache in zip(tokens.chunk(groups), caches, strict=True)
         ]
-        running = [
-            threads.submit(_continue, model, first, cache, max_new_tokens)
-            for first, cache in zip(firsts, caches, strict=True)
+        found = take_turns(model, firsts, caches, max_new_tokens)
+    return torch.cat([tokens, torch.cat(found)], dim=1)
+
+
+@contextmanager
+def caches_in_turns(
+    model: PreTrainedModel, plan: MemoryPlan, groups: int, link: Link | None = None
+) -> Iterator[list[CooperativeCache]]:
+    """Give a cache to each group of sequences; one thread runs the CPU's attention of all."""
+    part = share(plan, groups)
+    with ThreadPoolExecutor(1, "attention") as cpu:
+        yield [
+            CooperativeCache(model, part, link=link or Link(model.device), cpu=cpu)
+            for _ in range(groups)
         ]
-        return torch.cat([tokens, torch.cat([group.result() for group in running])], dim=1)
+
+
+def take_turns(
+    model: PreTrainedModel, firsts: list[Tensor], caches: list[CooperativeCache], count: int
+) -> list[Tensor]:
+    """Return the first token of each group and those after it, ``count`` in all, greedily."""
+    with ThreadPoolExecutor(len(caches), "group") as threads:
+        return list(threads.map(partial(_continue, model, count), firsts, caches))
 
 
 def share(plan: MemoryPlan, groups: int) -> MemoryPlan:
@@ -99,7 +113,7 @@ def _read(model: Any, tokens: Tensor, cache: CooperativeCache, chunk: int) -> Te
 
 
 @torch.inference_mode()
-def _continue(model: Any, token: Tensor, cache: CooperativeCache, count: int) -> Tensor:
+def _continue(model: Any, count: int, token: Tensor, cache: CooperativeCache) -> Tensor:
     """Return ``token`` and those after it, ``count`` in all, on a stream of its own."""
     found = [token]
     with _own_stream(model.device):
