@@ -20,7 +20,7 @@ from tesseral.quantization.config import OFF
 CHUNK = 8192
 """Tokens of a prompt that go through the model at once."""
 
-DENSE_TOKENS = 16384
+DENSE_TOKENS = 32768
 """Tokens of codes that are made numbers of at once."""
 
 _SCALES = 4  # bytes of scale and offset, for a token and head
@@ -373,7 +373,7 @@ def activation_bytes(shape: Shape, tokens: int, batch: int) -> int:
     attention = tokens * (4 * size * shape.hidden + width * (4 * size + 12))
     dense = 0
     if (shape.key_bits, shape.value_bits) != (OFF, OFF):
-        dense = prod((batch, DENSE_TOKENS, shape.kv_heads, shape.head_dim)) * (2 * size + 8)
+        dense = prod((batch, DENSE_TOKENS, shape.kv_heads, shape.head_dim)) * 2 * size
     logits = batch * shape.vocabulary * (size + 8)
     return max(mlp, attention + dense) + logits + _RESERVE
 

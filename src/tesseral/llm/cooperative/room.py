@@ -10,6 +10,7 @@ from tesseral._errors import ParameterError, ShapeError
 from tesseral.core.packed import PackedTensor
 from tesseral.llm.paged_rows import States, arrays_of
 from tesseral.quantization.config import OFF
+from tesseral.quantization.kernels.triton import device as gpu
 from tesseral.quantization.kvcodec import KVCodec
 
 Pair = tuple[States, States]
@@ -128,7 +129,16 @@ def plain_codec(key_bits: int, value_bits: int, device: torch.device) -> KVCodec
 
 def dense(states: Pair, dtype: torch.dtype) -> Pair:
     """Return keys and values as numbers."""
-    key, value = (
-        x.dequantize(torch.float32).to(dtype) if isinstance(x, PackedTensor) else x for x in states
-    )
+    key, value = (_dense(x, dtype) if isinstance(x, PackedTensor) else x for x in states)
     return key, value
+
+
+def _dense(states: PackedTensor, dtype: torch.dtype) -> Tensor:
+    """Return the numbers that codes stand for; in one pass where there is a kernel for that."""
+    if gpu.ready(states.data.device.type).ok and states.data.is_cuda:
+        from tesseral.quantization.kernels.triton.widen import takes, widen
+
+        if takes(states):
+            return widen(states, dtype)
+    numbers: Tensor = states.dequantize(torch.promote_types(dtype, torch.float32)).to(dtype)
+    return numbers
