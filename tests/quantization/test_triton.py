@@ -373,13 +373,13 @@ def test_devices_are_asked(capability, reason, monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bits", [4, 8])
 def test_codes_become_numbers_rounded_once(bits, dtype):
-    from tesseral.quantization.kernels.triton.widen import takes, widen
+    from tesseral.quantization.kernels.triton.dequantize import dequantize_heads, takes
 
     room = encode_heads(drawn(2, 3, 83, 64), torch.ones(2, device=DEVICE), bits)
     states = room[:, 1:, 5:75]  # neither the first nor whole blocks
     assert takes(states)
     with poisoned():
-        got = widen(states, dtype)
+        got = dequantize_heads(states, dtype)
     exact = states.dequantize(torch.float64)
     assert got.shape == exact.shape
     assert got.dtype == dtype
@@ -390,7 +390,7 @@ def test_codes_become_numbers_rounded_once(bits, dtype):
 
 
 def test_codes_of_other_forms_are_left_to_others():
-    from tesseral.quantization.kernels.triton.widen import takes
+    from tesseral.quantization.kernels.triton.dequantize import takes
 
     states = encode_heads(drawn(1, 1, 4, 12), torch.ones(2, device=DEVICE), 4)
     assert not takes(states)  # twelve numbers a row are no power of two

@@ -92,7 +92,7 @@ def launch_heads():
 
     from tesseral.core.packed import PackedTensor
     from tesseral.quantization.kernels.heads import new_places
-    from tesseral.quantization.kernels.triton import heads, widen
+    from tesseral.quantization.kernels.triton import dequantize, heads
 
     x = torch.empty(1, 32, 1, 128, dtype=torch.bfloat16)
     clip, matrix = torch.ones(2), heads.prepare_matrix(torch.eye(128), torch.bfloat16)
@@ -100,7 +100,7 @@ def launch_heads():
     places = new_places(keys, 4)
     heads.encode_heads(keys, matrix, clip, 4, places)
     cache = PackedTensor(**places._asdict(), bits=4, length=128)
-    widen.widen(cache, torch.bfloat16)
+    dequantize.dequantize_heads(cache, torch.bfloat16)
     turn = torch.ones(1, 1, 128, dtype=torch.bfloat16)
     states = x.transpose(1, 2), x[:, :8].transpose(1, 2), x[:, :8].transpose(1, 2)
     place = torch.zeros(1, dtype=torch.int64)

@@ -136,9 +136,9 @@ def dense(states: Pair, dtype: torch.dtype) -> Pair:
 def _dense(states: PackedTensor, dtype: torch.dtype) -> Tensor:
     """Return the numbers that codes stand for; in one pass where there is a kernel for that."""
     if gpu.ready(states.data.device.type).ok and states.data.is_cuda:
-        from tesseral.quantization.kernels.triton.widen import takes, widen
+        from tesseral.quantization.kernels.triton.dequantize import dequantize_heads, takes
 
         if takes(states):
-            return widen(states, dtype)
+            return dequantize_heads(states, dtype)
     numbers: Tensor = states.dequantize(torch.promote_types(dtype, torch.float32)).to(dtype)
     return numbers

@@ -5,12 +5,12 @@ import triton
 from torch import Tensor
 
 from tesseral.core.packed import PackedTensor
-from tesseral.quantization.kernels.triton.kernels.widen import widen_kernel
+from tesseral.quantization.kernels.triton.kernels.dequantize import dequantize_heads_kernel
 
 _BLOCK = 32
 
 
-def widen(states: PackedTensor, dtype: torch.dtype) -> Tensor:
+def dequantize_heads(states: PackedTensor, dtype: torch.dtype) -> Tensor:
     """Return codes (batch, heads, tokens, size) as numbers, each rounded once.
 
     Parameters
@@ -26,7 +26,7 @@ def widen(states: PackedTensor, dtype: torch.dtype) -> Tensor:
     data, scale, offset = states.data, states.scale, states.offset
     out = torch.empty(batch, heads, tokens, size, dtype=dtype, device=data.device)
     if out.numel():
-        widen_kernel[(triton.cdiv(tokens, _BLOCK), batch * heads)](
+        dequantize_heads_kernel[(triton.cdiv(tokens, _BLOCK), batch * heads)](
             data,
             *data.stride()[:3],
             scale,
@@ -44,7 +44,7 @@ def widen(states: PackedTensor, dtype: torch.dtype) -> Tensor:
 
 
 def takes(states: PackedTensor) -> bool:
-    """Whether :func:`widen` takes such codes."""
+    """Whether :func:`dequantize_heads` takes such codes."""
     size = states.shape[-1]
     return (
         states.bits in (4, 8)

@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def widen_kernel(
+def dequantize_heads_kernel(
     data,
     data_batch,
     data_head,
