@@ -24,7 +24,8 @@ DENSE_TOKENS = 32768
 """Tokens of codes that are made numbers of at once."""
 
 _SCALES = 4  # bytes of scale and offset, for a token and head
-_RESERVE = 192 << 20  # of libraries, and of blocks that the allocator cannot join
+_RESERVE = 192 << 20  # of libraries' work space
+_GAPS = 1.25  # what the allocator reserves for activations, over what they take
 _STRIP_SHARE = 0.375  # of a layer's keys and values that a buffer holds, at most
 _STRIP_BUDGET = 0.05  # of the device's memory that both buffers take, at most
 _ROUND = 64
@@ -375,7 +376,7 @@ def activation_bytes(shape: Shape, tokens: int, batch: int) -> int:
     if (shape.key_bits, shape.value_bits) != (OFF, OFF):
         dense = prod((batch, DENSE_TOKENS, shape.kv_heads, shape.head_dim)) * 2 * size
     logits = batch * shape.vocabulary * (size + 8)
-    return max(mlp, attention + dense) + logits + _RESERVE
+    return int(_GAPS * max(mlp, attention + dense)) + logits + _RESERVE
 
 
 def spread(layers: list[int], count: int) -> tuple[int, ...]:
