@@ -35,6 +35,16 @@ def test_json_holds_text_and_speed_and_nothing_else_is_written(run, original):
     assert len(record["text"]) == 9
 
 
+def test_within_a_budget_the_text_is_the_same(run, original, tmp_path):
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text(PROMPT[1], "utf-8")
+    expected = run("generate", original, *PROMPT, "--max-new-tokens", 9).stdout
+    budget = ("--gpu-memory", "0.5GB", "--host-memory", "1GiB", "--context", 60)
+    assert run("generate", original, *PROMPT, *budget, "--max-new-tokens", 9).stdout == expected
+    given = ("--prompt-file", prompt, "--max-new-tokens", 9)
+    assert run("generate", original, *given).stdout == expected
+
+
 def test_words_are_written_as_they_come(run, monkeypatch):
     written = []
     monkeypatch.setattr(command, "_write", written.append)
@@ -52,6 +62,11 @@ def test_words_are_written_as_they_come(run, monkeypatch):
         (["--prompt", ""], "a prompt of 0 tokens"),
         (["--prompt", "a" * 200], "a prompt of 200 tokens"),
         (["--prompt", "caf\udce9"], "--prompt is not UTF-8 text"),
+        (["--prompt-file", "x"], "give --prompt or --prompt-file, one of them"),
+        (["--gpu-memory", "much"], "--gpu-memory: 'much' is no amount of memory"),
+        (["--gpu-memory", "1MB"], "0.00 GB of device memory do not hold the model"),
+        (["--gpu-memory", "1GB", "--context", 30], "do not fit a plan for 30"),
+        (["--context", 30], "--context is for --gpu-memory"),
     ],
 )
 def test_what_cannot_be_generated_is_refused(options, said, refused, original):

@@ -369,3 +369,31 @@ def test_devices_are_asked(capability, reason, monkeypatch):
     monkeypatch.setattr(cuda, "capability", lambda _: capability)
     assert reason in BACKENDS.get("triton").supports(LinearProblem(**LINEAR)).reason
     assert BACKENDS.choose(LinearProblem(**LINEAR)).name in {"cuda-int4", "portable"}
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_codes_become_numbers_rounded_once(bits, dtype):
+    from tesseral.quantization.kernels.triton.dequantize import dequantize_heads, takes
+
+    room = encode_heads(drawn(2, 3, 83, 64), torch.ones(2, device=DEVICE), bits)
+    states = room[:, 1:, 5:75]  # neither the first nor whole blocks
+    assert takes(states)
+    with poisoned():
+        got = dequantize_heads(states, dtype)
+    exact = states.dequantize(torch.float64)
+    assert got.shape == exact.shape
+    assert got.dtype == dtype
+    # a product and a sum in float32, then one rounding
+    allowed = 2 * torch.finfo(torch.float32).eps * states.dequantize(torch.float32).abs().max()
+    allowed = allowed + torch.finfo(dtype).eps / 2 * exact.abs()
+    assert ((got.double() - exact).abs() <= allowed).all()
+
+
+def test_codes_of_other_forms_are_left_to_others():
+    from tesseral.quantization.kernels.triton.dequantize import takes
+
+    states = encode_heads(drawn(1, 1, 4, 12), torch.ones(2, device=DEVICE), 4)
+    assert not takes(states)  # twelve numbers a row are no power of two
+    assert not takes(encode_heads(drawn(1, 1, 4, 16), torch.ones(2, device=DEVICE), 2))

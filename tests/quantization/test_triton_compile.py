@@ -92,7 +92,7 @@ def launch_heads():
 
     from tesseral.core.packed import PackedTensor
     from tesseral.quantization.kernels.heads import new_places
-    from tesseral.quantization.kernels.triton import heads
+    from tesseral.quantization.kernels.triton import dequantize, heads
 
     x = torch.empty(1, 32, 1, 128, dtype=torch.bfloat16)
     clip, matrix = torch.ones(2), heads.prepare_matrix(torch.eye(128), torch.bfloat16)
@@ -100,6 +100,7 @@ def launch_heads():
     places = new_places(keys, 4)
     heads.encode_heads(keys, matrix, clip, 4, places)
     cache = PackedTensor(**places._asdict(), bits=4, length=128)
+    dequantize.dequantize_heads(cache, torch.bfloat16)
     turn = torch.ones(1, 1, 128, dtype=torch.bfloat16)
     states = x.transpose(1, 2), x[:, :8].transpose(1, 2), x[:, :8].transpose(1, 2)
     place = torch.zeros(1, dtype=torch.int64)
@@ -136,7 +137,7 @@ def test_kernels_compile_without_a_device(architecture):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     kernels = json.loads(done.stdout)
-    assert len({kernel["kernel"] for kernel in kernels}) == 7
+    assert len({kernel["kernel"] for kernel in kernels}) == 8
     for kernel in kernels:
         name, products = kernel["kernel"], kernel["wgmma.mma_async"]
         assert kernel["shared"] <= LIMITS[architecture], name

@@ -11,6 +11,7 @@ from tesseral.cli.bench_device import Device, measure_on_device, on_cuda, refuse
 from tesseral.cli.bench_linear import linear
 from tesseral.cli.bench_llm import llm
 from tesseral.cli.bench_model import model
+from tesseral.cli.bench_offload import offload
 from tesseral.cli.bench_regress import regress
 from tesseral.cli.console import print_table, progress
 from tesseral.runtime.extras import require
@@ -88,6 +89,7 @@ BENCHES: dict[str, Callable[..., None]] = {
     "linear": linear,
     "llm": llm,
     "model": model,
+    "offload": offload,
     "regress": regress,
 }
 """One function per benchmark; heavy rooms are imported inside it."""

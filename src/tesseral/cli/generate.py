@@ -1,24 +1,63 @@
 """``tesseral generate``: continue a prompt, word by word."""
 
+from pathlib import Path
 from time import monotonic
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tesseral._errors import DataError
+from tesseral._errors import DataError, ParameterError
 from tesseral.cli.console import print_json
-from tesseral.cli.inputs import Model, model_directory, require_llm
+from tesseral.cli.inputs import Model, model_directory, read_text, require_llm
+from tesseral.cli.sizes import parse_bytes
 from tesseral.report.units import seconds_text
+
+if TYPE_CHECKING:
+    from tesseral.llm import MemoryPlan
 
 
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Option(help="Text to continue.", show_default=False)],
+    prompt: Annotated[
+        str | None, typer.Option(help="Text to continue.", show_default=False)
+    ] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text to continue, in a file.", show_default=False),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 64,
     temperature: Annotated[
         float, typer.Option(help="0 takes the likeliest token; above, tokens are drawn.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Fixes what is drawn.")] = 0,
+    device: Annotated[str, typer.Option(help="Where the model is: cpu or cuda.")] = "cpu",
+    gpu_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory of the device that may be taken, such as 32GB; keys and values that do "
+            "not fit lie in the host's memory.",
+        ),
+    ] = None,
+    host_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory of the host for these.", show_default="what is available"
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens to have room for, with --gpu-memory.", show_default="the model's maximum"
+        ),
+    ] = None,
+    kv_bits: Annotated[
+        int | None,
+        typer.Option(
+            help="Bits of keys and values, with --gpu-memory: 16, 8 or 4.",
+            show_default="the model's",
+        ),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print text and speed as JSON, when all is done.")
     ] = False,
@@ -27,12 +66,17 @@ def generate(
 
     Example: tesseral generate embedded --prompt "The old man opened the door and"
     """
-    _refuse_undecodable(prompt)
+    prompt = _one_prompt(prompt, prompt_file)
     require_llm("generate")
     from tesseral import llm
     from tesseral.llm.streaming import TextWriter
 
-    loaded, tokenizer = llm.load(model_directory(model))
+    directory = model_directory(model)
+    sizes = _sizes(gpu_memory, host_memory, context, kv_bits)
+    if sizes is not None:
+        _planned(directory, sizes)  # said before anything is loaded
+    loaded, tokenizer = llm.load(directory, device=device)
+    plan = None if sizes is None else _planned(loaded, sizes)
     writer = TextWriter(tokenizer, (lambda _: None) if json else _write)
     started = monotonic()
     text = llm.generate(
@@ -43,6 +87,7 @@ def generate(
         temperature=temperature,
         seed=seed,
         streamer=writer,
+        plan=plan,
     )
     elapsed, count = monotonic() - started, writer.n_tokens
     if json:
@@ -52,6 +97,48 @@ def generate(
         _write("\n")
         speed = f"{count} tokens in {seconds_text(elapsed)}, {count / elapsed:.1f} tokens/s"
         typer.echo(f"{speed}, reading the prompt included", err=True)
+
+
+_Sizes = tuple[int, int | None, int | None, int | None]
+"""Memory of device and host, tokens, bits of keys and values."""
+
+
+def _sizes(
+    gpu_memory: str | None, host_memory: str | None, context: int | None, kv_bits: int | None
+) -> _Sizes | None:
+    """Return what memory may be taken, if that is limited."""
+    if gpu_memory is None:
+        for name, given in (
+            ("--host-memory", host_memory),
+            ("--context", context),
+            ("--kv-bits", kv_bits),
+        ):
+            if given is not None:
+                raise ParameterError(f"generate: {name} is for --gpu-memory; give that too.")
+        return None
+    host = None if host_memory is None else parse_bytes(host_memory, "--host-memory")
+    return parse_bytes(gpu_memory, "--gpu-memory"), host, context, kv_bits
+
+
+def _planned(model: Any, sizes: _Sizes) -> "MemoryPlan":
+    """Return the plan for a model, or for the one in a directory, if it can be run."""
+    from tesseral.llm import plan_memory
+    from tesseral.llm.cooperative.plan import longest
+
+    gpu, host, context, bits = sizes
+    tokens = longest(model) if context is None else context
+    return plan_memory(model, tokens, gpu, host, kv_bits=bits).require()
+
+
+def _one_prompt(prompt: str | None, file: Path | None) -> str:
+    """Return the text to continue, given in one of two ways."""
+    if (prompt is None) == (file is None):
+        raise ParameterError("generate: give --prompt or --prompt-file, one of them.")
+    if file is not None:
+        return read_text(file)
+    assert prompt is not None
+    _refuse_undecodable(prompt)
+    return prompt
 
 
 def _write(text: str) -> None:

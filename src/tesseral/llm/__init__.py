@@ -7,6 +7,7 @@ transformers, so that ``AutoModelForCausalLM.from_pretrained`` reads a quantised
 from tesseral.llm.attention_interface import register
 from tesseral.llm.batching import continuous_batching, generate_batch
 from tesseral.llm.cache import QuantizedKVCache
+from tesseral.llm.cooperative import CooperativeCache, MemoryPlan, plan_memory
 from tesseral.llm.evaluate import perplexity
 from tesseral.llm.generation import generate
 from tesseral.llm.loading import load
@@ -17,6 +18,8 @@ from tesseral.llm.simulation import simulated
 register()
 
 __all__ = [
+    "CooperativeCache",
+    "MemoryPlan",
     "QuantizedKVCache",
     "TesseralConfig",
     "TesseralQuantizer",
@@ -25,6 +28,7 @@ __all__ = [
     "generate_batch",
     "load",
     "perplexity",
+    "plan_memory",
     "quantize",
     "simulated",
 ]

@@ -17,6 +17,7 @@ from tesseral.core.packed import PackedTensor
 from tesseral.llm.attention_mask import attention_mask
 from tesseral.llm.paged_cache import PACKED, PagedKVCache
 from tesseral.llm.paged_rows import States
+from tesseral.llm.placed import PlacedStates
 from tesseral.llm.rule_mask import BandMask, SegmentMask
 from tesseral.quantization.kvcodec import KVCodec
 
@@ -40,8 +41,8 @@ def register() -> None:
 def attention_forward(
     module: torch.nn.Module,
     query: torch.Tensor,
-    key: States,
-    value: States,
+    key: States | PlacedStates,
+    value: States | PlacedStates,
     attention_mask: torch.Tensor | None,
     *,
     scaling: float | None = None,
@@ -66,7 +67,7 @@ def attention_forward(
     query : tensor of shape (batch, q_heads, q_len, head_dim)
         Queries after rotary embedding.
     key, value : tensor or PackedTensor of shape (batch, kv_heads, kv_len, head_dim)
-        ``q_heads`` is a multiple of ``kv_heads``.
+        ``q_heads`` is a multiple of ``kv_heads``. Or, twice, the same :class:`PlacedStates`.
     attention_mask : BandMask, SegmentMask, or boolean or floating tensor, or None
         What each query may see. ``None`` means all keys or, for a causal module, those up to
         the query's own.
@@ -100,23 +101,28 @@ def attention_forward(
         If mask, keys and codec do not fit together.
     """
     _refuse_unsupported(dropout, kwargs)
-    query, key, value = _encode(module, query, key, value)
+    placed = None
+    if isinstance(key, PlacedStates):
+        placed, query = key, _transform(module, query)
+    else:
+        query, key, value = _encode(module, query, key, cast(States, value))
     rules: dict[str, Any] = {"scale": scaling, "softcap": softcap, "sinks": s_aux}
-    if kwargs.get("cache") is not None:
+    if kwargs.get("cache") is not None and not isinstance(key, PlacedStates):
         cache = _paged(module, kwargs["cache"], attention_mask, position_bias)
         layer: Any = module.layer_idx
         rules["sliding_window"] = sliding_window
-        return cache.attend(layer, query, key, value, kwargs, **rules), None
+        return cache.attend(layer, query, key, cast(States, value), kwargs, **rules), None
     if isinstance(attention_mask, SegmentMask):
         if position_bias is None and isinstance(key, torch.Tensor):
             return _attend_segments(query, key, value, attention_mask, rules), None
         attention_mask = attention_mask.materialize()
-    sizes = query.shape[-2], key.shape[-2]
+    sizes = query.shape[-2], int(key.shape[-2])
     if isinstance(attention_mask, BandMask):
         rule = _rule_of_band(attention_mask, sizes)
-        if attention_mask.n_keys < sizes[1]:
+        if attention_mask.n_keys < sizes[1] and not isinstance(key, PlacedStates):
             # keys that no query sees go, so that the band ends at the last key
-            key, value = key[:, :, : attention_mask.n_keys], value[:, :, : attention_mask.n_keys]
+            key = key[:, :, : attention_mask.n_keys]
+            value = cast(States, value)[:, :, : attention_mask.n_keys]
     elif attention_mask is None:
         if is_causal is None:
             is_causal = getattr(module, "is_causal", True)
@@ -125,7 +131,11 @@ def attention_forward(
         rule = _rule_of_mask(attention_mask)
     if position_bias is not None:
         rule = rule | {"mask": _biased(rule.get("mask"), position_bias[..., : key.shape[2]])}
-    output: Any = attention(query, key, value, **rules, **rule)
+    output: Any = (
+        attention(query, key, value, **rules, **rule)
+        if placed is None
+        else placed.attend(query, rules | rule)
+    )
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -213,6 +223,12 @@ def _encode(
         if not encoded:
             key, value = codec.encode(cast(torch.Tensor, key), cast(torch.Tensor, value))
     return query, _plain(key), _plain(value)
+
+
+def _transform(module: torch.nn.Module, query: torch.Tensor) -> torch.Tensor:
+    """Return queries that fit the keys of a module's codec, if it has one."""
+    codec: KVCodec | None = module.__dict__.get("_modules", module.__dict__).get("kv_codec")
+    return query if codec is None else codec.transform_query(query)
 
 
 def _biased(mask: torch.Tensor | None, bias: torch.Tensor) -> torch.Tensor:

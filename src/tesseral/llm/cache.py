@@ -46,7 +46,7 @@ class QuantizedKVCache(Cache):  # type: ignore[misc]  # transformers is untyped 
         super().__init__(
             layers=[
                 QuantizedKVLayer(codec, window, 0 if window else expected)
-                for codec, window in zip(kv_codecs(model), _windows(text), strict=True)
+                for codec, window in zip(kv_codecs(model), windows_of(text), strict=True)
             ]
         )
 
@@ -292,7 +292,7 @@ def kv_codecs(model: Any) -> list[KVCodec]:
     return [by_layer[index] for index in range(n_layers)]
 
 
-def _windows(text: Any) -> list[int | None]:
+def windows_of(text: Any) -> list[int | None]:
     """Return the size of each layer's sliding window, None where there is none."""
     size = getattr(text, "sliding_window", None)
     types = getattr(text, "layer_types", None)

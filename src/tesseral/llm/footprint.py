@@ -42,8 +42,8 @@ def footprint(path: str | Path, model: PreTrainedModel) -> Footprint:
     """Measure a model and the directory it was loaded from."""
     return Footprint(
         disk_bytes=disk_bytes(path),
-        memory_bytes=_held(model),
-        block_bytes=_held(blocks_of(model)),
+        memory_bytes=held_bytes(model),
+        block_bytes=held_bytes(blocks_of(model)),
         cache_bytes_per_token=_cache_bytes(model),
     )
 
@@ -53,7 +53,8 @@ def disk_bytes(path: str | Path) -> int:
     return sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
 
 
-def _held(module: nn.Module) -> int:
+def held_bytes(module: nn.Module) -> int:
+    """Return the bytes of a module's parameters and buffers; shared ones count once."""
     return sum(tensor.nbytes for tensor in chain(module.parameters(), module.buffers()))
 
 

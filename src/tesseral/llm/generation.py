@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.generation.streamers import BaseStreamer
 
 from tesseral._errors import DataError, ParameterError
+from tesseral.llm.cooperative import CooperativeCache, MemoryPlan
 from tesseral.llm.evaluate import new_cache
 from tesseral.llm.fused.generate import continue_greedily
 from tesseral.llm.fused.support import supports
@@ -24,6 +25,7 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     streamer: BaseStreamer | None = None,
+    plan: MemoryPlan | None = None,
 ) -> str:
     """Return the continuation of a prompt.
 
@@ -42,11 +44,14 @@ def generate(
         Fixes what is drawn.
     streamer : transformers streamer, optional
         Receives tokens as they come.
+    plan : MemoryPlan, optional
+        Where keys and values lie, of :func:`plan_memory` for this model; the prompt is then read
+        in chunks. By default they are all on the model's device.
 
     Raises
     ------
     DataError
-        If the prompt is empty or too long.
+        If the prompt is empty or too long, for the model or for the plan.
     CheckpointError
         If the tokenizer knows more tokens than the model.
     ParameterError
@@ -66,7 +71,12 @@ def generate(
             f"generate: a prompt of {length} tokens and {max_new_tokens} new ones do not fit; "
             f"the prompt needs at least one token and both together at most {limit}."
         )
-    greedy = not temperature and streamer is None
+    if plan is not None and length + max_new_tokens > plan.context:
+        raise DataError(
+            f"generate: a prompt of {length} tokens and {max_new_tokens} new ones do not fit a "
+            f"plan for {plan.context}; plan for a longer context."
+        )
+    greedy = not temperature and streamer is None and plan is None
     if greedy and prompt_tokens.is_cuda and supports(model).ok:
         ends = model.generation_config.eos_token_id
         ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
@@ -78,7 +88,8 @@ def generate(
         tokens = model.generate(
             input_ids=prompt_tokens,
             attention_mask=torch.ones_like(prompt_tokens),
-            past_key_values=new_cache(model),
+            past_key_values=new_cache(model) if plan is None else CooperativeCache(model, plan),
+            prefill_chunk_size=None if plan is None else plan.chunk,
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.eos_token_id,
             streamer=streamer,

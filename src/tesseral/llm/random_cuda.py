@@ -1,9 +1,9 @@
-"""Language models of random weights on a CUDA device, to measure with: never in a file."""
+"""Language models of random weights on a device, to measure with: never in a file."""
 
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from tesseral.llm.quantizer import install
@@ -19,10 +19,34 @@ _CODES = 4.32
 """That of codes from -7 to 7, each as likely as the others."""
 
 
-def dense_model(shape: dict[str, Any]) -> LlamaForCausalLM:
-    """Return a Llama in float16 under torch's attention."""
-    model = _unfilled(shape, "sdpa").to_empty(device="cuda")
+def dense_model(
+    shape: dict[str, Any],
+    dtype: torch.dtype = torch.float16,
+    attention: str = "sdpa",
+    device: str = "cuda",
+) -> LlamaForCausalLM:
+    """Return a Llama that is not quantised; under torch's attention by default."""
+    model = _unfilled(shape, attention, dtype).to_empty(device=device)
     return _filled(model)
+
+
+def offloading_cache(model: LlamaForCausalLM, length: int) -> DynamicCache:
+    """Return transformers' cache that moves each layer there and back, with random tokens in it."""
+    config = model.config
+    cache = DynamicCache(config=config, offloading=True)
+    shape = 1, config.num_key_value_heads, length, config.head_dim
+    for layer in cache.layers:
+        empty = torch.empty((*shape[:2], 0, shape[3]), dtype=model.dtype, device=model.device)
+        layer.lazy_initialization(empty, empty)
+        sides = [
+            torch.empty(shape, dtype=model.dtype, pin_memory=model.device.type == "cuda")
+            for _ in range(2)
+        ]
+        for side in sides:
+            side.copy_(torch.randn(shape, dtype=model.dtype, device=model.device))
+        layer.keys, layer.values = sides
+    cache.layers[0].prefetch()  # as the layer before it would have done
+    return cache
 
 
 def quantised_model(shape: dict[str, Any], transform: str) -> LlamaForCausalLM:
@@ -52,10 +76,12 @@ def _fill_codes(codes: torch.Tensor) -> None:
     codes.copy_(((low + 9) & 15) | (((high + 9) & 15) << 4))
 
 
-def _unfilled(shape: dict[str, Any], attention: str) -> LlamaForCausalLM:
+def _unfilled(
+    shape: dict[str, Any], attention: str, dtype: torch.dtype = torch.float16
+) -> LlamaForCausalLM:
     config = LlamaConfig(**shape, attn_implementation=attention)
     with torch.device("meta"):
-        return LlamaForCausalLM._from_config(config, dtype=torch.float16).eval()
+        return LlamaForCausalLM._from_config(config, dtype=dtype).eval()
 
 
 def _filled(model: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -65,5 +91,5 @@ def _filled(model: LlamaForCausalLM) -> LlamaForCausalLM:
             parameter.fill_(1)
         else:
             parameter.normal_(std=SPREAD)
-    model.model.rotary_emb = LlamaRotaryEmbedding(model.config).to("cuda")
+    model.model.rotary_emb = LlamaRotaryEmbedding(model.config).to(model.device)
     return model
