@@ -1,4 +1,4 @@
-"""Running a program as several ranks over gloo, each a process of its own."""
+"""Running a program as several ranks, each a process of its own."""
 
 import os
 import subprocess
@@ -10,9 +10,13 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+backend = sys.argv[5]
 rank, size, meeting, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+if backend == "nccl":
+    torch.cuda.set_device(device)
 dist.init_process_group(
-    "gloo", init_method="file://" + meeting, rank=rank, world_size=size,
+    backend, init_method="file://" + meeting, rank=rank, world_size=size,
     timeout=timedelta(seconds=20),
 )
 """
@@ -21,13 +25,13 @@ dist.destroy_process_group()
 """
 
 
-def run_ranks(program, size, folder, *, tail=END):
+def run_ranks(program, size, folder, *, tail=END, backend="gloo"):
     """Run a program on every rank; return exit codes and what each wrote to stderr.
 
-    It knows ``rank``, ``size`` and ``folder``.
+    It knows ``rank``, ``size``, ``folder`` and ``device``.
     """
     code = START + program + tail
-    arguments = [str(size), str(folder / "meeting"), str(folder)]
+    arguments = [str(size), str(folder / "meeting"), str(folder), backend]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "SKBUILD_EDITABLE_VERBOSE": "0"}
     ranks = [
         subprocess.Popen(

@@ -1,0 +1,91 @@
+"""What is measured of several ranks, and what must hold."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+HIDES = 0.7
+"""Share of a sum's exposed time that must be hidden on long inputs."""
+
+NEVER_BELOW = 0.98
+"""How fast the chosen plan must be beside the plain sequence, on all inputs."""
+
+LINKED = 1.3
+"""How many times as fast as the plain sequence, on CPUs where sums take a third of the time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """Shapes of one decoder layer, of all ranks together.
+
+    Attributes
+    ----------
+    q_heads, kv_heads, head_dim, hidden, intermediate : int
+    """
+
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    intermediate: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """A layer, on which lengths, and how often.
+
+    Attributes
+    ----------
+    layer : Layer
+    lengths : tuple of int
+        Tokens of the one sequence.
+    mlp_lengths : tuple of int
+        Those at which the MLP's down projection is measured, too.
+    dtype : str
+    repeats : int
+        Samples of each side; of inputs longer than ``long``, half as many.
+    section_s : float
+        Shortest time of a sample.
+    held_from : int
+        Length from which :data:`HIDES` must hold.
+    timeline : int
+        Length whose timeline is drawn.
+    """
+
+    layer: Layer
+    lengths: tuple[int, ...]
+    mlp_lengths: tuple[int, ...]
+    dtype: str
+    repeats: int
+    section_s: float
+    held_from: int
+    timeline: int
+    long: int = 16384
+
+
+LLAMA_70B = Layer(q_heads=64, kv_heads=8, head_dim=128, hidden=8192, intermediate=28672)
+LLAMA_TOY = Layer(q_heads=12, kv_heads=6, head_dim=32, hidden=384, intermediate=1024)
+
+GPU = Grid(
+    layer=LLAMA_70B,
+    lengths=tuple(512 << step for step in range(8)),
+    mlp_lengths=(512, 4096, 16384, 65536),
+    dtype="bfloat16",
+    repeats=15,
+    section_s=0.004,
+    held_from=16384,
+    timeline=16384,
+)
+CPU = Grid(
+    layer=LLAMA_TOY,
+    lengths=(256, 1024, 2048),
+    mlp_lengths=(1024,),
+    dtype="float32",
+    repeats=9,
+    section_s=0.05,
+    held_from=1 << 60,
+    timeline=2048,
+)
