@@ -69,6 +69,7 @@ def distributed(
             "link": _link(link),
             "variants": variants,
             "lengths": _numbers(lengths),
+            "kept": None if json is None else str(json.absolute()),
         }
         record = run_ranks(
             run, _ranks(ranks), options, lambda name: bars.update(task, description=name)
@@ -76,7 +77,7 @@ def distributed(
     if not record:
         return  # another rank under torchrun writes and shows
     if json is not None:
-        with atomic_file(json, overwrite=overwrite) as temporary:
+        with atomic_file(json, overwrite=True) as temporary:
             temporary.write_text(json_format.dumps(record, indent=1), encoding="utf-8")
     if png is not None:
         from tesseral.bench.distributed.tables import chart

@@ -79,6 +79,18 @@ def quantize(
     ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
     device: Annotated[str, typer.Option(help="Where the block in work is: cpu or cuda.")] = "cpu",
+    devices: Annotated[
+        int,
+        typer.Option(help="Blocks in work at once, a device each; needs --no-propagate."),
+    ] = 1,
+    propagate: Annotated[
+        bool | None,
+        typer.Option(
+            "--propagate/--no-propagate",
+            help="Whether blocks learn on what the quantised ones before them produce.",
+            show_default=str(_DEFAULTS["propagate"]),
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Quantise a language model: weights, activations and cache.
@@ -100,6 +112,7 @@ def quantize(
         "learning_rate": learning_rate,
         "clip_learning_rate": clip_learning_rate,
         "seed": seed,
+        "propagate": propagate,
     }
     settings = configuration(config, given, fast=fast)
     source, words = model_directory(model), text_to_use(text, "calibration")
@@ -118,6 +131,7 @@ def quantize(
             resume,
             overwrite=overwrite,
             device=device,
+            devices=devices,
             report=bar.advance,
             announce=_announce,
         )

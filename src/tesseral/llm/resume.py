@@ -116,10 +116,7 @@ class Progress:
 
     def block(self, block: int) -> dict[str, Tensor] | None:
         """Return the tensors of a block, mapped from its file, ``None`` if it was not saved."""
-        try:
-            return load_file(self._block_file(block))
-        except (FileNotFoundError, SafetensorError):
-            return None
+        return _tensors(self._block_file(block))
 
     def blocks(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors of all blocks that were saved, mapped from their files.
@@ -138,8 +135,25 @@ class Progress:
 
     def facts(self, block: int) -> dict[str, str]:
         """Return what was noted of a block that was saved."""
-        with safe_open(self._block_file(block), "pt") as file:
-            return dict(file.metadata() or {})
+        return _noted(self._block_file(block))
+
+    def save_learned(self, block: int, state: dict[str, Tensor], facts: dict[str, str]) -> None:
+        """Keep the tensors of a block whose norms may still be rescaled."""
+        with self._whole(self._learned_file(block)) as temporary:
+            save_file(state, temporary, metadata=facts)
+        self._states_file("hidden", block).unlink(missing_ok=True)
+
+    def learned(self, block: int) -> dict[str, Tensor] | None:
+        """Return the tensors of such a block, mapped, ``None`` if it was not kept."""
+        return _tensors(self._learned_file(block))
+
+    def learned_facts(self, block: int) -> dict[str, str]:
+        """Return what was noted of it."""
+        return _noted(self._learned_file(block))
+
+    def any_learned(self) -> bool:
+        """Return whether an earlier run left such blocks."""
+        return any(self.path.glob("learned-*.safetensors"))
 
     def save(self, block: int, state: dict[str, Tensor], facts: dict[str, str]) -> None:
         """Keep the tensors of a block, and forget what entered it."""
@@ -147,6 +161,7 @@ class Progress:
             save_file(state, temporary, metadata=facts)
         for file in self.path.glob(f"*-{block:04d}.bf16"):
             file.unlink()
+        self._learned_file(block).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Forget everything: the output is complete."""
@@ -162,8 +177,23 @@ class Progress:
     def _block_file(self, block: int) -> Path:
         return self.path / f"block-{block:04d}.safetensors"
 
+    def _learned_file(self, block: int) -> Path:
+        return self.path / f"learned-{block:04d}.safetensors"
+
     def _states_file(self, kind: str, block: int) -> Path:
         return self.path / f"{kind}-{block:04d}.bf16"
+
+
+def _tensors(file: Path) -> dict[str, Tensor] | None:
+    try:
+        return load_file(file)
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
+def _noted(file: Path) -> dict[str, str]:
+    with safe_open(file, "pt") as opened:
+        return dict(opened.metadata() or {})
 
 
 def _sweep(out: Path, partial: Path) -> None:

@@ -1,5 +1,6 @@
 """The benchmark as one rank runs it."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -26,6 +27,7 @@ from tesseral.bench.distributed.link import SlowLink
 from tesseral.bench.distributed.sides import AttentionSides, LinearSides, Sides, Way, plain
 from tesseral.bench.distributed.timeline import timeline
 from tesseral.bench.distributed.timing import time_ranks
+from tesseral.runtime.files import atomic_file
 from tesseral.runtime.machine import machine_record
 
 SCHEMA = "tesseral.bench.distributed/1"
@@ -44,6 +46,7 @@ def run(
     link: float | str | None = None,
     variants: bool = False,
     lengths: tuple[int, ...] | None = None,
+    kept: str | None = None,
 ) -> dict[str, Any]:
     """Measure all cases; every rank calls it, and gets the same record.
 
@@ -61,6 +64,8 @@ def run(
         Also measure plans that were not chosen.
     lengths : tuple of int, optional
         Instead of those of the grid.
+    kept : str, optional
+        A file in which rank 0 keeps the record after every case.
     """
     grid = GPU if device.type == "cuda" else CPU
     if quick:
@@ -85,6 +90,9 @@ def run(
         row, lines = bench.row(kind, length)
         record["rows"].append(row)
         record["timelines"] += lines
+        if kept is not None and dist.get_rank() == 0:
+            with atomic_file(kept, overwrite=True) as temporary:
+                temporary.write_text(json.dumps(record), encoding="utf-8")
     return record
 
 
