@@ -47,7 +47,7 @@ def distributed(
 ) -> None:
     """Measure attention, projection and AllReduce over several devices, by tiles and plain.
 
-    On CUDA devices the layer is Llama 70B's; on CPUs a small one, over gloo and a slow link.
+    On CUDA devices the layer is Llama 70B's; on CPUs Llama 8B's, over gloo and a slow link.
 
     Example: tesseral bench distributed --json distributed.json --png timeline.png
     """

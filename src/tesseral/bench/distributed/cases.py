@@ -50,7 +50,7 @@ class Grid:
     section_s : float
         Shortest time of a sample.
     held_from : int
-        Length from which :data:`HIDES` must hold.
+        Length from which :data:`HIDES`, or :data:`LINKED`, must hold.
     timeline : int
         Length whose timeline is drawn.
     """
@@ -67,7 +67,7 @@ class Grid:
 
 
 LLAMA_70B = Layer(q_heads=64, kv_heads=8, head_dim=128, hidden=8192, intermediate=28672)
-LLAMA_TOY = Layer(q_heads=12, kv_heads=6, head_dim=32, hidden=384, intermediate=1024)
+LLAMA_8B = Layer(q_heads=32, kv_heads=8, head_dim=128, hidden=4096, intermediate=14336)
 
 GPU = Grid(
     layer=LLAMA_70B,
@@ -80,12 +80,12 @@ GPU = Grid(
     timeline=16384,
 )
 CPU = Grid(
-    layer=LLAMA_TOY,
-    lengths=(256, 1024, 2048),
-    mlp_lengths=(1024,),
+    layer=LLAMA_8B,
+    lengths=(128, 512, 1024),
+    mlp_lengths=(256,),
     dtype="float32",
     repeats=9,
     section_s=0.05,
-    held_from=1 << 60,
-    timeline=2048,
+    held_from=512,
+    timeline=1024,
 )

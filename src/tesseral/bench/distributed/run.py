@@ -222,7 +222,7 @@ class _Bench:
         bars = [("times plain", NEVER_BELOW, row["ratio"])]
         if self.device.type == "cuda" and row["length"] >= self.grid.held_from:
             bars.append(("share hidden", HIDES, row["hidden"]))
-        if slow is not None and self.link == "auto":
+        if slow is not None and self.link == "auto" and row["length"] >= self.grid.held_from:
             bars.append(("times plain, sums a third", LINKED, row["ratio"]))
         return [
             {"what": what, "at_least": least, "measured": value, "met": value >= least}
