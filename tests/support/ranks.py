@@ -3,6 +3,10 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+from uuid import uuid4
+
+_TESTS = str(Path(__file__).parents[1])
 
 START = """
 import sys
@@ -17,7 +21,7 @@ if backend == "nccl":
     torch.cuda.set_device(device)
 dist.init_process_group(
     backend, init_method="file://" + meeting, rank=rank, world_size=size,
-    timeout=timedelta(seconds=20),
+    timeout=timedelta(seconds=int(sys.argv[6])),
 )
 """
 END = """
@@ -25,14 +29,17 @@ dist.destroy_process_group()
 """
 
 
-def run_ranks(program, size, folder, *, tail=END, backend="gloo"):
+def run_ranks(program, size, folder, *, tail=END, backend="gloo", limit_s=20):
     """Run a program on every rank; return exit codes and what each wrote to stderr.
 
-    It knows ``rank``, ``size``, ``folder`` and ``device``.
+    A rank waits ``limit_s`` for the others. It knows ``rank``, ``size``, ``folder`` and ``device``.
     """
     code = START + program + tail
-    arguments = [str(size), str(folder / "meeting"), str(folder), backend]
+    arguments = [str(size), str(folder / f"meeting-{uuid4()}"), str(folder), backend, str(limit_s)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "SKBUILD_EDITABLE_VERBOSE": "0"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [_TESTS, *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(rank), *arguments],

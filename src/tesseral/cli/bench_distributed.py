@@ -59,9 +59,12 @@ def distributed(
         from tesseral.report.charts import require_matplotlib
 
         require_matplotlib()
+    from tesseral.bench.distributed.cases import check_ranks
     from tesseral.bench.distributed.ranks import run_ranks
     from tesseral.bench.distributed.run import run
 
+    count = _ranks(ranks)
+    check_ranks(count)
     with progress() as bars:
         task = bars.add_task("distributed", total=None)
         options = {
@@ -71,9 +74,7 @@ def distributed(
             "lengths": _numbers(lengths),
             "kept": None if json is None else str(json.absolute()),
         }
-        record = run_ranks(
-            run, _ranks(ranks), options, lambda name: bars.update(task, description=name)
-        )
+        record = run_ranks(run, count, options, lambda name: bars.update(task, description=name))
     if not record:
         return  # another rank under torchrun writes and shows
     if json is not None:

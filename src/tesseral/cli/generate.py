@@ -1,7 +1,8 @@
 """``tesseral generate``: continue a prompt, word by word."""
 
+from contextlib import ExitStack
 from time import monotonic
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +26,8 @@ def generate(
 ) -> None:
     """Continue a prompt with a language model; its speed goes to stderr.
 
+    Started by torchrun, the model is divided among its ranks, and the first one writes.
+
     Example: tesseral generate embedded --prompt "The old man opened the door and"
     """
     _refuse_undecodable(prompt)
@@ -32,19 +35,22 @@ def generate(
     from tesseral import llm
     from tesseral.llm.streaming import TextWriter
 
-    loaded, tokenizer = llm.load(model_directory(model))
-    writer = TextWriter(tokenizer, (lambda _: None) if json else _write)
-    started = monotonic()
-    text = llm.generate(
-        loaded,
-        tokenizer,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        streamer=writer,
-    )
-    elapsed, count = monotonic() - started, writer.n_tokens
+    with ExitStack() as stack:
+        loaded, tokenizer, rank = _loaded(model, stack)
+        writer = TextWriter(tokenizer, (lambda _: None) if json or rank else _write)
+        started = monotonic()
+        text = llm.generate(
+            loaded,
+            tokenizer,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            streamer=writer,
+        )
+        elapsed, count = monotonic() - started, writer.n_tokens
+    if rank:
+        return
     if json:
         record = {"model": model, "prompt": prompt, "text": text, "n_tokens": count}
         print_json(record | {"elapsed_s": elapsed, "tokens_per_s": count / elapsed})
@@ -52,6 +58,20 @@ def generate(
         _write("\n")
         speed = f"{count} tokens in {seconds_text(elapsed)}, {count / elapsed:.1f} tokens/s"
         typer.echo(f"{speed}, reading the prompt included", err=True)
+
+
+def _loaded(model: str, stack: ExitStack) -> tuple[Any, Any, int]:
+    """Return model, tokenizer and which rank this is."""
+    from tesseral import llm
+    from tesseral.attention.distributed.launch import joined, launched
+
+    directory = model_directory(model)
+    if not launched():
+        return *llm.load(directory), 0
+    import torch.distributed as dist
+
+    device = stack.enter_context(joined())
+    return *llm.load_parallel(directory, device=device), dist.get_rank()
 
 
 def _write(text: str) -> None:

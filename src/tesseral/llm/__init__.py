@@ -12,6 +12,7 @@ from tesseral.llm.generation import generate
 from tesseral.llm.loading import load
 from tesseral.llm.pipeline import quantize
 from tesseral.llm.quantizer import TesseralConfig, TesseralQuantizer
+from tesseral.llm.tensor_parallel import load_parallel, overlap_sums, tensor_parallel
 
 register()
 
@@ -23,6 +24,9 @@ __all__ = [
     "generate",
     "generate_batch",
     "load",
+    "load_parallel",
+    "overlap_sums",
     "perplexity",
     "quantize",
+    "tensor_parallel",
 ]

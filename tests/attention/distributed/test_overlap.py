@@ -111,6 +111,32 @@ linear_all_reduce(torch.ones(1, 8, 4), torch.ones(6, 4), tiles=(4, 4))
     assert all("rank 1 has tensors of" in error for error in errors)
     assert "DistributedError" in errors[0]
     assert "rank 0 of 2 could not sum tile" in errors[0]
+    assert "no word from rank 1" in errors[0]
+
+
+def test_a_rank_that_hangs_ends_the_others_within_the_time_limit_and_is_named(tmp_path):
+    program = """
+import os, signal, time
+from tesseral.attention.distributed import linear_all_reduce
+x, weight = torch.ones(1, 8, 4), torch.ones(6, 4)
+linear_all_reduce(x, weight, tiles=(4, 4))
+if rank == 1:
+    time.sleep(20)
+    os._exit(3)
+started = time.monotonic()
+try:
+    linear_all_reduce(x, weight, tiles=(2, 6))
+except RuntimeError as error:
+    print(error, file=sys.stderr)
+    print(f"ended after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    os._exit(4)
+"""
+    codes, errors = run_ranks(program, 3, tmp_path, tail="", limit_s=5)
+    assert codes == [4, 3, 4]
+    for rank in (0, 2):
+        assert f"rank {rank} of 3 could not sum tile" in errors[rank]
+        assert "no word from rank 1;" in errors[rank]
+        assert float(errors[rank].rpartition("ended after")[2].split()[0]) < 15
 
 
 def test_arguments_that_do_not_fit_are_refused_before_anything_is_sent():

@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tesseral._errors import DistributedError, ParameterError
+from tesseral._errors import ParameterError
+from tesseral.attention.distributed.faults import Step
 
 
 class Compute(Protocol):
@@ -62,13 +63,13 @@ def sum_by_tiles(
         for start, stop in spans(tiles, len(out), what=what):
             part = out[start:stop]
             compute(start, stop, part)
-            with Named(what, len(works), len(tiles), group):
+            with Step(what, f"sum tile {len(works) + 1} of {len(tiles)}", group):
                 if reduce is None:
                     works.append(dist.all_reduce(part, group=group, async_op=True))
                 else:
                     works.append(reduce(part))
         for number, work in enumerate(works):
-            with Named(what, number, len(tiles), group):
+            with Step(what, f"sum tile {number + 1} of {len(tiles)}", group):
                 work.wait()
     return out
 
@@ -87,23 +88,3 @@ def spans(tiles: Sequence[int], rows: int, *, what: str) -> Iterator[tuple[int, 
             "numbers that add up to it."
         )
     return pairwise(accumulate(tiles, initial=0))
-
-
-class Named:
-    """Turns the failure of a collective into an error that names the rank and the tile."""
-
-    def __init__(self, what: str, tile: int, tiles: int, group: Any) -> None:
-        self.where = what, tile, tiles, group
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, RuntimeError) or isinstance(error, DistributedError):
-            return
-        what, tile, tiles, group = self.where
-        raise DistributedError(
-            f"{what}: rank {dist.get_rank(group)} of {dist.get_world_size(group)} could not sum "
-            f"tile {tile + 1} of {tiles}; another rank ended, or was slower than the time limit "
-            f"of the group: {error}"
-        ) from error

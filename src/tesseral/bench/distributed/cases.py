@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tesseral._errors import ParameterError
+
 HIDES = 0.7
 """Share of a sum's exposed time that must be hidden on long inputs."""
 
@@ -89,3 +91,17 @@ CPU = Grid(
     held_from=512,
     timeline=1024,
 )
+
+
+def check_ranks(size: int) -> None:
+    """Refuse a number of ranks that does not divide the heads of the layers here.
+
+    Raises
+    ------
+    ParameterError
+    """
+    heads = min(LLAMA_70B.kv_heads, LLAMA_8B.kv_heads)
+    if heads % size:
+        raise ParameterError(
+            f"bench distributed: {size} ranks do not divide the {heads} key heads of the layer."
+        )

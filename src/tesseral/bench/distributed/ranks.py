@@ -2,10 +2,8 @@
 
 import json
 import multiprocessing
-import os
 import tempfile
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -53,9 +51,11 @@ def run_ranks(
     DistributedError
         If a rank fails, with what it wrote.
     """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        return _joined(work, rank, count, "env://", options, watch, timeout_s) or {}
+    from tesseral.attention.distributed.launch import joined, launched
+
+    if launched():
+        with joined(timeout_s=timeout_s) as device:
+            return work(device, watch, **options) or {}
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
     with tempfile.TemporaryDirectory(prefix="tesseral-ranks-") as folder:
@@ -110,45 +110,16 @@ def _rank(
     messages: Any,
     timeout_s: float,
 ) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from tesseral.attention.distributed.launch import joined
+
     watch = messages.put if rank == 0 else _silent
     meeting = f"file://{folder}/meeting"
-    record = _joined(work, rank, size, meeting, options, watch, timeout_s)
+    with joined(
+        rank=rank, size=size, meeting=meeting, local_rank=rank, timeout_s=timeout_s
+    ) as device:
+        record = work(device, watch, **options)
     if rank == 0:
         (Path(folder) / "record.json").write_text(json.dumps(record), encoding="utf-8")
-
-
-def _joined(
-    work: Work,
-    rank: int,
-    size: int,
-    meeting: str,
-    options: Mapping[str, Any],
-    watch: Callable[[str], None],
-    timeout_s: float,
-) -> dict[str, Any] | None:
-    import torch
-    import torch.distributed as dist
-
-    on_cuda = torch.cuda.device_count() >= size
-    device = torch.device("cuda", rank) if on_cuda else torch.device("cpu")
-    if on_cuda:
-        torch.cuda.set_device(device)
-    else:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // size))
-        os.environ.setdefault("TESSERAL_CPU_THREADS", str(torch.get_num_threads()))
-    dist.init_process_group(
-        "nccl" if on_cuda else "gloo",
-        init_method=meeting,
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=timeout_s),
-        device_id=device if on_cuda else None,
-    )
-    try:
-        return work(device, watch, **options)
-    finally:
-        dist.destroy_process_group()
 
 
 def _silent(_: str) -> None:
