@@ -40,6 +40,9 @@ def distributed(
     variants: Annotated[
         bool, typer.Option("--variants", help="Also measure plans that were not chosen.")
     ] = False,
+    eager: Annotated[
+        bool, typer.Option("--eager", help="Start every call from Python, on CUDA, too.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A third of the samples.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that exist.")
@@ -71,6 +74,7 @@ def distributed(
             "quick": quick,
             "link": _link(link),
             "variants": variants,
+            "graphs": not eager,
             "lengths": _numbers(lengths),
             "kept": None if json is None else str(json.absolute()),
         }

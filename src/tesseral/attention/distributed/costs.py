@@ -8,6 +8,8 @@ from typing import Literal
 
 _COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
 _STRIPS = (1, 2, 4)
+_LAST = (1.0, 0.5, 0.25)
+"""Shares of a tile that the last one may be."""
 _LEAST_GAIN = 0.005
 """Predicted gain, as a share, under which tiles are not worth their risk."""
 
@@ -229,8 +231,9 @@ def _cuts(
             continue
         strips = _snapped(cut(n_strips), costs.granule)
         for count in _COUNTS:
-            tiles = tuple(size for strip in strips for size in _tapered(strip, count, costs))
-            seen.add((tiles, strips))
+            for last in _LAST:
+                cuts = (_tapered(strip, count, last, costs.granule) for strip in strips)
+                seen.add((tuple(size for cut in cuts for size in cut), strips))
     for count in _COUNTS:
         if count <= q_len:
             tiles = _snapped(cut(count), costs.granule)
@@ -238,15 +241,16 @@ def _cuts(
     yield from sorted(seen, key=lambda pair: (len(pair[0]), pair))
 
 
-def _tapered(rows: int, count: int, costs: OverlapCosts) -> tuple[int, ...]:
-    """Cut rows into tiles of which the first and the last are half of the others.
+def _tapered(rows: int, count: int, last: float, granule: int) -> tuple[int, ...]:
+    """Cut rows into tiles of which the first is half of the others and the last a share of one.
 
     Sums start early, and little is left to sum at the end.
     """
     if count < 2 or count > rows:
         return (rows,)
-    edges = [round(rows * (2 * number - 1) / (2 * count - 2)) for number in range(1, count)]
-    return _snapped(_sizes([0, *edges, rows]), costs.granule)
+    shares = [0.5, *[1.0] * (count - 2), last]
+    edges = [round(rows * done / sum(shares)) for done in accumulate(shares, initial=0.0)]
+    return _snapped(_sizes(edges), granule)
 
 
 def _snapped(sizes: Sequence[int], granule: int) -> tuple[int, ...]:

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tesseral._errors import ParameterError, ShapeError
 from tesseral.attention.api import attention
 from tesseral.attention.distributed.direct import sum_through_peers
-from tesseral.attention.distributed.overlap import Reduce, sum_by_tiles
+from tesseral.attention.distributed.faults import Step
+from tesseral.attention.distributed.overlap import Reduce, spans, sum_by_tiles
 from tesseral.attention.distributed.peers import Peers
 from tesseral.attention.distributed.rows import Projected, Strips
 from tesseral.attention.mask import Window
@@ -91,24 +93,28 @@ def attention_all_reduce(
             "of queries would have to be counted from the last tile."
         )
 
+    rules: dict[str, Any] = {
+        "is_causal": is_causal,
+        "scale": scale,
+        "window": window,
+        "softcap": softcap,
+        "sinks": sinks,
+        "backend": backend,
+    }
+
     def attend(start: int, stop: int) -> Tensor:
-        # the last query of the strip stands beside the last key that it sees
-        seen = key.shape[2] - (q_len - stop) if is_causal else key.shape[2]
-        rows: Any = attention(
-            query[:, :, start:stop],
-            key[:, :, : max(0, seen)],
-            value[:, :, : max(0, seen)],
-            is_causal=is_causal,
-            scale=scale,
-            window=window,
-            softcap=softcap,
-            sinks=sinks,
-            backend=backend,
-        )
+        parts: tuple[Tensor, Tensor, Tensor] = query, key, value
+        if (start, stop) != (0, q_len):
+            # the last query of the strip stands beside the last key that it sees
+            seen = max(0, key.shape[2] - (q_len - stop)) if is_causal else key.shape[2]
+            parts = query[:, :, start:stop], key[:, :, :seen], value[:, :, :seen]
+        rows: Any = attention(*parts, **rules)
         flat: Tensor = rows.permute(2, 0, 1, 3).reshape((stop - start) * batch, -1)
         return flat
 
     tiles = tiles or (q_len,)
+    if len(tiles) == 1 and peers is None and reduce is None and strips in (None, tiles):
+        return _at_once(attend(0, q_len), weight, (q_len, batch), group, _ATTENTION, tiles)
     rows = Strips(attend, strips or tiles, q_len, batch, _ATTENTION)
     compute = Projected(rows, weight)
     return _summed(compute, query, (q_len, batch, len(weight)), tiles, group, reduce, peers)
@@ -148,8 +154,28 @@ def linear_all_reduce(
         return x[:, start:stop].transpose(0, 1).reshape(-1, x.shape[-1])
 
     batch, length, _ = x.shape
+    if (tiles is None or len(tiles) == 1) and peers is None and reduce is None:
+        return _at_once(
+            rows(0, length), weight, (length, batch), group, _LINEAR, tiles or (length,)
+        )
     shape, compute = (length, batch, len(weight)), Projected(rows, weight)
     return _summed(compute, x, shape, tiles or (length,), group, reduce, peers, what=_LINEAR)
+
+
+def _at_once(
+    rows: Tensor,
+    weight: Tensor,
+    leading: tuple[int, int],
+    group: Any,
+    what: str,
+    tiles: Sequence[int],
+) -> Tensor:
+    """Return all rows' sum with the batch first, as one would write it without tiles."""
+    spans(tiles, leading[0], what=what)
+    out = torch.mm(rows, weight.mT)
+    with Step(what, "sum tile 1 of 1", group):
+        dist.all_reduce(out, group=group)
+    return out.view(*leading, len(weight)).transpose(0, 1)
 
 
 def _summed(

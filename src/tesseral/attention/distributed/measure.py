@@ -1,5 +1,6 @@
 """Measuring what a layer costs on the ranks of a group."""
 
+import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from tesseral.attention.distributed.overlap import Reduce
 from tesseral.attention.distributed.peers import Peers
 
 _REPEATS = 5
+_LOG = logging.getLogger(__name__)
 
 
 def measure_costs(
@@ -143,11 +145,17 @@ def _measure(
 def _medians(
     calls: dict[str, Callable[[int], Any]], sizes: Sequence[int], device: torch.device, group: Any
 ) -> dict[str, list[float]]:
-    """Return the seconds of every call at both sizes, those of the slowest rank."""
-    times = [
-        [_median(partial(call, size), device, group) for size in sizes] for call in calls.values()
-    ]
-    slowest = torch.tensor(times, dtype=torch.float64).to(device)
+    """Return the seconds of every call at all sizes, those of the slowest rank, taken in turns."""
+    run = {(name, size): partial(call, size) for name, call in calls.items() for size in sizes}
+    clock = device_seconds if device.type == "cuda" else host_seconds
+    samples: dict[tuple[str, int], list[float]] = {key: [] for key in run}
+    graphs = {key: replayed(call, device, group) for key, call in run.items()}
+    for _ in range(_REPEATS):
+        for key, (call, calls_in_it) in graphs.items():
+            dist.barrier(group)
+            samples[key].append(clock(call) / calls_in_it)
+    medians = [[statistics.median(samples[name, size]) for size in sizes] for name in calls]
+    slowest = torch.tensor(medians, dtype=torch.float64).to(device)
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=group)
     return dict(zip(calls, slowest.tolist(), strict=True))
 
@@ -218,32 +226,62 @@ def _granule(device: torch.device, hidden: int, batch: int, ranks: int) -> int:
     return max(1, rows // batch) * ranks
 
 
-def _median(run: Callable[[], Any], device: torch.device, group: Any) -> float:
-    measure = _on_device if device.type == "cuda" else _on_host
-    samples = []
-    for _ in range(_REPEATS + 1):
-        dist.barrier(group)
-        samples.append(measure(run))
-    return statistics.median(samples[1:])
-
-
-def _on_host(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def host_seconds(run: Callable[[], Any], rounds: int = 1) -> float:
+    """Return seconds of a call among some, after one that is not timed."""
     run()
-    return time.perf_counter() - start
+    start = time.perf_counter()
+    for _ in range(rounds):
+        run()
+    return (time.perf_counter() - start) / rounds
 
 
-def _on_device(run: Callable[[], Any]) -> float:
-    """Return seconds of a call among others, so that starting it is hidden."""
+def device_seconds(run: Callable[[], Any], rounds: int = 2) -> float:
+    """Return the device's seconds of a call among some, after one that is not timed."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     run()
     begin.record()
-    run()
-    run()
+    for _ in range(rounds):
+        run()
     end.record()
     end.synchronize()
-    return float(begin.elapsed_time(end)) / 2e3
+    return float(begin.elapsed_time(end)) / 1e3 / rounds
+
+
+def replayed(
+    run: Callable[[], Any], device: torch.device, group: Any = None, *, calls: int = 2
+) -> tuple[Callable[[], Any], int]:
+    """Return what makes a call some times without Python between, and how many times.
+
+    On CUDA that is a graph, where all ranks can record one; elsewhere the call itself. Sums
+    through peers' memory take turns between two results, so ``calls`` must be even.
+
+    Parameters
+    ----------
+    run : callable
+        All ranks give the same.
+    device : torch.device
+    group : ProcessGroup, optional
+    calls : int
+        Calls in a graph.
+    """
+    for _ in range(2):
+        run()
+    if device.type != "cuda":
+        return run, 1
+    torch.cuda.synchronize()
+    graph: Any = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            for _ in range(calls):
+                run()
+        recorded = 1
+    except RuntimeError as error:
+        _LOG.warning("a call cannot be recorded: %s", error)
+        recorded = 0
+    everywhere = torch.tensor([recorded], device=device)
+    dist.all_reduce(everywhere, op=dist.ReduceOp.MIN, group=group)
+    return (graph.replay, calls) if int(everywhere) else (run, 1)
 
 
 def _line(seconds: Sequence[float], sizes: Sequence[float]) -> Line:

@@ -78,7 +78,8 @@ def _host() -> str:
 class PeerMemory:
     """Two results, in turns, in memory that the ranks of one machine share over NVLink.
 
-    Data go by copy engines, signals as copies of one word, so that no multiprocessor is taken
+    Of calls that are recorded in a CUDA graph, an even number belongs into it. Data go by copy
+    engines, signals as copies of one word, so that no multiprocessor is taken
     from computing; a wait is a kernel of one warp.
 
     Parameters

@@ -48,13 +48,15 @@ class Grid:
         Those at which the MLP's down projection is measured, too.
     dtype : str
     repeats : int
-        Samples of each side; of inputs longer than ``long``, half as many.
+        Samples of each side.
     section_s : float
         Shortest time of a sample.
     held_from : int
         Length from which :data:`HIDES`, or :data:`LINKED`, must hold.
     timeline : int
         Length whose timeline is drawn.
+    recorded : int
+        Longest input whose calls are recorded as graphs, on CUDA.
     """
 
     layer: Layer
@@ -65,7 +67,7 @@ class Grid:
     section_s: float
     held_from: int
     timeline: int
-    long: int = 16384
+    recorded: int = 16384
 
 
 LLAMA_70B = Layer(q_heads=64, kv_heads=8, head_dim=128, hidden=8192, intermediate=28672)
@@ -76,7 +78,7 @@ GPU = Grid(
     lengths=tuple(512 << step for step in range(8)),
     mlp_lengths=(512, 4096, 16384, 65536),
     dtype="bfloat16",
-    repeats=15,
+    repeats=21,
     section_s=0.004,
     held_from=16384,
     timeline=16384,

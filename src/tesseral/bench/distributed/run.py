@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from tesseral.attention.distributed import (
     OverlapCosts,
@@ -32,9 +33,10 @@ from tesseral.runtime.machine import machine_record
 
 SCHEMA = "tesseral.bench.distributed/1"
 PLAIN, COMPUTE, OURS = "plain", "compute alone", "ours"
-_CANDIDATES = 4
+_CANDIDATES = 6
 _CTAS = (4, 16)
 _VARIANT_TILES = (2, 4, 8)
+_LEAST_GAIN = 0.01
 _AUTO_SHARE = 0.5  # of computing: a third of all
 
 
@@ -45,6 +47,7 @@ def run(
     quick: bool = False,
     link: float | str | None = None,
     variants: bool = False,
+    graphs: bool = True,
     lengths: tuple[int, ...] | None = None,
     kept: str | None = None,
 ) -> dict[str, Any]:
@@ -62,6 +65,8 @@ def run(
         Bytes a second of a slow link, on CPUs; "auto" makes sums take a third of the time.
     variants : bool
         Also measure plans that were not chosen.
+    graphs : bool
+        Record the calls of short inputs and replay them, on CUDA.
     lengths : tuple of int, optional
         Instead of those of the grid.
     kept : str, optional
@@ -72,7 +77,7 @@ def run(
         grid = replace(grid, repeats=max(3, grid.repeats // 3))
     if lengths:
         grid = replace(grid, lengths=lengths, mlp_lengths=(), timeline=max(lengths))
-    bench = _Bench(grid, device, link, variants)
+    bench = _Bench(grid, device, link, variants, graphs=graphs)
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "machine": machine_record(with_accelerators=True).as_dict(),
@@ -105,9 +110,16 @@ class _Bench:
     """What all cases share on a rank."""
 
     def __init__(
-        self, grid: Grid, device: torch.device, link: float | str | None, variants: bool
+        self,
+        grid: Grid,
+        device: torch.device,
+        link: float | str | None,
+        variants: bool,
+        *,
+        graphs: bool,
     ) -> None:
         self.grid, self.device, self.link = grid, device, link
+        self.graphs = graphs and device.type == "cuda"
         self.dtype = getattr(torch, grid.dtype)
         self.refusal = peers_refused(device)
         self.peers = None
@@ -115,10 +127,8 @@ class _Bench:
             longest = max((*grid.lengths, *grid.mlp_lengths))
             width = grid.layer.hidden
             self.peers = PeerMemory(longest, width, dtype=self.dtype, device=device)
-        self.groups: dict[int, Any] = {}
-        if variants:
-            counts = _CTAS if device.type == "cuda" else ()
-            self.groups = {count: overlap_group(count) for count in counts}
+        counts = () if device.type == "cpu" else _CTAS if variants else (_CTAS[-1],)
+        self.groups = {count: overlap_group(count) for count in counts}
         self.variants = variants
 
     @torch.no_grad()
@@ -127,7 +137,7 @@ class _Bench:
         make = AttentionSides if kind == "attention" else LinearSides
         sides = make(self.grid.layer, length, self.dtype, self.device)
         slow = self._slow_link(sides)
-        way = Way(reduce=slow, peers=self.peers)
+        way = Way(reduce=slow, group=self.groups.get(_CTAS[-1]), peers=self.peers)
         began = time.perf_counter()
         costs = self._costs(sides, way)
         plan, tried = self._chosen(sides, way, costs, length)
@@ -137,8 +147,10 @@ class _Bench:
             COMPUTE: sides.computed,
             OURS: partial(sides.planned, plan, way),
         }
-        repeats = self.grid.repeats if length <= self.grid.long else -(-self.grid.repeats // 2)
-        samples = time_ranks(calls, repeats, self.grid.section_s, self.device)
+        graphs = self.graphs and length <= self.grid.recorded
+        samples = time_ranks(
+            calls, self.grid.repeats, self.grid.section_s, self.device, graphs=graphs
+        )
         others = self._others(sides, way, length) if self.variants else {}
         row = {
             "kind": kind,
@@ -152,6 +164,7 @@ class _Bench:
             "candidates": [{"plan": asdict(each), "s": s} for each, s in tried.items()],
             "choosing_s": chosen_s,
             "samples_s": samples,
+            "recorded": graphs,
             "others_s": others,
             "link_bytes_per_s": None if slow is None else slow.bytes_per_s,
         } | summary(samples)
@@ -184,10 +197,14 @@ class _Bench:
         """Return the fastest of the plans predicted best, each way of summing among them."""
         ordered = plans(costs, length, kv_len=sides.kv_len, is_causal=sides.is_causal)
         first = [plan for plan in ordered if plan.overlaps]
-        kept = first[:_CANDIDATES]
+        by_count: dict[tuple[str, int], OverlapPlan] = {}
+        for plan in first:  # best first
+            by_count.setdefault((plan.through, len(plan.tiles)), plan)
+        kept = list(by_count.values())[:_CANDIDATES]
         kept += [plan for plan in first if plan.through == "group"][:1]
         candidates = [_plain_plan(costs, sides, length), *dict.fromkeys(kept)]
-        return fastest(candidates, lambda plan: sides.planned(plan, way), self.device)
+        run = partial(_planned, sides, way)
+        return fastest(candidates, run, self.device, least_gain=_LEAST_GAIN)
 
     def _others(self, sides: Sides, way: Way, length: int) -> dict[str, float]:
         """Return medians of plans that nobody chose, by what they are."""
@@ -198,9 +215,10 @@ class _Bench:
             size = length // count
             tiles = (size // 2, *[size] * (count - 1), size - size // 2)
             plan = OverlapPlan(tiles=tiles, strips=(length,), through="group", seconds=0.0)
-            calls[f"group, {count} + 1 tiles"] = partial(sides.planned, plan, way)
+            own = replace(way, group=None)
+            calls[f"group, {count} + 1 tiles"] = partial(sides.planned, plan, own)
             tiled = replace(plan, strips=tiles)
-            calls[f"group, {count} + 1 tiles and strips"] = partial(sides.planned, tiled, way)
+            calls[f"group, {count} + 1 tiles and strips"] = partial(sides.planned, tiled, own)
             for ctas, group in self.groups.items():
                 few = replace(way, group=group)
                 calls[f"group of {ctas}, {count} + 1 tiles"] = partial(sides.planned, plan, few)
@@ -212,8 +230,9 @@ class _Bench:
                 )
         part = sides.computed()
         calls["sum alone"] = partial(way.total, part)
-        repeats = 5 if length <= self.grid.long else 3
-        found = time_ranks(calls, repeats, self.grid.section_s, self.device)
+        graphs = self.graphs and length <= self.grid.recorded
+        repeats = 5 if length <= self.grid.recorded else 3
+        found = time_ranks(calls, repeats, self.grid.section_s, self.device, graphs=graphs)
         return {name: median(samples) for name, samples in found.items()}
 
     def _bars(self, row: dict[str, Any], slow: SlowLink | None) -> list[dict[str, Any]]:
@@ -256,6 +275,10 @@ def summary(samples: dict[str, list[float]]) -> dict[str, Any]:
         "ratio": median(p / o for p, _, o in threes),
         "hidden": median(p - o for p, _, o in threes) / exposed if exposed > 0 else 1.0,
     }
+
+
+def _planned(sides: Sides, way: Way, plan: OverlapPlan) -> Tensor:
+    return sides.planned(plan, way)
 
 
 def _plain_plan(costs: OverlapCosts, sides: Sides, length: int) -> OverlapPlan:

@@ -30,6 +30,7 @@ class Way:
     reduce : callable, optional
         Another sum than that of ``dist``.
     group : ProcessGroup, optional
+        For sums that something is computed beside.
     peers : Peers, optional
         Memory of the ranks, for plans that go through it.
     """
@@ -49,7 +50,8 @@ class Way:
         """Return what a layer is called with."""
         if plan.through == "peers":
             return {"tiles": plan.tiles, "peers": self.peers}
-        return {"tiles": plan.tiles, "group": self.group, "reduce": self.reduce}
+        group = self.group if len(plan.tiles) > 1 else None
+        return {"tiles": plan.tiles, "group": group, "reduce": self.reduce}
 
 
 class AttentionSides:
