@@ -64,7 +64,7 @@ for turn in range(3):
     torch.cuda.synchronize()
     dist.barrier()
     replay()
-    found[f"recorded-{turn}"] = recorded[-1].float().cpu().numpy()
+    found[f"recorded-{{turn}}"] = recorded[-1].float().cpu().numpy()
 costs = measure_costs(*arguments, is_causal=True, peers=peers)
 assert min(costs.rows(512), costs.link(512), costs.peers(512)) > 0, costs
 plan = choose_plan(costs, QUERIES, is_causal=True)
