@@ -15,6 +15,7 @@ from tesseral.attention.distributed.groups import overlap_group
 from tesseral.attention.distributed.layers import attention_all_reduce, linear_all_reduce
 from tesseral.attention.distributed.measure import fastest, measure_costs, measure_linear_costs
 from tesseral.attention.distributed.peers import PeerMemory, Peers, peers_refused
+from tesseral.attention.distributed.sequence import gathered_attention, ring_attention
 
 __all__ = [
     "Line",
@@ -26,10 +27,12 @@ __all__ = [
     "choose_plan",
     "choose_tiles",
     "fastest",
+    "gathered_attention",
     "linear_all_reduce",
     "measure_costs",
     "measure_linear_costs",
     "overlap_group",
     "peers_refused",
     "plans",
+    "ring_attention",
 ]
