@@ -94,13 +94,14 @@ def distributed(
 
 def show(record: dict[str, Any]) -> None:
     """Print a record for people."""
-    from tesseral.bench.distributed.tables import bar_table, other_table, time_table
+    from tesseral.bench.distributed.tables import bar_table, forecast_table, other_table, time_table
 
     words = f"{record['ranks']} ranks over {record['backend']}; peers' memory: {record['peers']}"
     print_table(words, *time_table(record))
     columns, rows = other_table(record)
     if rows:
         print_table("Plans that were not chosen", columns, rows)
+    print_table("Predicted, not measured, for more ranks", *forecast_table(record))
     print_table("What must hold", *bar_table(record))
 
 

@@ -1,7 +1,7 @@
 """What computing and sending cost; how many tiles pay, predicted."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Literal
@@ -59,6 +59,30 @@ class OverlapCosts:
     peers: Line | None = None
     ranks: int = 2
     granule: int = 1
+
+    def on(self, ranks: int) -> "OverlapCosts":
+        """Return what the same layer would cost on another number of ranks, by proportion.
+
+        Each rank then has another share of the heads and of the projection's columns. To sum over
+        ``n`` ranks a row's bytes pass ``2 (n - 1) / n`` times; what a sum costs however small it is
+        grows with the ``n - 1`` steps of a ring.
+        """
+        share = self.ranks / ranks
+        bytes_ = (ranks - 1) / ranks * self.ranks / (self.ranks - 1)
+        steps = (ranks - 1) / (self.ranks - 1)
+
+        def sent(line: Line) -> Line:
+            return Line(line.fixed * steps, line.each * bytes_)
+
+        return replace(
+            self,
+            rows=Line(self.rows.fixed, self.rows.each * share),
+            scores=Line(self.scores.fixed, self.scores.each * share),
+            link=sent(self.link),
+            peers=None if self.peers is None else sent(self.peers),
+            ranks=ranks,
+            granule=max(1, self.granule // self.ranks) * ranks,
+        )
 
     def compute(self, start: int, stop: int, *, kv_len: int, q_len: int, is_causal: bool) -> float:
         """Return the seconds of computing queries ``[start, stop)``, no sum under way."""

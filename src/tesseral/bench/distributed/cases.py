@@ -85,13 +85,13 @@ GPU = Grid(
 )
 CPU = Grid(
     layer=LLAMA_8B,
-    lengths=(128, 512, 1024),
-    mlp_lengths=(256,),
+    lengths=(128, 512, 2048),
+    mlp_lengths=(512,),
     dtype="float32",
     repeats=9,
     section_s=0.05,
     held_from=512,
-    timeline=1024,
+    timeline=2048,
 )
 
 

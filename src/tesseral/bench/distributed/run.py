@@ -13,9 +13,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tesseral.attention.distributed import (
+    Line,
     OverlapCosts,
     OverlapPlan,
     PeerMemory,
+    choose_plan,
     fastest,
     measure_costs,
     measure_linear_costs,
@@ -37,6 +39,7 @@ _CANDIDATES = 6
 _CTAS = (4, 16)
 _VARIANT_TILES = (2, 4, 8)
 _LEAST_GAIN = 0.01
+_FORECAST_RANKS = (4, 8)
 _AUTO_SHARE = 0.5  # of computing: a third of all
 
 
@@ -161,6 +164,7 @@ class _Bench:
                 PLAIN: _predicted(costs, _plain_plan(costs, sides, length), sides),
                 OURS: _predicted(costs, plan, sides),
             },
+            "forecasts": [_forecast(costs, sides, length, n) for n in _FORECAST_RANKS],
             "candidates": [{"plan": asdict(each), "s": s} for each, s in tried.items()],
             "choosing_s": chosen_s,
             "samples_s": samples,
@@ -285,6 +289,23 @@ def _plain_plan(costs: OverlapCosts, sides: Sides, length: int) -> OverlapPlan:
     whole = (length,)
     seconds = costs.predict(whole, kv_len=sides.kv_len, is_causal=sides.is_causal)
     return OverlapPlan(tiles=whole, strips=whole, through="group", seconds=seconds)
+
+
+def _forecast(costs: OverlapCosts, sides: Sides, length: int, ranks: int) -> dict[str, Any]:
+    """Return what more ranks are predicted to take."""
+    more = costs.on(ranks)
+    shape: dict[str, Any] = {"kv_len": sides.kv_len, "is_causal": sides.is_causal}
+    plan = choose_plan(more, length, **shape)
+    whole = _plain_plan(more, sides, length).seconds
+    computed = replace(more, link=Line(0.0, 0.0)).predict((length,), **shape)
+    return {
+        "ranks": ranks,
+        "plain_s": whole,
+        "compute_s": computed,
+        "ours_s": plan.seconds,
+        "hidden": (whole - plan.seconds) / (whole - computed),
+        "plan": asdict(plan),
+    }
 
 
 def _predicted(costs: OverlapCosts, plan: OverlapPlan, sides: Sides) -> float:

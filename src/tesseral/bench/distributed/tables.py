@@ -44,6 +44,27 @@ def _times(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def forecast_table(record: dict[str, Any]) -> Table:
+    """Return columns and rows: what the cost model predicts of more ranks."""
+    rows = [
+        [
+            row["kind"],
+            str(row["length"]),
+            str(cast["ranks"]),
+            f"{1e3 * cast['plain_s']:.3f}",
+            f"{1e3 * cast['compute_s']:.3f}",
+            f"{1e3 * cast['ours_s']:.3f}",
+            f"{cast['hidden']:.0%}",
+            str(len(cast["plan"]["tiles"])),
+            cast["plan"]["through"],
+        ]
+        for row in record["rows"]
+        for cast in row["forecasts"]
+    ]
+    columns = ["layer", "tokens", "ranks", "plain, ms", "computing, ms", "ours, ms", "hidden"]
+    return [*columns, "tiles", "through"], rows
+
+
 def bar_table(record: dict[str, Any]) -> Table:
     """Return columns and rows: what must hold."""
     rows = [
