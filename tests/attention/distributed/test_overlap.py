@@ -10,7 +10,7 @@ from tesseral._errors import ParameterError, ShapeError
 from tesseral.attention import attention
 from tesseral.attention.distributed import attention_all_reduce, linear_all_reduce
 
-HEADS, DIM, HIDDEN, QUERIES = 6, 8, 20, 37
+HEADS, DIM, HIDDEN, QUERIES = 8, 8, 20, 37
 CASES = {
     "plain": ({"is_causal": True}, 37, None),
     "causal": ({"is_causal": True}, 37, (5, 16, 16)),
@@ -61,7 +61,7 @@ def on_one_device(name, dtype):
     return (rows @ weight.mT).numpy()
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, 3, 4, pytest.param(8, marks=pytest.mark.slow)])
 def results(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     codes, errors = run_ranks(PROGRAM, request.param, folder)
