@@ -1,5 +1,6 @@
 """``tesseral quantize``: make a low-bit model out of a model directory."""
 
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from time import monotonic
@@ -95,6 +96,8 @@ def quantize(
 ) -> None:
     """Quantise a language model: weights, activations and cache.
 
+    Started by torchrun, its processes divide every step among them, and the first one writes.
+
     Example: tesseral quantize embedded lm-5m-w4a4 --epochs 6 --samples 32
     """
     given = {
@@ -121,8 +124,11 @@ def quantize(
     from tesseral.llm.footprint import disk_bytes
 
     started = monotonic()
-    with progress() as bars:
+    with ExitStack() as stack:
+        ranks, place = _ranks(stack, device)
+        bars = stack.enter_context(progress())
         bar = BlockBar(bars)
+        first = ranks is None or ranks.rank == 0
         written = llm.quantize(
             source,
             settings,
@@ -130,12 +136,15 @@ def quantize(
             out,
             resume,
             overwrite=overwrite,
-            device=device,
+            device=place,
             devices=devices,
-            report=bar.advance,
-            announce=_announce,
+            ranks=ranks,
+            report=bar.advance if first else None,
+            announce=_announce if first else None,
         )
         bar.finish()
+    if not first:
+        return
     record = {
         "path": str(written),
         "disk_bytes_before": disk_bytes(source),
@@ -155,6 +164,18 @@ def quantize(
                 err=True,
             )
         typer.echo(_line(record))
+
+
+def _ranks(stack: ExitStack, device: str) -> tuple[Any, str]:
+    """Return the ranks that torchrun started, if it did, and where this one computes."""
+    from tesseral.attention.distributed.launch import joined, launched
+
+    if not launched():
+        return None, device
+    from tesseral.quantization.calibration.ranks import Ranks
+
+    place = stack.enter_context(joined())
+    return Ranks(), str(place)
 
 
 def configuration(

@@ -19,6 +19,7 @@ from tesseral.quantization.calibration.gains import (
     rescale_norms,
 )
 from tesseral.quantization.calibration.loop import calibrate_block
+from tesseral.quantization.calibration.ranks import Ranks
 from tesseral.quantization.calibration.task import BlockTask, CalibrationStep, Report, in_memory
 from tesseral.quantization.config import QuantizationConfig
 from tesseral.quantization.numerics import working_dtype
@@ -78,6 +79,7 @@ def quantize_blocks(
     report: Report,
     *,
     read: Callable[[int], nn.Module] | None = None,
+    ranks: Ranks | None = None,
 ) -> Tensor:
     """Replace every block of a model by its quantised form.
 
@@ -96,6 +98,9 @@ def quantize_blocks(
     read : callable, optional
         Returns a block with its weights; it gives them up when the next one is read. Without
         it all blocks hold their weights, and keep them.
+    ranks : Ranks, optional
+        Those among which the sequences of each step are divided; all call this, with a store that
+        gives all of them the same.
 
     Returns
     -------
@@ -134,6 +139,7 @@ def quantize_blocks(
             index=index,
             n_blocks=len(blocks),
             keep=partial(store.keep, "hidden", index + 1),
+            ranks=ranks,
         )
         last = Last(report)
         state, hidden = _quantize_block(task, config, received[:SEQUENCES], last)

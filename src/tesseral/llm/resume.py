@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tesseral.quantization.calibration.ranks import Ranks
 from tesseral.quantization.config import QuantizationConfig
 from tesseral.runtime.files import atomic_directory, atomic_file
 
@@ -194,6 +195,50 @@ def _tensors(file: Path) -> dict[str, Tensor] | None:
 def _noted(file: Path) -> dict[str, str]:
     with safe_open(file, "pt") as opened:
         return dict(opened.metadata() or {})
+
+
+class SharedProgress(Progress):
+    """The same for several ranks of a machine: the first one writes, all read.
+
+    Parameters
+    ----------
+    out, identity, resume
+        As for :class:`Progress`.
+    ranks : Ranks
+        All of them make it and call its methods together.
+    """
+
+    def __init__(self, out: Path, identity: dict[str, Any], *, resume: bool, ranks: Ranks) -> None:
+        self._ranks = ranks
+        if ranks.rank == 0:
+            super().__init__(out, identity, resume=resume)
+        ranks.wait()
+        if ranks.rank != 0:
+            self.path = out.with_name(f".{out.name}.partial")
+
+    def keep(self, kind: str, block: int, batches: Iterable[Tensor]) -> Tensor:
+        """See :meth:`Progress.keep`; ranks that do not write compute all the same."""
+        if self._ranks.rank == 0:
+            super().keep(kind, block, batches)
+        else:
+            for _ in batches:  # whoever watches the block learns from it
+                pass
+        self._ranks.wait()
+        states = self.states(kind, block)
+        assert states is not None
+        return states
+
+    def save(self, block: int, state: dict[str, Tensor], facts: dict[str, str]) -> None:
+        """See :meth:`Progress.save`."""
+        if self._ranks.rank == 0:
+            super().save(block, state, facts)
+        self._ranks.wait()
+
+    def remove(self) -> None:
+        """See :meth:`Progress.remove`."""
+        self._ranks.wait()
+        if self._ranks.rank == 0:
+            super().remove()
 
 
 def _sweep(out: Path, partial: Path) -> None:
