@@ -27,7 +27,7 @@ from tesseral.attention.distributed import (
     measure_linear_costs,
 )
 from tesseral.attention.distributed.faults import Step
-from tesseral.llm.loading import load
+from tesseral.llm.loading import load, read_config, stored_dtype
 from tesseral.quantization.linear import QuantizedLinear
 
 COLUMNS, ROWS = "colwise", "rowwise"
@@ -61,8 +61,11 @@ def load_parallel(
     ParameterError, UnsupportedModelError
         As of :func:`tensor_parallel`; others as of :func:`~tesseral.llm.load`.
     """
+    path, place = Path(path), torch.device(device)
+    if dtype is None and place.type != "cpu":
+        dtype = stored_dtype(path, read_config(path))
     model, tokenizer = load(path, dtype=dtype)
-    return tensor_parallel(model, group=group).to(device), tokenizer
+    return tensor_parallel(model, group=group).to(place), tokenizer
 
 
 def tensor_parallel(model: PreTrainedModel, *, group: Any = None) -> PreTrainedModel:
