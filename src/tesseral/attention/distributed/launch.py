@@ -42,7 +42,8 @@ def joined(
         Of this rank.
     """
     local = dist.get_node_local_rank() if local_rank is None else local_rank
-    on_cuda = torch.cuda.device_count() > local
+    here = size if size > 0 else int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
+    on_cuda = torch.cuda.device_count() >= here
     device = torch.device("cuda", local) if on_cuda else torch.device("cpu")
     if on_cuda:
         torch.cuda.set_device(device)
@@ -55,8 +56,8 @@ def joined(
         device_id=device if on_cuda else None,
     )
     try:
-        if not on_cuda and size > 0:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // size))
+        if not on_cuda:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
         yield device
     finally:
         dist.destroy_process_group()
