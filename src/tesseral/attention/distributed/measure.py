@@ -13,10 +13,11 @@ from torch import Tensor
 
 from tesseral._errors import DistributedError
 from tesseral.attention.api import attention
-from tesseral.attention.distributed.costs import Line, OverlapCosts, OverlapPlan
+from tesseral.attention.distributed.costs import Line, OverlapCosts
 from tesseral.attention.distributed.direct import sum_through_peers
 from tesseral.attention.distributed.overlap import Reduce
 from tesseral.attention.distributed.peers import Peers
+from tesseral.attention.distributed.plans import OverlapPlan
 
 _REPEATS, _REPEATS_ON_HOST = 5, 3
 _LOG = logging.getLogger(__name__)
