@@ -36,6 +36,7 @@ from tesseral.runtime.machine import machine_record
 SCHEMA = "tesseral.bench.distributed/1"
 PLAIN, COMPUTE, OURS = "plain", "compute alone", "ours"
 _CANDIDATES = 6
+_GROUPED = (4, 8)
 _CTAS = (4, 16)
 _VARIANT_TILES = (2, 4, 8)
 _LEAST_GAIN = 0.01
@@ -205,7 +206,9 @@ class _Bench:
         for plan in first:  # best first
             by_count.setdefault((plan.through, len(plan.tiles)), plan)
         kept = list(by_count.values())[:_CANDIDATES]
-        kept += [plan for plan in first if plan.through == "group"][:1]
+        # beside few multiprocessors of a sum more pays than beside as many as it takes alone
+        grouped = [plan for plan in by_count.values() if plan.through == "group"]
+        kept += [plan for plan in grouped if len(plan.tiles) in _GROUPED] or grouped[:1]
         candidates = [_plain_plan(costs, sides, length), *dict.fromkeys(kept)]
         run = partial(_planned, sides, way)
         return fastest(candidates, run, self.device, least_gain=_LEAST_GAIN)
