@@ -45,7 +45,7 @@ for call in (
 ):
     try:
         call()
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         print(error, file=sys.stderr)
 """
 
@@ -87,7 +87,7 @@ def test_lengths_and_shapes_that_do_not_fit_are_refused_on_every_rank(results):
     _, errors = results
     for error in errors:
         assert "give the number of keys on each rank" in error
-        assert "rank 1 has keys and values of" in error
+        assert "ring_attention: rank 1 has ((" in error
 
 
 def test_two_parts_without_keys_make_one_without():

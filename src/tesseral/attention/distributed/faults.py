@@ -43,6 +43,25 @@ class Step:
         ) from error
 
 
+def check_alike(what: str, mine: Any, group: Any = None) -> None:
+    """Refuse to go on where ranks differ in something, tensors described by shapes and types, say.
+
+    Raises
+    ------
+    DistributedError
+        On all ranks, with the first one that differs from rank 0.
+    """
+    all_of_them: list[Any] = [None] * dist.get_world_size(group)
+    with Step(what, "compare what ranks have", group):
+        dist.all_gather_object(all_of_them, mine, group=group)
+    for rank, theirs in enumerate(all_of_them):
+        if theirs != all_of_them[0]:
+            raise DistributedError(
+                f"{what}: rank {rank} has {theirs}, rank 0 has {all_of_them[0]}; all ranks need "
+                "the same."
+            )
+
+
 def silent_ranks(step: str, group: Any = None, *, patience_s: float = _PATIENCE_S) -> list[int]:
     """Return the ranks that do not say within some seconds that they failed at a step, too.
 

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tesseral._errors import DistributedError
 from tesseral.attention.api import attention
 from tesseral.attention.distributed.costs import Line, OverlapCosts
 from tesseral.attention.distributed.direct import sum_through_peers
+from tesseral.attention.distributed.faults import check_alike
 from tesseral.attention.distributed.overlap import Reduce
 from tesseral.attention.distributed.peers import Peers
 from tesseral.attention.distributed.plans import OverlapPlan
@@ -49,7 +49,7 @@ def measure_costs(
     DistributedError
         If shapes or types differ between ranks.
     """
-    _check_alike((query, key, value, weight), group)
+    check_alike("measure_costs", _described(query, key, value, weight), group)
     q_len, kv_len = query.shape[2], key.shape[2]
 
     def seen(rows: int) -> int:
@@ -89,7 +89,7 @@ def measure_linear_costs(
     DistributedError
         If shapes or types differ between ranks.
     """
-    _check_alike((x, weight), group)
+    check_alike("measure_linear_costs", _described(x, weight), group)
     return _measure(x.transpose(0, 1), weight, None, group, reduce, peers)
 
 
@@ -293,13 +293,5 @@ def _line(seconds: Sequence[float], sizes: Sequence[float]) -> Line:
     return Line(max(0.0, whole - each * sizes[0]), each)
 
 
-def _check_alike(tensors: Sequence[Tensor], group: Any) -> None:
-    mine = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors]
-    all_of_them: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(all_of_them, mine, group=group)
-    for rank, theirs in enumerate(all_of_them):
-        if theirs != all_of_them[0]:
-            raise DistributedError(
-                f"measure_costs: rank {rank} has tensors of {theirs}, rank 0 "
-                f"has {all_of_them[0]}; all ranks need the same shapes and types."
-            )
+def _described(*tensors: Tensor) -> list[tuple[tuple[int, ...], str]]:
+    return [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors]

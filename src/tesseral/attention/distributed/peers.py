@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tesseral._errors import DistributedError, ParameterError
+from tesseral.attention.distributed.faults import check_alike
 
 CHANNELS = 16
 """Signals of a rank to another one that may be under way at once; the last says "all sent"."""
@@ -96,7 +97,7 @@ class PeerMemory:
     Raises
     ------
     DistributedError
-        If memory cannot be shared.
+        If memory cannot be shared, or ranks ask for different ones.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class PeerMemory:
         import torch.distributed._symmetric_memory as symmetric
 
         group = dist.group.WORLD if group is None else group
+        check_alike("PeerMemory", (rows, width, str(dtype)), group)
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self._capacity, self._width, self._dtype = rows * width, width, dtype
         # behind the two results an inbox: of two ranks, parts arrive where they are added

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tesseral._errors import ShapeError
 from tesseral.attention.api import attention
-from tesseral.attention.distributed.faults import Step
+from tesseral.attention.distributed.faults import Step, check_alike
 
 _GATHERED, _RING = "gathered_attention", "ring_attention"
 
@@ -117,12 +117,17 @@ def ring_attention(
     Raises
     ------
     ShapeError
-        If ranks hold parts of different shapes.
+        If keys and values differ in shape.
     DistributedError
-        If another rank fails.
+        If ranks hold parts of different shapes, or another rank fails.
     """
     size, rank = dist.get_world_size(group), dist.get_rank(group)
-    _check_alike(key, value, size, group)
+    if key.shape != value.shape:
+        raise ShapeError(
+            f"{_RING}: key of shape {tuple(key.shape)} and value of shape {tuple(value.shape)} "
+            "must be alike."
+        )
+    check_alike(_RING, (tuple(key.shape), str(key.dtype)), group)
     rules: dict[str, Any] = {"scale": scale, "softcap": softcap, "backend": backend}
     held = torch.stack([key, value])
     state: tuple[Tensor, Tensor] | None = None
@@ -185,20 +190,3 @@ def _asked(own: int, size: int, group: Any) -> list[int]:
     with Step(_GATHERED, "ask for lengths", group):
         dist.all_gather_object(lengths, own, group=group)
     return lengths
-
-
-def _check_alike(key: Tensor, value: Tensor, size: int, group: Any) -> None:
-    shapes: list[Any] = [None] * size
-    with Step(_RING, "compare shapes", group):
-        dist.all_gather_object(shapes, (tuple(key.shape), tuple(value.shape)), group=group)
-    for rank, found in enumerate(shapes):
-        if found != shapes[0]:
-            raise ShapeError(
-                f"{_RING}: rank {rank} has keys and values of {found}, rank 0 of {shapes[0]}; all "
-                "ranks need parts of the same shape."
-            )
-    if key.shape != value.shape:
-        raise ShapeError(
-            f"{_RING}: key of shape {tuple(key.shape)} and value of shape {tuple(value.shape)} "
-            "must be alike."
-        )
