@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from support.budget import assert_within_budget
 from support.checkpoints import TEXT, save
-from support.models import tiny_llama, tiny_qwen2, tiny_qwen3_moe, token_ids
+from support.models import tiny_llama, tiny_qwen2, tiny_qwen3, tiny_qwen3_moe, token_ids
 from support.ranks import run_ranks
 from tesseral._errors import ParameterError, UnsupportedModelError
 from tesseral.llm import load, quantize, tensor_parallel
@@ -20,7 +20,8 @@ SIZES = {
     "head_dim": 8,
     "intermediate_size": 72,
 }
-NAMES = ("plain", "biased", "quantised", "grouped")
+DENSE, CODED = ("plain", "biased", "normed"), ("quantised", "grouped")
+NAMES = DENSE + CODED
 IDS = token_ids(2, 19)
 
 PROGRAM = f"""
@@ -32,7 +33,7 @@ with torch.no_grad():
     for name in {NAMES!r}:
         model, _ = load_parallel(f"{{folder}}/{{name}}")
         found[name] = model(token_ids(2, 19)).logits.numpy()
-        if name in ("plain", "biased"):
+        if name in {DENSE!r}:
             costs = overlap_sums(model, 19)
             assert len(costs) == 2, costs
             found[f"{{name}}, overlapped"] = model(token_ids(2, 19)).logits.numpy()
@@ -50,6 +51,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     save(tiny_llama(**SIZES), folder / "plain")
     save(tiny_qwen2(**SIZES), folder / "biased")
+    save(tiny_qwen3(**SIZES), folder / "normed")
     config = {"epochs": 1, "samples": 4, "sequence_length": 16, "batch_size": 2}
     for name, more in (("quantised", {}), ("grouped", {"group_size": 8})):
         settings = QuantizationConfig(**config | more)
@@ -70,7 +72,7 @@ def alone(models, name, dtype=torch.float32):
         return model, model(IDS).logits.numpy()
 
 
-@pytest.mark.parametrize("name", ["plain", "biased"])
+@pytest.mark.parametrize("name", DENSE)
 @pytest.mark.parametrize("how", ["", ", overlapped"])
 def test_dense_logits_are_those_of_one_device_within_the_budget(ranks, models, name, how):
     _, oracle = alone(models, name, torch.float64)
@@ -80,7 +82,7 @@ def test_dense_logits_are_those_of_one_device_within_the_budget(ranks, models, n
         np.testing.assert_array_equal(rank[name + how], ranks[0][name + how])
 
 
-@pytest.mark.parametrize("name", ["quantised", "grouped"])
+@pytest.mark.parametrize("name", CODED)
 def test_quantised_logits_and_tokens_are_those_of_one_device_to_the_bit(ranks, models, name):
     model, expected = alone(models, name)
     tokens = model.generate(IDS, max_new_tokens=6, do_sample=False)

@@ -31,8 +31,16 @@ from tesseral.llm.loading import load, read_config, stored_dtype
 from tesseral.quantization.linear import QuantizedLinear
 
 COLUMNS, ROWS = "colwise", "rowwise"
-_WHOLE = frozenset({"colwise_gather_output", "colwise_rep", "embedding_rowwise", "replicate"})
-"""Styles of layers that every rank may as well hold whole: embeddings and the output layer."""
+_WHOLE = frozenset(
+    {
+        "colwise_gather_output",
+        "colwise_rep",
+        "embedding_rowwise",
+        "replicate",
+        "replicated_with_grad_allreduce",
+    }
+)
+"""Styles of layers that every rank holds whole: embeddings, the output layer, norms of heads."""
 
 
 def load_parallel(
