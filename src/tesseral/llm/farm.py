@@ -113,6 +113,9 @@ class _Learning:
         for index in range(self._n_blocks):
             if index not in self._pending:
                 self._report(_done_before(index, self._n_blocks))
+        for device in devices:
+            if device.type == "cuda":  # torch loads these libraries once, and not from two threads
+                torch.linalg.eigh(torch.linalg.inv(torch.eye(2, device=device)))
         queue: SimpleQueue[int] = SimpleQueue()
         for index in self._pending:
             queue.put(index)
