@@ -9,8 +9,8 @@ from tesseral.attention.distributed.costs import OverlapCosts, Through
 
 _COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
 _STRIPS = (1, 2, 4)
-_LAST = (1.0, 0.5, 0.25)
-"""Shares of a tile that the last one may be."""
+_TAIL = 3
+"""Tiles at the end that may grow smaller, each by as much as summing is faster than computing."""
 _LEAST_GAIN = 0.005
 """Predicted gain, as a share, under which tiles are not worth their risk."""
 
@@ -109,8 +109,8 @@ def _cuts(
             continue
         strips = _snapped(cut(n_strips), costs.granule)
         for count in _COUNTS:
-            for last in _LAST:
-                cuts = (_tapered(strip, count, last, costs.granule) for strip in strips)
+            for shares in _shares(costs, count):
+                cuts = (_by_shares(strip, shares, costs.granule) for strip in strips)
                 seen.add((tuple(size for cut in cuts for size in cut), strips))
     for count in _COUNTS:
         if count <= q_len:
@@ -119,14 +119,25 @@ def _cuts(
     yield from sorted(seen, key=lambda pair: (len(pair[0]), pair))
 
 
-def _tapered(rows: int, count: int, last: float, granule: int) -> tuple[int, ...]:
-    """Cut rows into tiles of which the first is half of the others and the last a share of one.
+def _shares(costs: OverlapCosts, count: int) -> Iterator[list[float]]:
+    """Yield sizes of tiles beside one another, in which sums start early and end soon.
 
-    Sums start early, and little is left to sum at the end.
+    The first is half of the others. At the end each tile takes as long to compute as the one
+    before it takes to sum, so that the last one is small and nothing waits for the link.
     """
-    if count < 2 or count > rows:
+    if count == 1:
+        yield [1.0]
+        return
+    link = costs.link if costs.peers is None else costs.peers
+    ratio = min(0.9, max(0.3, link.each / max(costs.rows.each, 1e-12)))
+    for tail in range(min(_TAIL, count - 2) + 1):
+        yield [0.5, *[1.0] * (count - 1 - tail), *(ratio**n for n in range(1, tail + 1))]
+
+
+def _by_shares(rows: int, shares: Sequence[float], granule: int) -> tuple[int, ...]:
+    """Cut rows into tiles of such shares."""
+    if len(shares) > rows:
         return (rows,)
-    shares = [0.5, *[1.0] * (count - 2), last]
     edges = [round(rows * done / sum(shares)) for done in accumulate(shares, initial=0.0)]
     return _snapped(_sizes(edges), granule)
 
