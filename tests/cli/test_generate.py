@@ -1,8 +1,11 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
-from support.checkpoints import TEXT, change_config
+from support.checkpoints import TEXT, change_config, save
+from support.models import tiny_llama
 from tesseral.cli import generate as command
 from tesseral.llm import generate, load, quantize
 from tesseral.quantization import QuantizationConfig
@@ -90,3 +93,19 @@ def test_bits_that_are_not_those_of_the_weights_are_refused(refused, original, t
 
 def test_a_missing_model_is_refused(refused, tmp_path):
     assert "there is no such model directory" in refused("generate", tmp_path / "no", *PROMPT)
+
+
+def test_ranks_of_torchrun_write_what_one_process_writes(run, tmp_path):
+    model = save(tiny_llama(), tmp_path / "model")
+    expected = run("generate", model, *PROMPT, "--max-new-tokens", 9).stdout
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    ours = ("--no-python", sys.executable, "-c", "from tesseral.cli.main import main; main()")
+    found = subprocess.run(
+        [sys.executable, *torchrun, *ours, "generate", model, *PROMPT, "--max-new-tokens", "9"],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=120,
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == expected

@@ -1,8 +1,12 @@
-"""Running a program as several ranks over gloo, each a process of its own."""
+"""Running a program as several ranks, each a process of its own."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
+from uuid import uuid4
+
+_TESTS = str(Path(__file__).parents[1])
 
 START = """
 import sys
@@ -10,10 +14,14 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+backend = sys.argv[5]
 rank, size, meeting, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+if backend == "nccl":
+    torch.cuda.set_device(device)
 dist.init_process_group(
-    "gloo", init_method="file://" + meeting, rank=rank, world_size=size,
-    timeout=timedelta(seconds=20),
+    backend, init_method="file://" + meeting, rank=rank, world_size=size,
+    timeout=timedelta(seconds=int(sys.argv[6])),
 )
 """
 END = """
@@ -21,14 +29,17 @@ dist.destroy_process_group()
 """
 
 
-def run_ranks(program, size, folder, *, tail=END):
+def run_ranks(program, size, folder, *, tail=END, backend="gloo", limit_s=20):
     """Run a program on every rank; return exit codes and what each wrote to stderr.
 
-    It knows ``rank``, ``size`` and ``folder``.
+    A rank waits ``limit_s`` for the others. It knows ``rank``, ``size``, ``folder`` and ``device``.
     """
     code = START + program + tail
-    arguments = [str(size), str(folder / "meeting"), str(folder)]
+    arguments = [str(size), str(folder / f"meeting-{uuid4()}"), str(folder), backend, str(limit_s)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "SKBUILD_EDITABLE_VERBOSE": "0"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [_TESTS, *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(rank), *arguments],

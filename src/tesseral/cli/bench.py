@@ -8,6 +8,7 @@ import typer
 
 from tesseral.cli.bench_cluster import cluster
 from tesseral.cli.bench_device import Device, measure_on_device, on_cuda, refuse_options
+from tesseral.cli.bench_distributed import distributed
 from tesseral.cli.bench_linear import linear
 from tesseral.cli.bench_llm import llm
 from tesseral.cli.bench_model import model
@@ -86,6 +87,7 @@ def attention(
 BENCHES: dict[str, Callable[..., None]] = {
     "attention": attention,
     "cluster": cluster,
+    "distributed": distributed,
     "linear": linear,
     "llm": llm,
     "model": model,

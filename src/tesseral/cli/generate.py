@@ -1,5 +1,6 @@
 """``tesseral generate``: continue a prompt, word by word."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,6 +65,8 @@ def generate(
 ) -> None:
     """Continue a prompt with a language model; its speed goes to stderr.
 
+    Started by torchrun, the model is divided among its ranks, and the first one writes.
+
     Example: tesseral generate embedded --prompt "The old man opened the door and"
     """
     prompt = _one_prompt(prompt, prompt_file)
@@ -73,23 +76,23 @@ def generate(
 
     directory = model_directory(model)
     sizes = _sizes(gpu_memory, host_memory, context, kv_bits)
-    if sizes is not None:
-        _planned(directory, sizes)  # said before anything is loaded
-    loaded, tokenizer = llm.load(directory, device=device)
-    plan = None if sizes is None else _planned(loaded, sizes)
-    writer = TextWriter(tokenizer, (lambda _: None) if json else _write)
-    started = monotonic()
-    text = llm.generate(
-        loaded,
-        tokenizer,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        streamer=writer,
-        plan=plan,
-    )
-    elapsed, count = monotonic() - started, writer.n_tokens
+    with ExitStack() as stack:
+        loaded, tokenizer, rank, plan = _loaded(directory, device, sizes, stack)
+        writer = TextWriter(tokenizer, (lambda _: None) if json or rank else _write)
+        started = monotonic()
+        text = llm.generate(
+            loaded,
+            tokenizer,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            streamer=writer,
+            plan=plan,
+        )
+        elapsed, count = monotonic() - started, writer.n_tokens
+    if rank:
+        return
     if json:
         record = {"model": model, "prompt": prompt, "text": text, "n_tokens": count}
         print_json(record | {"elapsed_s": elapsed, "tokens_per_s": count / elapsed})
@@ -139,6 +142,27 @@ def _one_prompt(prompt: str | None, file: Path | None) -> str:
     assert prompt is not None
     _refuse_undecodable(prompt)
     return prompt
+
+
+def _loaded(
+    directory: Path, device: str, sizes: _Sizes | None, stack: ExitStack
+) -> tuple[Any, Any, int, "MemoryPlan | None"]:
+    """Return model, tokenizer, which rank this is and where its cache is to be."""
+    from tesseral import llm
+    from tesseral.attention.distributed.launch import joined, launched
+
+    if not launched():
+        if sizes is not None:
+            _planned(directory, sizes)  # said before anything is loaded
+        loaded, tokenizer = llm.load(directory, device=device)
+        return loaded, tokenizer, 0, None if sizes is None else _planned(loaded, sizes)
+    if sizes is not None:
+        raise ParameterError("generate: --gpu-memory is for one process; leave torchrun out.")
+    import torch.distributed as dist
+
+    rank_device = stack.enter_context(joined())
+    loaded, tokenizer = llm.load_parallel(directory, device=rank_device)
+    return loaded, tokenizer, dist.get_rank(), None
 
 
 def _write(text: str) -> None:

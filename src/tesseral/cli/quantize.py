@@ -1,5 +1,6 @@
 """``tesseral quantize``: make a low-bit model out of a model directory."""
 
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from time import monotonic
@@ -100,9 +101,23 @@ def quantize(
     ] = True,
     overwrite: Overwrite = False,
     device: Annotated[str, typer.Option(help="Where the block in work is: cpu or cuda.")] = "cpu",
+    devices: Annotated[
+        int,
+        typer.Option(help="Blocks in work at once, a device each; needs --no-propagate."),
+    ] = 1,
+    propagate: Annotated[
+        bool | None,
+        typer.Option(
+            "--propagate/--no-propagate",
+            help="Whether blocks learn on what the quantised ones before them produce.",
+            show_default=str(_DEFAULTS["propagate"]),
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Quantise a language model: weights, activations and cache.
+
+    Started by torchrun, its processes divide every step among them, and the first one writes.
 
     Example: tesseral quantize embedded lm-5m-w4a4 --epochs 6 --samples 32
 
@@ -125,6 +140,7 @@ def quantize(
         "learning_rate": learning_rate,
         "clip_learning_rate": clip_learning_rate,
         "seed": seed,
+        "propagate": propagate,
     }
     source = model_directory(model)
     settings = configuration(config, given, fast=fast)
@@ -136,8 +152,11 @@ def quantize(
     from tesseral.llm.footprint import disk_bytes
 
     started = monotonic()
-    with progress() as bars:
+    with ExitStack() as stack:
+        ranks, place = _ranks(stack, device)
+        bars = stack.enter_context(progress())
         bar = BlockBar(bars)
+        first = ranks is None or ranks.rank == 0
         written = llm.quantize(
             source,
             settings,
@@ -145,11 +164,15 @@ def quantize(
             out,
             resume,
             overwrite=overwrite,
-            device=device,
-            report=bar.advance,
-            announce=_announce,
+            device=place,
+            devices=devices,
+            ranks=ranks,
+            report=bar.advance if first else None,
+            announce=_announce if first else None,
         )
         bar.finish()
+    if not first:
+        return
     record = {
         "path": str(written),
         "disk_bytes_before": disk_bytes(source),
@@ -169,6 +192,18 @@ def quantize(
                 err=True,
             )
         typer.echo(_line(record))
+
+
+def _ranks(stack: ExitStack, device: str) -> tuple[Any, str]:
+    """Return the ranks that torchrun started, if it did, and where this one computes."""
+    from tesseral.attention.distributed.launch import joined, launched
+
+    if not launched():
+        return None, device
+    from tesseral.quantization.calibration.ranks import Ranks
+
+    place = stack.enter_context(joined())
+    return Ranks(), str(place)
 
 
 def configuration(

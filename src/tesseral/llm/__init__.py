@@ -14,6 +14,7 @@ from tesseral.llm.loading import load
 from tesseral.llm.pipeline import quantize
 from tesseral.llm.quantizer import TesseralConfig, TesseralQuantizer
 from tesseral.llm.simulation import simulated
+from tesseral.llm.tensor_parallel import load_parallel, overlap_sums, tensor_parallel
 
 register()
 
@@ -27,8 +28,11 @@ __all__ = [
     "generate",
     "generate_batch",
     "load",
+    "load_parallel",
+    "overlap_sums",
     "perplexity",
     "plan_memory",
     "quantize",
     "simulated",
+    "tensor_parallel",
 ]

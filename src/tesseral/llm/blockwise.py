@@ -19,6 +19,7 @@ from tesseral.quantization.calibration.gains import (
     rescale_norms,
 )
 from tesseral.quantization.calibration.loop import calibrate_block
+from tesseral.quantization.calibration.ranks import Ranks
 from tesseral.quantization.calibration.task import BlockTask, CalibrationStep, Report, in_memory
 from tesseral.quantization.config import QuantizationConfig
 from tesseral.quantization.numerics import working_dtype
@@ -78,6 +79,7 @@ def quantize_blocks(
     report: Report,
     *,
     read: Callable[[int], nn.Module] | None = None,
+    ranks: Ranks | None = None,
 ) -> Tensor:
     """Replace every block of a model by its quantised form.
 
@@ -96,6 +98,9 @@ def quantize_blocks(
     read : callable, optional
         Returns a block with its weights; it gives them up when the next one is read. Without
         it all blocks hold their weights, and keep them.
+    ranks : Ranks, optional
+        Those among which the sequences of each step are divided; all call this, with a store that
+        gives all of them the same.
 
     Returns
     -------
@@ -128,14 +133,15 @@ def quantize_blocks(
             block=block,
             layout=layout,
             shape=shape,
-            arguments=_moved(arguments[index], next(block.parameters()).device),
+            arguments=moved(arguments[index], next(block.parameters()).device),
             inputs=hidden,
             received=received if config.propagate else hidden,
             index=index,
             n_blocks=len(blocks),
             keep=partial(store.keep, "hidden", index + 1),
+            ranks=ranks,
         )
-        last = _Last(report)
+        last = Last(report)
         state, hidden = _quantize_block(task, config, received[:SEQUENCES], last)
         if separate:
             received = store.keep("received", index + 1, task.run_all(received, config.batch_size))
@@ -143,12 +149,17 @@ def quantize_blocks(
         if read is not None:
             block.to("meta")
     if config.rescales:
-        norm = final_norm_of(model)
-        weight = norm.get_parameter("weight")
-        norm.to(working_dtype(weight.dtype))
-        original, present = (states[:SEQUENCES].to(weight) for states in (hidden, received))
-        rescale_norm(norm, original, present, LAYOUTS[model.config.model_type][0].norm_offset)
+        rescale_last_norm(model, hidden[:SEQUENCES], received[:SEQUENCES])
     return received if separate else hidden
+
+
+def rescale_last_norm(model: PreTrainedModel, original: Tensor, present: Tensor) -> None:
+    """Rescale the norm behind all blocks, from what enters it in the original and at present."""
+    norm = final_norm_of(model)
+    weight = norm.get_parameter("weight")
+    norm.to(working_dtype(weight.dtype))
+    offset = LAYOUTS[model.config.model_type][0].norm_offset
+    rescale_norm(norm, original.to(weight), present.to(weight), offset)
 
 
 def _runs_ahead(config: QuantizationConfig) -> bool:
@@ -164,14 +175,21 @@ def _quantize_block(
     config = config.in_block(task.index)
     originals = entering_norms(task, task.inputs[:SEQUENCES]) if config.rescales else {}
     state, outputs = calibrate_block(task, config, report)
-    with torch.device(next(task.block.parameters()).device):
-        dtype = working_dtype(task.inputs.dtype)
-        replace_with_quantized(task.block, task.layout, task.shape, config, dtype)
-    task.block.load_state_dict(state)
+    put_quantized(task, config, state)
     return state | rescale_norms(task, originals, received), outputs
 
 
-class _Last:
+def put_quantized(task: BlockTask, config: QuantizationConfig, state: dict[str, Tensor]) -> None:
+    """Replace the layers of a block by stored ones, filled with what was learned."""
+    with torch.device(next(task.block.parameters()).device):
+        dtype = working_dtype(task.inputs.dtype)
+        replace_with_quantized(
+            task.block, task.layout, task.shape, config.in_block(task.index), dtype
+        )
+    task.block.load_state_dict(state)
+
+
+class Last:
     """Passes reports on, and notes what they say of a block."""
 
     def __init__(self, report: Report) -> None:
@@ -179,6 +197,7 @@ class _Last:
         self.facts: dict[str, str] = {}
 
     def __call__(self, step: CalibrationStep) -> None:
+        """Pass a report on."""
         if step.loss is not None:
             self.facts["loss"] = json.dumps(step.loss)
         if step.rare_experts:
@@ -193,12 +212,12 @@ def _done_before(index: int, n_blocks: int, facts: dict[str, str]) -> Calibratio
     )
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: torch.device) -> Any:
     """Return arguments of a block with their tensors on a device."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):
-        return {key: _moved(entry, device) for key, entry in value.items()}
+        return {key: moved(entry, device) for key, entry in value.items()}
     if isinstance(value, tuple) and type(value) is tuple:
-        return tuple(_moved(entry, device) for entry in value)
+        return tuple(moved(entry, device) for entry in value)
     return value

@@ -46,6 +46,23 @@ class Budget:
     memory_bytes: int
     disk_bytes: int
 
+    def at_once(self, blocks: int, states: int, *, on_cpu: bool) -> "Budget":
+        """Return what as many blocks in work at once need.
+
+        Parameters
+        ----------
+        blocks : int
+            How many.
+        states : int
+            Numbers in the hidden states of the whole text.
+        on_cpu : bool
+            Whether they share the memory.
+        """
+        return Budget(
+            memory_bytes=self.memory_bytes * (blocks if on_cpu else 1),
+            disk_bytes=self.disk_bytes + (blocks - 1) * states * torch.bfloat16.itemsize,
+        )
+
 
 def budget(model: PreTrainedModel, config: QuantizationConfig, samples: int, length: int) -> Budget:
     """Return what quantising a model needs.
@@ -89,6 +106,11 @@ def _squares(config: QuantizationConfig, hidden: int, inner: int) -> int:
     if config.start != "moments" or "transforms" not in config.learned:
         return gptq
     return max(gptq, _STARTING * largest + 2 * (3 * hidden**2 + inner**2))
+
+
+def hidden_size(model: PreTrainedModel) -> int:
+    """Return the width of hidden states."""
+    return int(model.config.get_text_config().hidden_size)
 
 
 def check(needed: Budget, out: Path, device: torch.device) -> None:

@@ -3,22 +3,26 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from tesseral._errors import CheckpointError, OutputExistsError
+from tesseral._errors import CheckpointError, OutputExistsError, ParameterError
 from tesseral.llm.blockwise import quantize_blocks
-from tesseral.llm.budget import Budget, budget, check
+from tesseral.llm.budget import Budget, budget, check, hidden_size
 from tesseral.llm.card import NAME as CARD
 from tesseral.llm.card import model_card
+from tesseral.llm.farm import quantize_blocks_apart
 from tesseral.llm.footprint import disk_bytes
 from tesseral.llm.head import head_state
 from tesseral.llm.layouts import blocks_name, blocks_of, check_architecture, final_norm_of
 from tesseral.llm.lazy_model import LazyModel
 from tesseral.llm.loading import quiet, read_config, read_tokenizer, stored_dtype, usable_device
 from tesseral.llm.quantizer import save
-from tesseral.llm.resume import Progress, disk_errors, identity
+from tesseral.llm.resume import Progress, SharedProgress, disk_errors, identity
 from tesseral.llm.text import clip_length, sample, tokenize
+from tesseral.quantization.calibration.ranks import Ranks
 from tesseral.quantization.calibration.task import Report
 from tesseral.quantization.config import OFF, QuantizationConfig
 from tesseral.runtime.files import atomic_directory, check_output
@@ -33,6 +37,8 @@ def quantize(
     *,
     overwrite: bool = False,
     device: str | torch.device = "cpu",
+    devices: int = 1,
+    ranks: Ranks | None = None,
     report: Report | None = None,
     announce: Callable[[Budget], None] | None = None,
 ) -> Path:
@@ -59,6 +65,12 @@ def quantize(
         Replace ``out`` if it exists.
     device : str or torch.device
         Where the block in work is.
+    devices : int
+        Blocks in work at once, each on a device of that kind, from the first on; on a CPU they
+        share it. More than one needs ``propagate=False`` in the configuration.
+    ranks : Ranks, optional
+        Processes of this machine that all call this: they divide the sequences of each step, and
+        the first one writes. Rounding differs from that of one process.
     report : callable, optional
         Called with a :class:`~tesseral.quantization.calibration.task.CalibrationStep` after
         every epoch of every block, and once for a block that needs none or was done before.
@@ -81,7 +93,7 @@ def quantize(
     DataError
         If the text is shorter than one sequence.
     ParameterError
-        If there is no such device.
+        If there is no such device, or blocks cannot be learned side by side.
     CalibrationError
         If the model, the loss or what was learned is not finite.
     OSError
@@ -94,7 +106,9 @@ def quantize(
         If the run may need more memory than is available.
     """
     source, out = Path(model), check_output(out, overwrite=overwrite)
-    place = usable_device(device)
+    places = _places(device, devices, config)
+    if ranks is not None and devices > 1:
+        raise ParameterError("quantize: give devices or ranks, not both.")
     if source.resolve().is_relative_to(out):
         raise OutputExistsError(f"{out} holds the model {source}; choose another output.")
     description = read_config(source)
@@ -109,19 +123,43 @@ def quantize(
         config.samples,
         config.seed,
     )
-    needed = budget(lazy.model, config, *sequences.shape)
+    needed = budget(lazy.model, config, *sequences.shape).at_once(
+        devices, sequences.numel() * hidden_size(lazy.model), on_cpu=places[0].type == "cpu"
+    )
     if announce is not None:
         announce(needed)
-    check(needed, out, place)
-    progress = Progress(out, identity(source, config, text), resume=resume)
-    entering = quantize_blocks(
-        lazy.model,
-        config,
-        sequences,
-        progress,
-        report or (lambda _: None),
-        read=partial(lazy.read_block, device=place, dtype=torch.float32),
+    check(needed, out, places[0])
+    work_on = identity(source, config, text)
+    progress = (
+        Progress(out, work_on, resume=resume)
+        if ranks is None
+        else SharedProgress(out, work_on, resume=resume, ranks=ranks)
     )
+    read = partial(lazy.read_block, dtype=torch.float32)
+    work = lazy.model, config, sequences, progress, report or (lambda _: None)
+    if devices > 1 or (ranks is None and progress.any_learned()):
+        entering = quantize_blocks_apart(*work, read=read, devices=places)
+    else:
+        entering = quantize_blocks(*work, read=partial(read, device=places[0]), ranks=ranks)
+    if ranks is None or ranks.rank == 0:
+        _write(lazy, tokenizer, progress, config, entering, source, out, dtype, overwrite=overwrite)
+    progress.remove()
+    return out
+
+
+def _write(
+    lazy: LazyModel,
+    tokenizer: Any,
+    progress: Progress,
+    config: QuantizationConfig,
+    entering: Tensor,
+    source: Path,
+    out: Path,
+    dtype: torch.dtype,
+    *,
+    overwrite: bool,
+) -> None:
+    """Write the directory of a model whose blocks are all done."""
     head = head_state(lazy.model, config, entering) if config.head_bits != OFF else {}
     final_norm_of(lazy.model).to(dtype)
     with quiet(), disk_errors(out), atomic_directory(out, overwrite=overwrite) as temporary:
@@ -134,5 +172,24 @@ def quantize(
         (temporary / CARD).write_text(card, encoding="utf-8")
         for file in temporary.iterdir():  # safetensors lets nobody else read its files
             file.chmod((temporary / "config.json").stat().st_mode)
-    progress.remove()
-    return out
+
+
+def _places(
+    device: str | torch.device, count: int, config: QuantizationConfig
+) -> list[torch.device]:
+    """Return where blocks in work are."""
+    first = usable_device(device)
+    if count < 1:
+        raise ParameterError(f"quantize: devices must be 1 or more, got {count}.")
+    if count == 1:
+        return [first]
+    if config.propagate:
+        raise ParameterError(
+            f"quantize: devices={count} needs propagate=False: a block that learns on what the "
+            "quantised blocks before it produce has to wait for them. Processes started by "
+            "torchrun may divide its steps instead."
+        )
+    if first.type == "cpu":
+        return [first] * count
+    start = first.index or 0
+    return [usable_device(f"{first.type}:{start + number}") for number in range(count)]

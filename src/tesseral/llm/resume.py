@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tesseral.quantization.calibration.ranks import Ranks
 from tesseral.quantization.config import QuantizationConfig
 from tesseral.runtime.files import atomic_directory, atomic_file
 
@@ -116,10 +117,7 @@ class Progress:
 
     def block(self, block: int) -> dict[str, Tensor] | None:
         """Return the tensors of a block, mapped from its file, ``None`` if it was not saved."""
-        try:
-            return load_file(self._block_file(block))
-        except (FileNotFoundError, SafetensorError):
-            return None
+        return _tensors(self._block_file(block))
 
     def blocks(self, prefix: str) -> dict[str, Tensor]:
         """Return the tensors of all blocks that were saved, mapped from their files.
@@ -138,8 +136,25 @@ class Progress:
 
     def facts(self, block: int) -> dict[str, str]:
         """Return what was noted of a block that was saved."""
-        with safe_open(self._block_file(block), "pt") as file:
-            return dict(file.metadata() or {})
+        return _noted(self._block_file(block))
+
+    def save_learned(self, block: int, state: dict[str, Tensor], facts: dict[str, str]) -> None:
+        """Keep the tensors of a block whose norms may still be rescaled."""
+        with self._whole(self._learned_file(block)) as temporary:
+            save_file(state, temporary, metadata=facts)
+        self._states_file("hidden", block).unlink(missing_ok=True)
+
+    def learned(self, block: int) -> dict[str, Tensor] | None:
+        """Return the tensors of such a block, mapped, ``None`` if it was not kept."""
+        return _tensors(self._learned_file(block))
+
+    def learned_facts(self, block: int) -> dict[str, str]:
+        """Return what was noted of it."""
+        return _noted(self._learned_file(block))
+
+    def any_learned(self) -> bool:
+        """Return whether an earlier run left such blocks."""
+        return any(self.path.glob("learned-*.safetensors"))
 
     def save(self, block: int, state: dict[str, Tensor], facts: dict[str, str]) -> None:
         """Keep the tensors of a block, and forget what entered it."""
@@ -147,6 +162,7 @@ class Progress:
             save_file(state, temporary, metadata=facts)
         for file in self.path.glob(f"*-{block:04d}.bf16"):
             file.unlink()
+        self._learned_file(block).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Forget everything: the output is complete."""
@@ -162,8 +178,67 @@ class Progress:
     def _block_file(self, block: int) -> Path:
         return self.path / f"block-{block:04d}.safetensors"
 
+    def _learned_file(self, block: int) -> Path:
+        return self.path / f"learned-{block:04d}.safetensors"
+
     def _states_file(self, kind: str, block: int) -> Path:
         return self.path / f"{kind}-{block:04d}.bf16"
+
+
+def _tensors(file: Path) -> dict[str, Tensor] | None:
+    try:
+        return load_file(file)
+    except (FileNotFoundError, SafetensorError):
+        return None
+
+
+def _noted(file: Path) -> dict[str, str]:
+    with safe_open(file, "pt") as opened:
+        return dict(opened.metadata() or {})
+
+
+class SharedProgress(Progress):
+    """The same for several ranks of a machine: the first one writes, all read.
+
+    Parameters
+    ----------
+    out, identity, resume
+        As for :class:`Progress`.
+    ranks : Ranks
+        All of them make it and call its methods together.
+    """
+
+    def __init__(self, out: Path, identity: dict[str, Any], *, resume: bool, ranks: Ranks) -> None:
+        self._ranks = ranks
+        if ranks.rank == 0:
+            super().__init__(out, identity, resume=resume)
+        ranks.wait()
+        if ranks.rank != 0:
+            self.path = out.with_name(f".{out.name}.partial")
+
+    def keep(self, kind: str, block: int, batches: Iterable[Tensor]) -> Tensor:
+        """See :meth:`Progress.keep`; ranks that do not write compute all the same."""
+        if self._ranks.rank == 0:
+            super().keep(kind, block, batches)
+        else:
+            for _ in batches:  # whoever watches the block learns from it
+                pass
+        self._ranks.wait()
+        states = self.states(kind, block)
+        assert states is not None
+        return states
+
+    def save(self, block: int, state: dict[str, Tensor], facts: dict[str, str]) -> None:
+        """See :meth:`Progress.save`."""
+        if self._ranks.rank == 0:
+            super().save(block, state, facts)
+        self._ranks.wait()
+
+    def remove(self) -> None:
+        """See :meth:`Progress.remove`."""
+        self._ranks.wait()
+        if self._ranks.rank == 0:
+            super().remove()
 
 
 def _sweep(out: Path, partial: Path) -> None:

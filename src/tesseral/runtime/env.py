@@ -32,6 +32,11 @@ VARIABLES = (
         "the cores this process may run on",
     ),
     Variable(
+        "LOCAL_WORLD_SIZE",
+        "ranks that torchrun started on this machine; they compute on CUDA if each has a device",
+        "this one and those before it",
+    ),
+    Variable(
         "TESSERAL_ATTENTION_BACKEND",
         "attention backend to use or fail",
         "the first that supports the call",

@@ -57,6 +57,15 @@ def test_what_is_chosen_adds_up_and_is_predicted_no_slower_than_one_tile():
             assert COSTS.predict(tiles) <= COSTS.predict((q_len,)) * 1.001
 
 
+def test_on_more_ranks_each_computes_less_and_sends_more():
+    costs = replace(COSTS, peers=Line(1.0, 3.0), granule=8)
+    four = costs.on(4)
+    assert four.rows == Line(2.0, 0.5)
+    assert (four.link, four.peers) == (Line(3.0, 3.0), Line(3.0, 4.5))
+    assert (four.ranks, four.granule) == (4, 16)
+    assert costs.on(2) == costs
+
+
 def test_a_link_whose_cost_is_fixed_is_used_once():
     assert choose_tiles(replace(COSTS, link=Line(1e3, 0.0)), 512) == (512,)
 

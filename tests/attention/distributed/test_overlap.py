@@ -10,7 +10,7 @@ from tesseral._errors import ParameterError, ShapeError
 from tesseral.attention import attention
 from tesseral.attention.distributed import attention_all_reduce, linear_all_reduce
 
-HEADS, DIM, HIDDEN, QUERIES = 6, 8, 20, 37
+HEADS, DIM, HIDDEN, QUERIES = 8, 8, 20, 37
 CASES = {
     "plain": ({"is_causal": True}, 37, None),
     "causal": ({"is_causal": True}, 37, (5, 16, 16)),
@@ -61,7 +61,7 @@ def on_one_device(name, dtype):
     return (rows @ weight.mT).numpy()
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, 3, 4, pytest.param(8, marks=pytest.mark.slow)])
 def results(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     codes, errors = run_ranks(PROGRAM, request.param, folder)
@@ -108,9 +108,35 @@ linear_all_reduce(torch.ones(1, 8, 4), torch.ones(6, 4), tiles=(4, 4))
     codes, errors = run_ranks(program, 2, tmp_path, tail="")
     assert codes[0] not in {0, 3}
     assert codes[1] == 3
-    assert all("rank 1 has query, key, value and weight" in error for error in errors)
+    assert all("rank 1 has [(" in error for error in errors)
     assert "DistributedError" in errors[0]
     assert "rank 0 of 2 could not sum tile" in errors[0]
+    assert "no word from rank 1" in errors[0]
+
+
+def test_a_rank_that_hangs_ends_the_others_within_the_time_limit_and_is_named(tmp_path):
+    program = """
+import os, signal, time
+from tesseral.attention.distributed import linear_all_reduce
+x, weight = torch.ones(1, 8, 4), torch.ones(6, 4)
+linear_all_reduce(x, weight, tiles=(4, 4))
+if rank == 1:
+    time.sleep(20)
+    os._exit(3)
+started = time.monotonic()
+try:
+    linear_all_reduce(x, weight, tiles=(2, 6))
+except RuntimeError as error:
+    print(error, file=sys.stderr)
+    print(f"ended after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    os._exit(4)
+"""
+    codes, errors = run_ranks(program, 3, tmp_path, tail="", limit_s=5)
+    assert codes == [4, 3, 4]
+    for rank in (0, 2):
+        assert f"rank {rank} of 3 could not sum tile" in errors[rank]
+        assert "no word from rank 1;" in errors[rank]
+        assert float(errors[rank].rpartition("ended after")[2].split()[0]) < 15
 
 
 def test_arguments_that_do_not_fit_are_refused_before_anything_is_sent():

@@ -1,24 +1,12 @@
-"""What computing and sending cost, measured; how many tiles pay, predicted."""
+"""What computing and sending cost, and how long tiles take at such costs."""
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Literal
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-
-from tesseral._errors import DistributedError
-from tesseral.attention.api import attention
-
-_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
-_LEAST_GAIN = 0.02
-"""Predicted gain, as a share, under which tiles are not worth their risk."""
-_REPEATS = 5
+Through = Literal["group", "peers"]
+"""How sums go: by the process group's own algorithm, or by copies into peers' memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +35,46 @@ class OverlapCosts:
         Seconds to sum so many rows over the ranks.
     slowdown : float
         Factor of computing while a sum is under way.
+    peers : Line, optional
+        Seconds to sum so many rows through peers' memory, nothing computed; None where ranks
+        have no such memory. Computing is not slowed down by that.
+    ranks : int
+        How many there are.
+    granule : int
+        Tiles of a multiple of so many rows fill the device well.
     """
 
     rows: Line
     scores: Line
     link: Line
     slowdown: float = 1.0
+    peers: Line | None = None
+    ranks: int = 2
+    granule: int = 1
+
+    def on(self, ranks: int) -> "OverlapCosts":
+        """Return what the same layer would cost on another number of ranks, by proportion.
+
+        Each rank then has another share of the heads and of the projection's columns. To sum over
+        ``n`` ranks a row's bytes pass ``2 (n - 1) / n`` times; what a sum costs however small it is
+        grows with the ``n - 1`` steps of a ring.
+        """
+        share = self.ranks / ranks
+        bytes_ = (ranks - 1) / ranks * self.ranks / (self.ranks - 1)
+        steps = (ranks - 1) / (self.ranks - 1)
+
+        def sent(line: Line) -> Line:
+            return Line(line.fixed * steps, line.each * bytes_)
+
+        return replace(
+            self,
+            rows=Line(self.rows.fixed, self.rows.each * share),
+            scores=Line(self.scores.fixed, self.scores.each * share),
+            link=sent(self.link),
+            peers=None if self.peers is None else sent(self.peers),
+            ranks=ranks,
+            granule=max(1, self.granule // self.ranks) * ranks,
+        )
 
     def compute(self, start: int, stop: int, *, kv_len: int, q_len: int, is_causal: bool) -> float:
         """Return the seconds of computing queries ``[start, stop)``, no sum under way."""
@@ -63,165 +85,70 @@ class OverlapCosts:
         return self.rows(stop - start) + self.scores(pairs)
 
     def predict(
-        self, tiles: Sequence[int], *, kv_len: int | None = None, is_causal: bool = False
+        self,
+        tiles: Sequence[int],
+        *,
+        kv_len: int | None = None,
+        is_causal: bool = False,
+        strips: Sequence[int] | None = None,
+        through: Through = "group",
     ) -> float:
         """Return the seconds until the last tile is summed.
 
         Computing and summing are two lines, each of which takes its tiles in turn; a tile is
         summed once it is computed. While a sum runs, computing is slower by ``slowdown``.
+
+        Parameters
+        ----------
+        tiles : sequence of int
+            Queries of each tile.
+        kv_len, is_causal
+            As for :func:`choose_plan`.
+        strips : sequence of int, optional
+            Queries that attention takes at a time; as ``tiles`` by default.
+        through : {"group", "peers"}
+            How sums go.
         """
         q_len = sum(tiles)
         keys = q_len if kv_len is None else kv_len
+        begin = tuple(accumulate(strips or tiles, initial=0))
+        attended = {
+            start: self._attention(start, stop, kv_len=keys, q_len=q_len, is_causal=is_causal)
+            for start, stop in pairwise(begin)
+        }
+        if through == "peers":
+            return self._through_peers(tiles, attended)
         now = link_free = 0.0
         for start, stop in pairwise(accumulate(tiles, initial=0)):
-            work = self.compute(start, stop, kv_len=keys, q_len=q_len, is_causal=is_causal)
+            work = self.rows(stop - start) + _due(attended, stop)
             slow = min(work * self.slowdown, max(0.0, link_free - now))
             now += slow + (work - slow / self.slowdown)
             link_free = max(now, link_free) + self.link(stop - start)
         return link_free
 
-
-def choose_tiles(
-    costs: OverlapCosts, q_len: int, *, kv_len: int | None = None, is_causal: bool = False
-) -> tuple[int, ...]:
-    """Return the tiles that are predicted to end first; one if overlapping does not pay.
-
-    Tiles take about equal time to compute, but for the first, which takes half of that, so
-    that sums begin early.
-
-    Parameters
-    ----------
-    costs : OverlapCosts
-        The same on every rank, as :func:`measure_costs` returns them.
-    q_len : int
-        Queries.
-    kv_len : int, optional
-        Keys; ``q_len`` by default. 0 for a linear layer.
-    is_causal : bool
-        Whether later queries see more keys.
-
-    Examples
-    --------
-    >>> slow_link = OverlapCosts(rows=Line(0, 1e-6), scores=Line(0, 0), link=Line(1e-5, 1e-6))
-    >>> len(choose_tiles(slow_link, 4096)) > 1
-    True
-    >>> choose_tiles(replace(slow_link, link=Line(1e-2, 0)), 4096)
-    (4096,)
-    """
-    keys = q_len if kv_len is None else kv_len
-    options = {
-        _equal_work(costs, count, q_len=q_len, kv_len=keys, is_causal=is_causal)
-        for count in _COUNTS
-        if count <= q_len
-    }
-
-    def seconds(tiles: Sequence[int]) -> float:
-        return costs.predict(tiles, kv_len=keys, is_causal=is_causal)
-
-    best = min(sorted(options, key=len), key=seconds)
-    plain = (q_len,)
-    return best if seconds(best) < (1 - _LEAST_GAIN) * seconds(plain) else plain
-
-
-def _equal_work(
-    costs: OverlapCosts, count: int, *, q_len: int, kv_len: int, is_causal: bool
-) -> tuple[int, ...]:
-    """Return tiles whose work is as 1 : 2 : 2 : ..., each of a row at least."""
-    if count == 1:
-        return (q_len,)
-
-    def done(row: int) -> float:
-        fixed = costs.rows.fixed + costs.scores.fixed
+    def _attention(
+        self, start: int, stop: int, *, kv_len: int, q_len: int, is_causal: bool
+    ) -> float:
+        rows = self.rows(stop - start)
         shape = {"kv_len": kv_len, "q_len": q_len}
-        return costs.compute(0, row, is_causal=is_causal, **shape) - fixed
+        return self.compute(start, stop, is_causal=is_causal, **shape) - rows
 
-    ends = [0]
-    for number in range(1, count):
-        target = done(q_len) * (2 * number - 1) / (2 * count - 1)
-        low, high = ends[-1] + 1, q_len - (count - number)
-        while low < high:  # the first row at which so much is done
-            middle = (low + high) // 2
-            low, high = (low, middle) if done(middle) >= target else (middle + 1, high)
-        ends.append(low)
-    return tuple(stop - start for start, stop in pairwise([*ends, q_len]))
-
-
-def measure_costs(
-    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, *, group: Any = None
-) -> OverlapCosts:
-    """Measure what a layer of these shapes costs; all ranks call it, and get the same answer.
-
-    Each line is drawn through the medians of two sizes, the whole and an eighth, and a cost
-    is that of the slowest rank.
-
-    Parameters
-    ----------
-    query, key, value, weight
-        As for :func:`tesseral.attention.distributed.attention_all_reduce`.
-    group : ProcessGroup, optional
-        The ranks; all by default.
-
-    Raises
-    ------
-    DistributedError
-        If shapes or types differ between ranks.
-    """
-    _check_alike((query, key, value, weight), group)
-    sizes = query.shape[2], max(1, query.shape[2] // 8)
-    batch, heads = query.shape[:2]
-    rows = query.new_zeros((sizes[0] * batch, heads * value.shape[-1]))
-    sums = query.new_zeros((sizes[0] * batch, len(weight)))
-
-    def seconds(run: Callable[[int], Any]) -> tuple[float, float]:
-        whole, part = (_median(partial(run, size), query.device, group) for size in sizes)
-        return whole, part
-
-    with torch.no_grad():
-        times = [
-            seconds(lambda n: torch.mm(rows[: n * batch], weight.mT)),
-            seconds(lambda n: attention(query[:, :, :n], key, value)),
-            seconds(lambda n: dist.all_reduce(sums[: n * batch], group=group)),
-        ]
-    slowest = torch.tensor(times, dtype=torch.float64)
-    slowest = slowest.to(query.device)
-    dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=group)
-    project, attend, link = (_line(pair, sizes) for pair in slowest.tolist())
-    kv_len = max(1, key.shape[2])
-    return OverlapCosts(rows=project, scores=replace(attend, each=attend.each / kv_len), link=link)
+    def _through_peers(self, tiles: Sequence[int], attended: dict[int, float]) -> float:
+        """Return the seconds where a tile's own rows are computed after the next one's others."""
+        assert self.peers is not None
+        now = link_free = 0.0
+        arrived: list[float] = []
+        for number, (start, stop) in enumerate(pairwise(accumulate(tiles, initial=0))):
+            now += _due(attended, stop) + self.rows((stop - start) * (1 - 1 / self.ranks))
+            link_free = max(now, link_free) + self.peers(stop - start) / 2
+            arrived.append(link_free)
+            for kept in (number - 1, number) if number == len(tiles) - 1 else (number - 1,):
+                if kept >= 0:
+                    now = max(now, arrived[kept]) + self.rows(tiles[kept] / self.ranks)
+                    link_free = max(now, link_free) + self.peers(tiles[kept]) / 2
+        return link_free
 
 
-def _median(run: Callable[[], Any], device: torch.device, group: Any) -> float:
-    samples = []
-    for _ in range(_REPEATS + 1):
-        dist.barrier(group)
-        _finish(device)
-        start = time.perf_counter()
-        run()
-        _finish(device)
-        samples.append(time.perf_counter() - start)
-    return statistics.median(samples[1:])
-
-
-def _finish(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def _line(seconds: Sequence[float], sizes: tuple[int, int]) -> Line:
-    whole, part = seconds
-    if sizes[0] == sizes[1]:
-        return Line(0.0, whole / sizes[0])
-    each = max(0.0, (whole - part) / (sizes[0] - sizes[1]))
-    return Line(max(0.0, whole - each * sizes[0]), each)
-
-
-def _check_alike(tensors: Sequence[Tensor], group: Any) -> None:
-    mine = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors]
-    all_of_them: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(all_of_them, mine, group=group)
-    for rank, theirs in enumerate(all_of_them):
-        if theirs != all_of_them[0]:
-            raise DistributedError(
-                f"measure_costs: rank {rank} has query, key, value and weight {theirs}, rank 0 "
-                f"has {all_of_them[0]}; all ranks need the same shapes and types."
-            )
+def _due(attended: dict[int, float], stop: int) -> float:
+    """Return, and take out, the seconds of strips that begin before a row."""
+    return sum(attended.pop(start) for start in [start for start in attended if start < stop])

@@ -1,21 +1,36 @@
 """Summing over ranks a tile of rows at a time, while the next tile is computed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tesseral._errors import DistributedError, ParameterError
+from tesseral._errors import ParameterError
+from tesseral.attention.distributed.faults import Step
 
-Compute = Callable[[int, int, Tensor], None]
-"""Takes the first row of a tile, the row behind its last, and where its part is to be written."""
+
+class Compute(Protocol):
+    """Computes this rank's part of some rows."""
+
+    def __call__(self, start: int, stop: int, part: Tensor, *, add: bool = False) -> None:
+        """Write rows ``[start, stop)`` to ``part``, or add them to what is there."""
+
+
+Reduce = Callable[[Tensor], Any]
+"""Begins to sum a tensor over the ranks, in place; returns what has ``wait()``."""
 
 
 def sum_by_tiles(
-    compute: Compute, out: Tensor, tiles: Sequence[int], group: Any, *, what: str
+    compute: Compute,
+    out: Tensor,
+    tiles: Sequence[int],
+    group: Any,
+    *,
+    what: str,
+    reduce: Reduce | None = None,
 ) -> Tensor:
     """Fill ``out`` tile by tile and sum every tile over the ranks as soon as it is there.
 
@@ -35,45 +50,41 @@ def sum_by_tiles(
         The ranks to sum over; None for all.
     what : str
         Named in errors.
+    reduce : callable, optional
+        Begins a sum; ``dist.all_reduce`` of the group by default.
 
     Raises
     ------
     DistributedError
         If a reduction fails or runs out of time, with rank and tile.
     """
-    if sum(tiles) != len(out) or any(rows < 1 for rows in tiles):
-        raise ParameterError(
-            f"{what}: tiles of {tuple(tiles)} rows do not make up {len(out)}; give positive "
-            "numbers that add up to it."
-        )
     works: list[Any] = []
     with torch.no_grad():
-        for start, stop in pairwise(accumulate(tiles, initial=0)):
+        for start, stop in spans(tiles, len(out), what=what):
             part = out[start:stop]
             compute(start, stop, part)
-            with _Named(what, len(works), len(tiles), group):
-                works.append(dist.all_reduce(part, group=group, async_op=True))
+            with Step(what, f"sum tile {len(works) + 1} of {len(tiles)}", group):
+                if reduce is None:
+                    works.append(dist.all_reduce(part, group=group, async_op=True))
+                else:
+                    works.append(reduce(part))
         for number, work in enumerate(works):
-            with _Named(what, number, len(tiles), group):
+            with Step(what, f"sum tile {number + 1} of {len(tiles)}", group):
                 work.wait()
     return out
 
 
-class _Named:
-    """Turns the failure of a collective into an error that names the rank and the tile."""
+def spans(tiles: Sequence[int], rows: int, *, what: str) -> Iterator[tuple[int, int]]:
+    """Return first row and end of every tile.
 
-    def __init__(self, what: str, tile: int, tiles: int, group: Any) -> None:
-        self.where = what, tile, tiles, group
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, RuntimeError):
-            return
-        what, tile, tiles, group = self.where
-        raise DistributedError(
-            f"{what}: rank {dist.get_rank(group)} of {dist.get_world_size(group)} could not sum "
-            f"tile {tile + 1} of {tiles}; another rank ended, or was slower than the time limit "
-            f"of the group: {error}"
-        ) from error
+    Raises
+    ------
+    ParameterError
+        If tiles are not positive or do not add up to ``rows``.
+    """
+    if sum(tiles) != rows or any(size < 1 for size in tiles):
+        raise ParameterError(
+            f"{what}: tiles of {tuple(tiles)} rows do not make up {rows}; give positive "
+            "numbers that add up to it."
+        )
+    return pairwise(accumulate(tiles, initial=0))

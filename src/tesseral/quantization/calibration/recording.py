@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Callable
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 _WARM_UP = 3  # calls before one is recorded: libraries set themselves up in the first ones
+_RECORDING = Lock()  # torch gives memory back before it records, and may not while another does
 _LOG = logging.getLogger(__name__)
 
 
@@ -61,7 +63,10 @@ class Recording:
     def _record(self, tensors: list[Tensor]) -> None:
         held, graph = [t.clone() for t in tensors], torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, stream=self._stream):
+            with (
+                _RECORDING,
+                torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+            ):
                 result = self._function(*held)
         # whatever library refuses to be recorded, the function itself still runs
         except RuntimeError as error:

@@ -34,6 +34,8 @@ class Steps:
         self._device = next(task.block.parameters()).device
         with torch.no_grad():  # nothing recorded by autograd on another stream may live on
             simulated.refresh()
+        if task.ranks is not None:
+            task.ranks.follow_first(p.data for p in simulated.parameters())
         groups, on_gpu = simulated.parameter_groups(), self._device.type == "cuda"
         self._rates = [group["lr"] for group in groups]
         if on_gpu:
@@ -56,7 +58,7 @@ class Steps:
         """
         self._set_rates()
         dtype = next(self._task.block.parameters()).dtype
-        batch = [x.to(self._device, dtype) for x in (inputs, targets, weights)]
+        batch = [x.to(self._device, dtype) for x in self._shares(inputs, targets, weights)]
         self._done += 1
         if self._recording is not None:
             return self._recording.run(batch)
@@ -68,8 +70,27 @@ class Steps:
         loss = (error.square() * weights).mean()
         self._optimizer.zero_grad()
         loss.backward()
+        loss = loss.detach()
+        if self._task.ranks is not None:
+            parameters = (p for group in self._optimizer.param_groups for p in group["params"])
+            slopes = [p.grad for p in parameters if p.grad is not None]
+            self._task.ranks.sum([*slopes, loss])
         self._optimizer.step()
-        return loss.detach()
+        return loss
+
+    def _shares(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return this rank's part of a step, weighed so that losses of ranks add up.
+
+        A rank without a sequence takes the first one, which then counts nothing.
+        """
+        ranks = self._task.ranks
+        if ranks is None:
+            return tensors
+        inputs, targets, weights = (ranks.share(rows) for rows in tensors)
+        if len(inputs) == 0:
+            inputs, targets, weights = (rows[:1] for rows in tensors)
+            return inputs, targets, weights * 0
+        return inputs, targets, weights * (len(inputs) / len(tensors[0]))
 
     def _set_rates(self) -> None:
         progress = self._done / self._n_steps

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tesseral.quantization.calibration.ranks import Ranks
 from tesseral.quantization.placement import BlockLayout, BlockShape
 
 
@@ -69,6 +70,8 @@ class BlockTask:
         Makes a tensor of the block's outputs, given batch by batch. Like ``inputs`` and
         ``received`` it may be of another type than the block, or read from a file as needed:
         whoever computes takes some rows at a time, and converts them.
+    ranks : Ranks, optional
+        Those among which the sequences of a step are divided; each has the block and all states.
     """
 
     block: nn.Module
@@ -80,6 +83,7 @@ class BlockTask:
     index: int
     n_blocks: int
     keep: Callable[[Iterable[Tensor]], Tensor] = in_memory
+    ranks: Ranks | None = None
 
     def run(self, inputs: Tensor) -> Tensor:
         """Return the block's output on some hidden states, on its device and in its type."""

@@ -1,0 +1,63 @@
+"""Joining the ranks that ``torchrun`` started."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+def launched() -> bool:
+    """Return whether ``torchrun`` started this process as one of several."""
+    return dist.is_available() and dist.is_torchelastic_launched()
+
+
+@contextmanager
+def joined(
+    *,
+    rank: int = -1,
+    size: int = -1,
+    meeting: str = "env://",
+    local_rank: int | None = None,
+    timeout_s: float = 120.0,
+) -> Iterator[torch.device]:
+    """Belong to a process group inside: NCCL where every rank has a CUDA device, else gloo.
+
+    Parameters
+    ----------
+    rank, size : int
+        Which rank this is, of how many; ``torchrun`` says so by default.
+    meeting : str
+        How ranks find one another; see ``torch.distributed.init_process_group``.
+    local_rank : int, optional
+        Number among the ranks of this machine.
+    timeout_s : float
+        Longest time that a rank waits for another one.
+
+    Yields
+    ------
+    torch.device
+        Of this rank.
+    """
+    local = dist.get_node_local_rank() if local_rank is None else local_rank
+    here = size if size > 0 else int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
+    on_cuda = torch.cuda.device_count() >= here
+    device = torch.device("cuda", local) if on_cuda else torch.device("cpu")
+    if on_cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if on_cuda else "gloo",
+        init_method=meeting,
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=timeout_s),
+        device_id=device if on_cuda else None,
+    )
+    try:
+        if not on_cuda:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+        yield device
+    finally:
+        dist.destroy_process_group()

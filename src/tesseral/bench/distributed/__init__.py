@@ -1,0 +1,1 @@
+"""Sums over ranks, hidden behind attention and products: how much of them."""

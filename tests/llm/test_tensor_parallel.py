@@ -1,0 +1,121 @@
+"""A model divided among ranks says what it says on one device; others are refused."""
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from support.budget import assert_within_budget
+from support.checkpoints import TEXT, save
+from support.models import tiny_llama, tiny_qwen2, tiny_qwen3, tiny_qwen3_moe, token_ids
+from support.ranks import run_ranks
+from tesseral._errors import ParameterError, UnsupportedModelError
+from tesseral.llm import load, quantize, tensor_parallel
+from tesseral.quantization import QuantizationConfig
+
+SIZES = {
+    "hidden_size": 48,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 6,
+    "head_dim": 8,
+    "intermediate_size": 72,
+}
+DENSE, CODED = ("plain", "biased", "normed"), ("quantised", "grouped")
+NAMES = DENSE + CODED
+IDS = token_ids(2, 19)
+
+PROGRAM = f"""
+import numpy as np
+from tesseral.llm import load_parallel, overlap_sums
+from support.models import token_ids
+found = {{}}
+with torch.no_grad():
+    for name in {NAMES!r}:
+        model, _ = load_parallel(f"{{folder}}/{{name}}")
+        found[name] = model(token_ids(2, 19)).logits.numpy()
+        if name in {DENSE!r}:
+            costs = overlap_sums(model, 19)
+            assert len(costs) == 2, costs
+            found[f"{{name}}, overlapped"] = model(token_ids(2, 19)).logits.numpy()
+        else:
+            out = model.generate(token_ids(2, 19), max_new_tokens=6, do_sample=False)
+            found[f"{{name}}, generated"] = out.numpy()
+        held = sum(t.numel() for t in model.model.layers.state_dict().values())
+        found[f"{{name}}, held"] = np.array(held)
+np.savez(f"{{folder}}/{{rank}}.npz", **found)
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    save(tiny_llama(**SIZES), folder / "plain")
+    save(tiny_qwen2(**SIZES), folder / "biased")
+    save(tiny_qwen3(**SIZES), folder / "normed")
+    config = {"epochs": 1, "samples": 4, "sequence_length": 16, "batch_size": 2}
+    for name, more in (("quantised", {}), ("grouped", {"group_size": 8})):
+        settings = QuantizationConfig(**config | more)
+        quantize(folder / "plain", settings, TEXT, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def ranks(request, models):
+    codes, errors = run_ranks(PROGRAM, request.param, models)
+    assert codes == [0] * request.param, "\n".join(errors)
+    return [np.load(models / f"{rank}.npz") for rank in range(request.param)]
+
+
+def alone(models, name, dtype=torch.float32):
+    model, _ = load(models / name, dtype=dtype)
+    with torch.no_grad():
+        return model, model(IDS).logits.numpy()
+
+
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("how", ["", ", overlapped"])
+def test_dense_logits_are_those_of_one_device_within_the_budget(ranks, models, name, how):
+    _, oracle = alone(models, name, torch.float64)
+    _, peer = alone(models, name)
+    for rank in ranks:
+        assert_within_budget(rank[name + how], oracle, peer, floor=1e-5)
+        np.testing.assert_array_equal(rank[name + how], ranks[0][name + how])
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_quantised_logits_and_tokens_are_those_of_one_device_to_the_bit(ranks, models, name):
+    model, expected = alone(models, name)
+    tokens = model.generate(IDS, max_new_tokens=6, do_sample=False)
+    for rank in ranks:
+        np.testing.assert_array_equal(rank[name], expected)
+        np.testing.assert_array_equal(rank[f"{name}, generated"], tokens)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rank_holds_its_part(ranks, models, name):
+    whole = sum(t.numel() for t in load(models / name)[0].model.layers.state_dict().values())
+    for rank in ranks:
+        assert rank[f"{name}, held"] < 0.75 * whole
+
+
+def as_rank_0(monkeypatch, size):
+    monkeypatch.setattr(dist, "get_world_size", lambda _=None: size)
+    monkeypatch.setattr(dist, "get_rank", lambda _=None: 0)
+
+
+def test_what_ranks_do_not_divide_is_refused_and_left_alone(monkeypatch):
+    model = tiny_llama(**SIZES)
+    before = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    as_rank_0(monkeypatch, 4)
+    with pytest.raises(ParameterError, match="4 ranks do not divide num_key_value_heads=6"):
+        tensor_parallel(model)
+    as_rank_0(monkeypatch, 3)
+    with pytest.raises(ParameterError, match=r"3 ranks do not divide the 50 channels of .*gate"):
+        tensor_parallel(tiny_llama(**SIZES | {"intermediate_size": 50}))
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == before
+
+
+def test_a_plan_with_unknown_styles_is_refused(monkeypatch):
+    as_rank_0(monkeypatch, 2)
+    with pytest.raises(UnsupportedModelError, match="is planned with"):
+        tensor_parallel(tiny_qwen3_moe())
