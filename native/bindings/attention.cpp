@@ -4,7 +4,6 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
 
 #include <optional>
 #include <stdexcept>
@@ -31,27 +30,17 @@ const Target& target_named(const std::string& name) {
 using Integers = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<const std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-// The arrays of a call.
-enum Given : std::uint8_t {
-  query,
-  key,
-  key_scale,
-  key_offset,
-  value,
-  value_scale,
-  value_offset,
-  mask,
-  sinks,
-  slopes,
-  output,
-  lse,
-  n_given
-};
-
 // Arrays come as addresses: the caller has checked their shapes and keeps them alive.
 struct BoundCall {
   AttentionCall call;
   std::vector<Sequence> sequences;
+  const Target* target = nullptr;
+  int threads = 1;
+
+  void set_target(const std::string& name, int n_threads) {
+    target = &target_named(name);
+    threads = n_threads;
+  }
 
   void set_batch(std::int64_t batch, std::int64_t q_len, std::int64_t kv_len) {
     sequences.assign(static_cast<std::size_t>(batch), Sequence{});
@@ -85,34 +74,31 @@ struct BoundCall {
            static_cast<std::int64_t>(sizeof(float));
   }
 
-  // The same call for other arrays that lie alike, at addresses in the order of `Given`; 0 for
-  // none.
-  BoundCall at(const std::vector<std::uintptr_t>& addresses) const {
-    if (addresses.size() != n_given) throw std::invalid_argument("a call has 12 addresses");
-    const auto given = [&](Given which) { return reinterpret_cast<const void*>(addresses[which]); };
-    BoundCall placed = *this;
-    AttentionCall& c = placed.call;
-    c.query.data = given(query);
-    c.key.rows.data = given(key);
-    c.key.scale.data = given(key_scale);
-    c.key.offset.data = given(key_offset);
-    c.value.rows.data = given(value);
-    c.value.scale.data = given(value_scale);
-    c.value.offset.data = given(value_offset);
-    c.mask.rows.data = given(mask);
-    c.sinks = static_cast<const float*>(given(sinks));
-    c.slopes = static_cast<const float*>(given(slopes));
-    c.output.data = given(output);
-    c.lse.data = given(lse);
-    return placed;
-  }
-
-  void run(int threads, const std::string& target) {
-    const Target& found = target_named(target);
-    call.sequences = sequences.data();
-    call.n_sequences = static_cast<std::int64_t>(sequences.size());
+  // Runs the call on arrays that lie so, at these addresses; 0 for none. The description stays as
+  // it is, so that threads may share it.
+  void run(std::uintptr_t query, std::uintptr_t key, std::uintptr_t key_scale,
+           std::uintptr_t key_offset, std::uintptr_t value, std::uintptr_t value_scale,
+           std::uintptr_t value_offset, std::uintptr_t mask, std::uintptr_t sinks,
+           std::uintptr_t slopes, std::uintptr_t output, std::uintptr_t lse) const {
+    const auto at = [](std::uintptr_t address) { return reinterpret_cast<const void*>(address); };
+    if (target == nullptr) throw std::invalid_argument("a call needs a target before it runs");
+    AttentionCall placed = call;
+    placed.query.data = at(query);
+    placed.key.rows.data = at(key);
+    placed.key.scale.data = at(key_scale);
+    placed.key.offset.data = at(key_offset);
+    placed.value.rows.data = at(value);
+    placed.value.scale.data = at(value_scale);
+    placed.value.offset.data = at(value_offset);
+    placed.mask.rows.data = at(mask);
+    placed.sinks = static_cast<const float*>(at(sinks));
+    placed.slopes = static_cast<const float*>(at(slopes));
+    placed.output.data = at(output);
+    placed.lse.data = at(lse);
+    placed.sequences = sequences.data();
+    placed.n_sequences = static_cast<std::int64_t>(sequences.size());
     nb::gil_scoped_release release;
-    attention(found, call, threads);
+    attention(*target, placed, threads);
   }
 };
 
@@ -173,8 +159,10 @@ void bind_attention(nb::module_& m) {
       .def("set_sequences", &BoundCall::set_sequences, "q_starts"_a, "q_lens"_a, "kv_starts"_a,
            "kv_lens"_a, "blocks"_a.none(), "block_size"_a)
       .def("scratch_bytes", &BoundCall::scratch_bytes, "target"_a)
-      .def("at", &BoundCall::at, "addresses"_a)
-      .def("run", &BoundCall::run, "threads"_a, "target"_a);
+      .def("set_target", &BoundCall::set_target, "name"_a, "threads"_a)
+      .def("copy", [](const BoundCall& self) { return self; })
+      .def("run", &BoundCall::run, "query"_a, "key"_a, "key_scale"_a, "key_offset"_a, "value"_a,
+           "value_scale"_a, "value_offset"_a, "mask"_a, "sinks"_a, "slopes"_a, "output"_a, "lse"_a);
   m.attr("ATTENTION_MAX_DIM") = attention_max_dim;
   m.attr("ATTENTION_MAX_KEY_BLOCK") = attention_max_key_block;
 }

@@ -48,9 +48,15 @@ def poisoned_scratch():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native._native, "AttentionCall", make_poisoned)
-        native._describe.cache_clear()
+        clear()
         yield
+    clear()
+
+
+def clear():
+    """Forget native calls, which keep how they were made."""
     native._describe.cache_clear()
+    native._plain_call.cache_clear()
 
 
 def attend(*arrays, plan, **options):
@@ -280,6 +286,27 @@ def test_the_output_lies_as_the_query_does(layout):
         inputs[0] = inputs[0].transpose(1, 2).contiguous().transpose(1, 2)
     output, _ = attention(*inputs, return_lse=True, backend="native")
     assert output.stride() == inputs[0].stride()
+
+
+@every_dtype
+@pytest.mark.parametrize("layout", ["heads_first", "rows_first", "last_token", "spread", "columns"])
+@pytest.mark.parametrize("value_dim", [16, 24])
+def test_the_output_alone_is_that_beside_the_lse(dtype, layout, value_dim):
+    inputs = make_inputs(9, 50, head_dim=16, value_dim=value_dim)
+    inputs = [torch.asarray(array).to(dtype) for array in inputs]
+    if layout == "rows_first":
+        inputs = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
+    elif layout == "last_token":
+        inputs[0] = inputs[0][:, :, -1:]
+    elif layout == "spread":
+        inputs = [x[:, :1].expand(x.shape) for x in inputs]
+    elif layout == "columns":
+        inputs = [x.mT.contiguous().mT for x in inputs]
+    for rules in ({}, {"is_causal": True}, {"mask": torch.arange(50) % 3 > 0}):
+        output, _ = attention(*inputs, **rules, return_lse=True, backend="native")
+        alone = attention(*inputs, **rules, backend="native")
+        assert torch.equal(alone, output)
+        assert alone.shape == output.shape
 
 
 @every_target

@@ -6,6 +6,7 @@ import torch
 
 from attention.cases import SMALL_TILES, blockwise, make_inputs, oracle, plain, run, to_float64
 from support.budget import assert_within_budget
+from tesseral.attention import attention
 from tesseral.attention.backends.reference import ReferenceBackend
 from tesseral.core import PackedTensor
 
@@ -53,6 +54,16 @@ def test_packed_keys_and_values_are_what_they_dequantise_to(framework, symmetric
         output, lse = forward(query, *packed, **rules)
         np.testing.assert_allclose(output, expected, rtol=1e-12, atol=1e-13)
         np.testing.assert_allclose(lse, expected_lse, rtol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [(1, 2), (2, 1)], ids=str)
+def test_what_is_known_of_one_number_of_scales_is_not_taken_for_another(groups):
+    query, key, value = make_inputs(3, 40)
+    for count in groups:
+        packed = [quantize(side, 8, groups=count) for side in (key, value)]
+        expected, _ = oracle(query, *(side.dequantize() for side in packed))
+        found = attention(query.astype(np.float32), *packed)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

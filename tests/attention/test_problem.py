@@ -96,6 +96,10 @@ TYPES = {
     "packed_query": ({"query": packed((2, 4, 3, 8))}, "needs arrays .* got PackedTensor"),
     "frameworks": ({"key": torch.asarray(KEY)}, "one framework, got numpy and torch"),
     "mask_framework": ({"mask": torch.zeros(5)}, "one framework, got numpy and torch"),
+    "scale_framework": (
+        {"key": dataclasses.replace(packed(KEY.shape), scale=torch.ones(2, 2, 5, 1))},
+        "one framework, got numpy and torch",
+    ),
     "integers": ({"query": QUERY.astype(int)}, "query is int64; supported are float16, bfloat16"),
     "complex": ({"query": QUERY + 1j}, "query is complex128; supported are"),
     "key_type": ({"key": KEY.astype(np.float32)}, "query is float64 but key is float32"),
@@ -110,6 +114,10 @@ VALUES = {
     "zero_softcap": ({"softcap": 0.0}, "softcap=0.0 must be finite and above 0; None leaves"),
     "negative_softcap": ({"softcap": -3.0}, "softcap=-3.0 must be finite and above 0"),
     "infinite_softcap": ({"softcap": np.inf}, "softcap=inf must be finite"),
+    "worded_scale": ({"scale": "half"}, "attention: scale='half' must be a number"),
+    "worded_softcap": ({"softcap": "50"}, "softcap='50' must be a number"),
+    "mask_as_causal": ({"is_causal": np.ones((3, 5), bool)}, "is_causal must be True or False"),
+    "worded_causal": ({"is_causal": "no"}, "is_causal must be True or False, got 'no'"),
     "window": ({"window": (1, -2)}, r"attention: window=\(1, -2\) is not a pair"),
 }
 

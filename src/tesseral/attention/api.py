@@ -1,6 +1,6 @@
 """The public entry: check the call, choose a backend, run it."""
 
-from tesseral.attention.call import run
+from tesseral.attention.call import run, run_output
 from tesseral.attention.explanation import Explanation, explain_problem
 from tesseral.attention.mask import Window
 from tesseral.attention.problem import AttentionArrays, state_problem
@@ -90,8 +90,10 @@ def attention(
     problem = state_problem(
         arrays, is_causal=is_causal, scale=scale, window=window, softcap=softcap
     )
-    output, lse = run(BACKENDS.choose(problem, backend), problem, arrays)
-    return (output, lse) if return_lse else output
+    chosen = BACKENDS.choose(problem, backend)
+    if return_lse:
+        return run(chosen, problem, arrays)
+    return run_output(chosen, problem, arrays)
 
 
 def explain(

@@ -48,6 +48,16 @@ def run(
     return run_each(backend, problem, arrays, sequences)
 
 
+def run_output(
+    backend: AttentionBackend, problem: AttentionProblem, arrays: AttentionArrays
+) -> Array:
+    """Return the output of a dense call alone, from a backend that need not make the lse."""
+    alone = getattr(backend, "output", None)
+    if alone is None or _is_recorded(arrays):
+        return run(backend, problem, arrays)[0]
+    return alone(problem, arrays)
+
+
 def run_each(
     backend: AttentionBackend,
     problem: AttentionProblem,
@@ -86,5 +96,8 @@ def _is_recorded(arrays: AttentionArrays) -> bool:
     torch = sys.modules.get("torch")  # where it was not imported, there are no tensors
     if torch is None or not torch.is_grad_enabled():
         return False
-    given = (getattr(arrays, name) for name in AttentionArrays.__slots__)
-    return any(getattr(array, "requires_grad", False) for array in given if array is not None)
+    for name in AttentionArrays.__slots__:
+        array = getattr(arrays, name)
+        if array is not None and getattr(array, "requires_grad", False):
+            return True
+    return False

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict, TypeVar, Unpack
 
+import numpy as np
+
 from tesseral._errors import DtypeError, ParameterError, ShapeError
 from tesseral.attention.mask import MaskKind, Window, check_dense_mask, check_window
 from tesseral.core import PackedTensor
@@ -84,9 +86,12 @@ class AttentionProblem:
         return self.q_heads // self.kv_heads
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)  # frozen it would take three times as long to make
 class AttentionArrays:
-    """The arrays of a call, as the caller gave them; see :func:`tesseral.attention.attention`."""
+    """The arrays of a call, as the caller gave them; see :func:`tesseral.attention.attention`.
+
+    Nobody changes one that is made.
+    """
 
     query: Array
     key: Array | PackedTensor
@@ -153,14 +158,15 @@ _KNOWN: dict[tuple[Any, ...] | None, Any] = {}
 
 def signature(arrays: AttentionArrays, *more: object) -> tuple[Any, ...] | None:
     """Return a key of all that checks look at in arrays; ``None`` where one is no array."""
+    mask, sinks, slopes = arrays.mask, arrays.sinks, arrays.alibi_slopes
     try:
         return (
             _kind(arrays.query),
             _kind(arrays.key),
             _kind(arrays.value),
-            _kind(arrays.mask),
-            _kind(arrays.sinks),
-            _kind(arrays.alibi_slopes),
+            mask if mask is None else _kind(mask),
+            sinks if sinks is None else _kind(sinks),
+            slopes if slopes is None else _kind(slopes),
             *more,
         )
     except AttributeError:
@@ -174,12 +180,11 @@ def rule_key(rules: Rules) -> tuple[Any, ...]:
     return window, sides, rules["is_causal"], rules["scale"], rules["softcap"]
 
 
-def _kind(array: Array | PackedTensor | None) -> tuple[Any, ...] | None:
-    if array is None:
-        return None
+def _kind(array: Array | PackedTensor) -> tuple[Any, ...]:
     if isinstance(array, PackedTensor):
-        data = array.data
-        return type(data), data.shape, data.dtype, data.device, array.bits, array.length
+        parts = (array.data, array.scale, array.offset)
+        kinds = [part if part is None else _kind(part) for part in parts]
+        return (*kinds, array.bits, array.length)
     return type(array), array.shape, array.dtype, array.device
 
 
@@ -193,8 +198,8 @@ def check_kinds(where: str, arrays: AttentionArrays) -> Namespace:
     """
     dense = {
         "query": arrays.query,
-        "key": _storage(arrays.key),
-        "value": _storage(arrays.value),
+        **_stored("key", arrays.key),
+        **_stored("value", arrays.value),
         "mask": arrays.mask,
         "sinks": arrays.sinks,
         "alibi_slopes": arrays.alibi_slopes,
@@ -279,7 +284,7 @@ def make_problem(
         device=str(arrays.query.device),
         key_format=_format(arrays.key),
         value_format=_format(arrays.value),
-        causal=bool(rules["is_causal"]),
+        causal=_check_causal(where, rules["is_causal"]),
         window=None if window == (-1, -1) else window,
         scale=_check_scale(where, rules["scale"], sizes["head_dim"]),
         softcap=_check_softcap(where, rules["softcap"]),
@@ -334,23 +339,44 @@ def _check_per_head(
 def _check_scale(where: str, scale: float | None, head_dim: int) -> float:
     if scale is None:
         return 1 / math.sqrt(head_dim)
-    if not math.isfinite(scale):
+    number = _number(where, "scale", scale)
+    if not math.isfinite(number):
         raise ParameterError(f"{where}: scale={scale} must be finite.")
-    return float(scale)
+    return number
 
 
 def _check_softcap(where: str, softcap: float | None) -> float | None:
     if softcap is None:
         return None
-    if not (math.isfinite(softcap) and softcap > 0):
+    number = _number(where, "softcap", softcap)
+    if not (math.isfinite(number) and number > 0):
         raise ParameterError(
             f"{where}: softcap={softcap} must be finite and above 0; None leaves scores uncapped."
         )
-    return float(softcap)
+    return number
 
 
-def _storage(array: Array | PackedTensor) -> Array:
-    return array.data if isinstance(array, PackedTensor) else array
+def _number(where: str, name: str, given: Any) -> float:
+    if not isinstance(given, str):
+        try:
+            return float(given)
+        except (TypeError, ValueError):
+            pass
+    raise ParameterError(f"{where}: {name}={given!r} must be a number.")
+
+
+def _check_causal(where: str, given: Any) -> bool:
+    """Return a flag; an array, perhaps meant as a mask, is none."""
+    if isinstance(given, bool | np.bool_):
+        return bool(given)
+    raise ParameterError(f"{where}: is_causal must be True or False, got {given!r}; see mask.")
+
+
+def _stored(name: str, array: Array | PackedTensor) -> dict[str, Array | None]:
+    """Return the arrays that hold keys or values, by what messages call them."""
+    if not isinstance(array, PackedTensor):
+        return {name: array}
+    return {name: array.data, f"{name}.scale": array.scale, f"{name}.offset": array.offset}
 
 
 def _format(array: Array | PackedTensor) -> str:

@@ -21,6 +21,14 @@ class AttentionBackend(Backend[AttentionProblem], Protocol):
         ...
 
 
+class OutputBackend(AttentionBackend, Protocol):
+    """A backend that can leave out the lse; optional, found by its method."""
+
+    def output(self, problem: AttentionProblem, arrays: AttentionArrays) -> Array:
+        """Return the output alone."""
+        ...
+
+
 class SequencesBackend(AttentionBackend, Protocol):
     """A backend that also runs many sequences in one call; optional, found by its method.
 

@@ -105,20 +105,25 @@ class Registry(Generic[P, B]):
         BackendError
             If the named backend is unknown or refuses, or if all refuse.
         """
-        asked = name
-        if name is None:
-            asked = self.asked
-        said = f" (from {self.env})" if name is None else ""
-        refusals = []
-        for candidate in self.names if asked is None else (asked,):
-            if candidate not in self._table:
-                raise self._unknown(candidate, said)
-            verdict = self.get(candidate).supports(problem)
-            if verdict.ok:
-                return self.get(candidate)
-            refusals.append(f"  {candidate}: {verdict.reason}")
+        asked = self.asked if name is None else name
+        said = f" (from {self.env})" if name is None and asked is not None else ""
+        for candidate in self._table if asked is None else (asked,):
+            backend = self._loaded.get(candidate)
+            if backend is None:
+                if candidate not in self._table:
+                    raise self._unknown(candidate, said)
+                backend = self.get(candidate)
+            if backend.supports(problem).ok:
+                return backend
+        raise self._refusal(problem, asked, said)
+
+    def _refusal(self, problem: P, asked: str | None, said: str) -> BackendError:
         who = "no backend can" if asked is None else f"backend {asked!r}{said} cannot"
-        raise BackendError(
+        refusals = [
+            f"  {name}: {self.get(name).supports(problem).reason}"
+            for name in (self.names if asked is None else (asked,))
+        ]
+        return BackendError(
             "\n".join([f"{self.family}: {who} run this call.", str(problem), *refusals])
         )
 

@@ -14,6 +14,7 @@ from tesseral.attention.problem import AttentionArrays, AttentionProblem
 from tesseral.attention.sequences import Sequences
 from tesseral.core import PackedTensor
 from tesseral.core._arrays import Array, dtype_name, type_name
+from tesseral.runtime import env
 from tesseral.runtime.cpu import cache_sizes, cpu_target, cpu_threads
 from tesseral.runtime.registry import YES, Verdict
 from tesseral.runtime.threads import threads_beside_torch
@@ -61,8 +62,15 @@ class NativeBackend:
         """Return output (batch, q_heads, q_len, value_dim) and lse (batch, q_heads, q_len)."""
         plan = plan or _plan_for(problem, arrays.query)
         call = _Call(problem, arrays, _HEADS_FIRST, _HEADS_FIRST, plan)
-        call.native.set_batch(problem.batch, problem.q_len, problem.kv_len)
-        return call.run()
+        return call.run(call.native)
+
+    def output(self, problem: AttentionProblem, arrays: AttentionArrays) -> Array:
+        """Return output (batch, q_heads, q_len, value_dim) alone."""
+        if is_torch_array(arrays.query):
+            output = _run_plain(problem, arrays.query, arrays.key, arrays.value)
+            if output is not None:
+                return output
+        return self.forward(problem, arrays)[0]
 
     def forward_sequences(
         self,
@@ -75,7 +83,8 @@ class NativeBackend:
         plan = plan or _plan_for(problem, arrays.query)
         paged = sequences.block_tables is not None
         call = _Call(problem, arrays, _ROWS_FIRST, _BLOCKS_FIRST if paged else _ROWS_FIRST, plan)
-        call.native.set_sequences(
+        native = call.native.copy()
+        native.set_sequences(
             sequences.q_starts,
             sequences.q_lens,
             sequences.kv_starts,
@@ -83,7 +92,51 @@ class NativeBackend:
             sequences.block_tables,
             arrays.key.shape[1] if paged else 0,
         )
-        return call.run()
+        return call.run(native)
+
+
+def _run_plain(problem: AttentionProblem, query: Any, key: Any, value: Any) -> Any:
+    """Return the output of torch tensors without mask, bias or codes; ``None`` if it is no such.
+
+    A token of a small model passes dozens of these calls, and each takes no longer than its
+    keys are read only if Python does little: one look-up by how the arrays lie.
+    """
+    if problem.key_format != "dense" or problem.value_format != "dense":
+        return None
+    lie = query.stride(), key.stride(), value.stride()
+    native = _plain_call(problem, lie, threads_beside_torch(), env.read("TESSERAL_CPU_TARGET"))
+    if native is None:
+        return None
+    output = sys.modules["torch"].empty_like(query)
+    addresses = query.data_ptr(), key.data_ptr(), value.data_ptr(), output.data_ptr()
+    native.run(addresses[0], addresses[1], 0, 0, addresses[2], 0, 0, 0, 0, 0, addresses[3], 0)
+    return output
+
+
+@lru_cache(maxsize=2048)
+def _plain_call(
+    problem: AttentionProblem,
+    lie: tuple[tuple[int, ...], ...],
+    threads: int,
+    asked: str | None,  # noqa: ARG001
+) -> _native.AttentionCall | None:
+    """Return the native call of tensors with these strides; ``None`` if it takes more to run it.
+
+    ``asked`` is the instruction set that the environment names, on which the plan depends.
+    """
+    torch = sys.modules["torch"]
+    dtype, shape = getattr(torch, problem.dtype), (problem.batch, problem.q_heads, problem.q_len)
+    unlike = problem.mask != "none" or problem.sinks or problem.alibi
+    if unlike or problem.value_dim != problem.head_dim or any(strides[-1] != 1 for strides in lie):
+        return None
+    query = torch.empty_strided((*shape, problem.head_dim), lie[0], dtype=dtype, device="meta")
+    output = torch.empty_like(query).stride()
+    if output != lie[0]:
+        return None
+    plan = plan_native(problem, cache_sizes(), cpu_target(), threads)
+    q, k, v, out = ((strides, dtype) for strides in (*lie, output))
+    given = (q, k, None, None, v, None, None, None, None, None, out, None)
+    return _describe(problem, given, _TorchView, _HEADS_FIRST, _HEADS_FIRST, plan)
 
 
 def _plan_for(problem: AttentionProblem, query: Array) -> NativePlan:
@@ -186,13 +239,13 @@ class _Call:
         self.lse = view.new_float32(query, shape[:-1])
         self.arrays = (*given, self.output, self.lse)
         lies = tuple([None if x is None else (view.strides(x), x.dtype) for x in self.arrays])
-        self.plan = plan
-        self.native = _describe(problem, lies, view, axes, key_axes, plan).at(
-            [0 if x is None else view.address(x) for x in self.arrays]
-        )
+        self.view = view
+        self.native = _describe(problem, lies, view, axes, key_axes, plan)
 
-    def run(self) -> tuple[Array, Array]:
-        self.native.run(self.plan.threads, self.plan.target)
+    def run(self, native: _native.AttentionCall) -> tuple[Array, Array]:
+        """Run a native call for these arrays: ``self.native``, or a copy with its sequences."""
+        address = self.view.address
+        native.run(*[0 if x is None else address(x) for x in self.arrays])
         return self.output, self.lse
 
 
@@ -268,7 +321,7 @@ def _describe(
     key_axes: _Axes,
     plan: NativePlan,
 ) -> _native.AttentionCall:
-    """Return a native call without addresses, for arrays that lie so: (strides, dtype) each."""
+    """Return a native call for arrays that lie so, (strides, dtype) each, of one batch."""
     query, key, key_scale, key_offset, value, value_scale, value_offset, *others = lies
     mask, _, slopes, output, lse = others
 
@@ -316,10 +369,15 @@ def _describe(
     native.strip_rows, native.key_block = plan.strip_rows, plan.k_tile
     native.split_keys, native.bf16_dot = plan.split_keys, plan.bf16_dot
     native.stream_rows = plan.strip_rows if plan.kernel == "streamed" else 0
+    native.set_target(plan.target, plan.threads)
+    if axes is _HEADS_FIRST:
+        native.set_batch(problem.batch, problem.q_len, problem.kv_len)
     return native
 
 
-atexit.register(_describe.cache_clear)  # what outlives the interpreter, nanobind reports as leaked
+# what outlives the interpreter, nanobind reports as leaked
+atexit.register(_describe.cache_clear)
+atexit.register(_plain_call.cache_clear)
 
 
 @cache
