@@ -105,6 +105,31 @@ def quantize_rows(
     threads: int,
     target: str,
 ) -> None: ...
+def transform_rows(
+    element: str,
+    rows: int,
+    stride: int,
+    m: int,
+    left: int,
+    right: int,
+    left_factor: int,
+    right_factor: int,
+    out: int,
+    threads: int,
+    target: str,
+) -> None: ...
+def weight_only(
+    element: str,
+    rows: int,
+    stride: int,
+    m: int,
+    k: int,
+    group: int,
+    bf16: bool,
+    weights: list[tuple[int, int, int, int, int]],
+    threads: int,
+    target: str,
+) -> None: ...
 def norm_rows(
     element: str,
     rows: int,

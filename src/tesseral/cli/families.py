@@ -88,6 +88,17 @@ FAMILIES = (
         },
     ),
     Family(
+        name="weight-only",
+        registry="tesseral.quantization.kernels.weight_only:WEIGHT_ONLY",
+        problem="tesseral.quantization.kernels.weight_only:WeightOnlyProblem",
+        samples={
+            "4-bit weights under bfloat16 rows": {"device": "cpu", "dtype": "bfloat16"}
+            | {"working_dtype": "float32", "weight_bits": 4, "in_features": 4096},
+            "4-bit weights under bfloat16 rows on CUDA": {"device": "cuda", "dtype": "bfloat16"}
+            | {"working_dtype": "float32", "weight_bits": 4, "in_features": 4096},
+        },
+    ),
+    Family(
         name="heads",
         registry="tesseral.quantization.kernels.heads:HEADS",
         problem="tesseral.quantization.kernels.heads:HeadsProblem",

@@ -12,6 +12,7 @@ from tesseral.core.packing import packed_length, storage_bits
 from tesseral.quantization.config import OFF
 from tesseral.quantization.kernels.problem import LinearProblem, StoredWeight, rows_problem
 from tesseral.quantization.kernels.registry import BACKENDS, ROWS, RowsBackend
+from tesseral.quantization.kernels.weight_only import WEIGHT_ONLY, problem_of
 from tesseral.quantization.shared_input import SharedInput
 from tesseral.quantization.transforms.frozen import FrozenKronecker
 
@@ -112,13 +113,22 @@ class QuantizedInput(SharedInput):
     def quantize(self, x: Tensor) -> Tensor | QuantizedActivation:
         """Return codes with scales, or the dense transformed input when bits are off."""
         if self.bits == OFF:
-            dense: Tensor = self.transform(x)
-            return dense
+            return self._dense(x)
         factors, memo = self.transform.factors, self._memo
         if self.transform.is_watched:  # someone wants to see the values
             x, factors, memo = self.transform(x), [None, None], {}
         codes, scale = self._rows_backend(x).quantize(x, factors, self.clip, self.bits, memo)
         return QuantizedActivation(codes, scale)
+
+    def _dense(self, x: Tensor) -> Tensor:
+        """Return the transformed input."""
+        packed = [layer for layer in self._layers if layer.bits != OFF]
+        factors = self.transform.factors
+        if not packed or self.transform.is_watched or all(factor is None for factor in factors):
+            dense: Tensor = self.transform(x)
+            return dense
+        backend = WEIGHT_ONLY.choose(problem_of(x, packed[0].stored))
+        return backend.transform(x, factors)
 
     def _rows_backend(self, x: Tensor) -> RowsBackend:
         clip: Any = self._buffers["clip"]
@@ -217,6 +227,10 @@ class QuantizedLinear(nn.Module):
             if self not in prepared.products:
                 self._multiply(prepared, x.dtype)
             return prepared.products.pop(self)
+        if isinstance(prepared, Tensor) and self.bits != OFF:
+            stored = self.stored
+            backend = WEIGHT_ONLY.choose(problem_of(prepared, stored))
+            return backend.linear(prepared, stored, x.dtype, self._memo)
         dense = prepared.dequantize() if isinstance(prepared, QuantizedActivation) else prepared
         y = nn.functional.linear(dense, self.dense_weight().to(dense.dtype))
         if self.bias is not None:

@@ -52,6 +52,11 @@ VARIABLES = (
         "the first that supports the call",
     ),
     Variable(
+        "TESSERAL_WEIGHT_ONLY_BACKEND",
+        "backend of 4-bit layers whose inputs are not quantised, to use or fail",
+        "the first that supports the call",
+    ),
+    Variable(
         "TESSERAL_HEADS_BACKEND",
         "backend that transforms heads and encodes keys and values, to use or fail",
         "the first that supports the call",
