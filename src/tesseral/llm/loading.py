@@ -22,6 +22,7 @@ from tesseral._errors import (
     UnsupportedModelError,
 )
 from tesseral.llm.attention_interface import IMPLEMENTATION
+from tesseral.llm.weight_memory import gather_weights
 from tesseral.runtime.allocator import return_large_blocks
 
 
@@ -79,7 +80,10 @@ def load(
             output_loading_info=True,
         )
     refuse_partial(path, report)
-    return model.to(device).eval(), read_tokenizer(path)
+    model = model.to(device).eval()
+    if device.type == "cpu" and getattr(model, "is_quantized", False):
+        gather_weights(model)
+    return model, read_tokenizer(path)
 
 
 def usable_device(device: str | torch.device) -> torch.device:

@@ -89,12 +89,15 @@ class Parts:
         attention_module = block.self_attn
         self._layers = [[block.get_submodule(name) for name in names] for names in _LAYERS]
         self._norms = [block.get_submodule(name) for name in _NORMS]
-        self._codec = getattr(attention_module, "kv_codec", None)
+        self._codec: Any = getattr(attention_module, "kv_codec", None)
         self._scaling: float = getattr(attention_module, "scaling", 0.0)
         self._index: int = attention_module.layer_idx
         self._fits = self._are_known()
         self._kernel: DecoderBlock | None = None
-        self._lie: list[Any] = []
+        self._dtype: torch.dtype | None = None
+        self._buffers: list[tuple[Any, str, Tensor]] = []
+        self._parameters: list[tuple[Any, int]] = []
+        self._alive: list[Any] = []
         self._watched = [m for m in block.modules() if m is not block]
 
     def _are_known(self) -> bool:
@@ -132,25 +135,42 @@ class Parts:
             return False
         if any(m._forward_hooks or m._forward_pre_hooks for m in self._watched):
             return False
-        lie = self._addresses(x.dtype)
-        if lie != self._lie:
-            self._kernel, self._lie = self._made(x.dtype), lie
+        if x.dtype != self._dtype or not self._lie_still():
+            self._kernel, self._dtype = self._made(x.dtype), x.dtype
+            self._remember()
         return self._kernel is not None
 
-    def _addresses(self, dtype: torch.dtype) -> list[Any]:
-        found: list[Any] = [dtype]
-        for group in self._layers:
-            source: Any = group[0]._source[0]
-            found += [None if f is None else f.data_ptr() for f in source.transform.factors]
-            found.append(source._buffers["clip"].data_ptr())
-            for layer in group:
-                codes, scale, bias, *_ = layer.stored
-                found += codes.data_ptr(), scale.data_ptr(), bias is not None and bias.data_ptr()
-        codec: Any = self._codec
-        for array in (*self._factors(), codec._buffers["key_clip"], codec._buffers["value_clip"]):
-            found.append(None if array is None else array.data_ptr())
-        found += [norm._parameters["weight"].data_ptr() for norm in self._norms]
-        return found
+    def _lie_still(self) -> bool:
+        """Whether all arrays are where the kernel was told that they are.
+
+        A buffer that moves is another tensor; a parameter may stay and get other data.
+        """
+        for held, name, array in self._buffers:
+            if held[name] is not array:
+                return False
+        for parameters, address in self._parameters:
+            if parameters["weight"].data_ptr() != address:
+                return False
+        return True
+
+    def _remember(self) -> None:
+        """Note which arrays the kernel has."""
+        sources: list[Any] = [group[0]._source[0] for group in self._layers]
+        owners: list[Any] = [layer for group in self._layers for layer in group]
+        owners += sources + [source.transform for source in sources]
+        owners += [self._codec, self._codec.query_transform, self._codec.key_transform]
+        self._buffers = [
+            (owner._buffers, name, array)
+            for owner in owners
+            for name, array in owner._buffers.items()
+        ]
+        self._parameters = [
+            (norm._parameters, norm._parameters["weight"].data_ptr()) for norm in self._norms
+        ]
+        # the kernel has addresses, which stay good whatever a tensor's data is set to
+        self._alive = [
+            array.untyped_storage() for _, _, array in self._buffers if array is not None
+        ]
 
     def _factors(self) -> tuple[Tensor | None, Tensor | None]:
         codec: Any = self._codec
