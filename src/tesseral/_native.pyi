@@ -242,3 +242,30 @@ class DecoderBlock:
     def after(
         self, m: int, attended: int, hidden: int, out: int, threads: int, target: str, /
     ) -> None: ...
+
+class DecoderBlocks:
+    def __init__(self, blocks: list[DecoderBlock], /) -> None: ...
+    def set_caches(
+        self,
+        caches: list[
+            tuple[
+                tuple[int, int, int, tuple[int, int, int], tuple[int, int, int]],
+                tuple[int, int, int, tuple[int, int, int], tuple[int, int, int]],
+            ]
+        ],
+        /,
+    ) -> None: ...
+    def token(
+        self,
+        m: int,
+        hidden: int,
+        out: int,
+        cosine: int,
+        sine: int,
+        rotary_step: int,
+        position: int,
+        attention: AttentionCall,
+        threads: int,
+        target: str,
+        /,
+    ) -> None: ...

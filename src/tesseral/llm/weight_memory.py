@@ -1,7 +1,7 @@
 """The weights that every token reads, side by side in large pages.
 
-Weights come mapped from their files, in small pages and at any address. A token reads all of them, so
-the look-ups of addresses and the lines that a vector straddles cost a tenth of its time and more.
+Weights come mapped from their files, in small pages and at any address. A token reads all of them,
+so look-ups of addresses, and lines that a vector straddles, cost a tenth of its time and more.
 """
 
 from collections.abc import Iterator
