@@ -23,7 +23,6 @@ from tesseral._errors import (
 )
 from tesseral.llm.attention_interface import IMPLEMENTATION
 from tesseral.llm.weight_memory import gather_weights
-from tesseral.runtime.allocator import return_large_blocks
 
 
 def load(
@@ -31,8 +30,8 @@ def load(
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """Load a model directory, quantised or not, with its tokenizer.
 
-    From then on this process gives large blocks of memory back once they are freed; see
-    :func:`tesseral.runtime.allocator.return_large_blocks`.
+    A process that reads long prompts keeps several times the memory in use, unless it asks its C
+    library not to; see :func:`tesseral.runtime.allocator.return_large_blocks`. The commands do.
 
     Parameters
     ----------
@@ -61,7 +60,6 @@ def load(
         If its quantisation has unknown keys or an unknown version, or there is no such device.
     """
     path, device = Path(path), usable_device(device)
-    return_large_blocks()
     description = read_config(path)
     _check_architecture(path, description["model_type"])
     stored = stored_dtype(path, description)

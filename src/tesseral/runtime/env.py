@@ -67,8 +67,9 @@ VARIABLES = (
 def read(name: str) -> str | None:
     """Return what an environment variable holds, or ``None`` if that is nothing.
 
-    Where a variable is not set, ``os.environ`` takes a microsecond to say so, and a token passes
-    hundreds of kernels.
+    Where a variable is not set, ``os.environ.get`` takes 0.5 us to say so, since it encodes the
+    name and catches an exception, and a call of attention on few keys, 20 us in all, asks five
+    times. So the dictionary inside, which CPython has had since 3.2, is asked where it is there.
     """
     held: dict[Any, Any] | None = getattr(os.environ, "_data", None)
     if held is None:
