@@ -105,7 +105,7 @@ async def load(port: int, clients: int, seconds: float) -> dict[str, object]:
                 lost.append(repr(error)[:200])
 
     async with AsyncOpenAI(
-        base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=120
+        base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=900
     ) as client:
         await asyncio.gather(*(one(number) for number in range(clients)))
     return {

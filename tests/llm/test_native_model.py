@@ -137,3 +137,37 @@ def test_blocks_that_are_not_alike_and_positions_without_room_are_named():
         kernel.token(x, angles, 10**6, None, x.clone())
     with pytest.raises(ShapeError, match="do not fit 2 sequences"):
         kernel.token(x.repeat(2, 1, 1), angles, 0, None, x.repeat(2, 1, 1))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("embedded", [False, True])
+def test_a_long_prompt_is_read_in_pieces(kind, padded, embedded, monkeypatch):
+    model = make_model(kind, dtype=torch.float32)
+    prompt, more = torch.randint(0, 64, (2, 2, 23), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(2, 46, dtype=torch.long)
+    mask[1, :5] = 1 - padded
+    lengths = []
+    block = model.model.layers[0]
+    block.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+
+    @torch.inference_mode()
+    def read():
+        cache, found = QuantizedKVCache(model), []
+        for tokens, count in ((prompt, 23), (more, 46)):
+            given = {"inputs_embeds": model.model.embed_tokens(tokens)} if embedded else {}
+            given = given or {"input_ids": tokens}
+            output = model(
+                **given, attention_mask=mask[:, :count], past_key_values=cache, use_cache=True
+            )
+            found.append(output.logits)
+        return torch.cat(found, dim=1)
+
+    whole = read()
+    assert lengths == [23, 23]
+    monkeypatch.setattr("tesseral.llm.native_model.PIECE", 20)
+    pieces = read()
+    assert lengths[2:] == [10, 10, 3] * 2
+    seen = mask.bool()
+    assert (pieces - whole)[seen].abs().median() < 1e-4 * whole.std()
+    assert torch.equal(pieces[seen].argmax(-1), whole[seen].argmax(-1))
