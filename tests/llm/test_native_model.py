@@ -5,12 +5,17 @@ import copy
 import pytest
 import torch
 
+from support.checkpoints import TEXT, save
+from support.models import token_ids
 from support.native_llm import MODELS, given, logits, make_model
+from support.quantised import tiny
 from tesseral._errors import ShapeError
 from tesseral.core.decoder_block import DecoderBlocks
+from tesseral.llm import load, quantize
 from tesseral.llm.cache import QuantizedKVCache
 from tesseral.llm.native_block import parts_of
 from tesseral.llm.native_model import NativeModel, Stack
+from tesseral.quantization import QuantizationConfig
 
 
 @pytest.fixture
@@ -171,3 +176,20 @@ def test_a_long_prompt_is_read_in_pieces(kind, padded, embedded, monkeypatch):
     seen = mask.bool()
     assert (pieces - whole)[seen].abs().median() < 1e-4 * whole.std()
     assert torch.equal(pieces[seen].argmax(-1), whole[seen].argmax(-1))
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "phi3", "olmo2"])
+def test_every_architecture_that_reads_in_pieces_says_the_same(name, tmp_path, monkeypatch):
+    config = QuantizationConfig(transform="hadamard", samples=2, sequence_length=16)
+    out = quantize(save(tiny(name), tmp_path / "original"), config, TEXT, tmp_path / "out")
+    model, _ = load(out)
+    assert isinstance(model.base_model, NativeModel)
+    ids = token_ids(2, 12)
+
+    @torch.inference_mode()
+    def read():
+        return model(ids, past_key_values=QuantizedKVCache(model), use_cache=True).logits
+
+    whole = read()
+    monkeypatch.setattr("tesseral.llm.native_model.PIECE", 10)
+    assert (read() - whole).abs().median() < 1e-4 * whole.std()

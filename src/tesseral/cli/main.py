@@ -22,7 +22,6 @@ from tesseral.cli import (
     regress,
     serve,
 )
-from tesseral.runtime.allocator import return_large_blocks
 
 Commands = Mapping[str, "Callable[..., None] | Commands"]
 """By name: a subcommand, or a group of them."""
@@ -54,7 +53,6 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; the entry point of the ``tesseral`` script."""
-    return_large_blocks()  # the process is ours
     build(COMMANDS)()
 
 

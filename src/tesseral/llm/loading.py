@@ -30,9 +30,6 @@ def load(
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """Load a model directory, quantised or not, with its tokenizer.
 
-    A process that reads long prompts keeps several times the memory in use, unless it asks its C
-    library not to; see :func:`tesseral.runtime.allocator.return_large_blocks`. The commands do.
-
     Parameters
     ----------
     path : path

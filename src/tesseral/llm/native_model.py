@@ -20,8 +20,10 @@ from tesseral.llm.cache import QuantizedKVCache
 from tesseral.llm.native_block import NativeBlock, named_backends, parts_of
 from tesseral.runtime.threads import threads_beside_torch
 
-MODELS = frozenset({"LlamaModel", "MistralModel", "Qwen2Model"})
-"""transformers' models that are an embedding, blocks that we know and a norm."""
+MODELS = frozenset(
+    f"{name}Model" for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Olmo2")
+)
+"""transformers' models that are an embedding, blocks and a norm."""
 
 
 PIECE = 512

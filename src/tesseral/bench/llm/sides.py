@@ -14,7 +14,6 @@ import numpy as np
 
 from tesseral.bench.memory import Peak
 from tesseral.bench.timing import settle
-from tesseral.runtime.allocator import return_large_blocks
 
 
 class Side(Protocol):
@@ -165,7 +164,6 @@ def main() -> None:
     description = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is no answer
-    return_large_blocks()  # as the commands do; for every side
     _imports(description["kind"])
     peak = Peak()
     side = make(description)
