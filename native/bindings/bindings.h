@@ -12,5 +12,6 @@ void bind_linear_int4(nanobind::module_& m);
 void bind_model_rows(nanobind::module_& m);
 void bind_quantize_rows(nanobind::module_& m);
 void bind_quantized_linear(nanobind::module_& m);
+void bind_weight_only(nanobind::module_& m);
 
 }  // namespace tesseral

@@ -1,13 +1,18 @@
 #include "cpu/decoder_block.h"
 
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <stdexcept>
 #include <tuple>
+#include <utility>
+#include <vector>
 
 #include "addresses.h"
 #include "bindings.h"
+#include "bound_attention.h"
 #include "quantized_linears.h"
 
 namespace nb = nanobind;
@@ -94,6 +99,8 @@ class BoundBlock {
     run(&after_attention, call, threads, target);
   }
 
+  const DecoderBlock& block() const { return block_; }
+
  private:
   template <class Call>
   void run(Status (*function)(const Target&, const DecoderBlock&, const Call&, int),
@@ -111,6 +118,46 @@ class BoundBlock {
   DecoderBlock block_;
 };
 
+// Blocks one after the other, and where their caches lie.
+class BoundBlocks {
+ public:
+  explicit BoundBlocks(const std::vector<const BoundBlock*>& blocks) {
+    for (const BoundBlock* block : blocks) blocks_.push_back(&block->block());
+  }
+
+  void set_caches(const std::vector<std::pair<Places, Places>>& caches) {
+    caches_.clear();
+    for (const auto& [key, value] : caches) caches_.push_back({places_of(key), places_of(value)});
+  }
+
+  void token(std::int64_t m, Address hidden, Address out, Address cosine, Address sine,
+             std::int64_t rotary_step, std::int64_t position, const BoundCall& attention,
+             int threads, const std::string& target) const {
+    TokenThroughBlocks call;
+    call.m = m;
+    call.hidden = pointer<const void>(hidden);
+    call.out = pointer<void>(out);
+    call.cosine = pointer<const void>(cosine);
+    call.sine = pointer<const void>(sine);
+    call.rotary_step = rotary_step;
+    call.position = position;
+    call.attention = attention.call;
+    call.attention.sequences = attention.sequences.data();
+    call.attention.n_sequences = static_cast<std::int64_t>(attention.sequences.size());
+    const Target& found = target_named(target);
+    Status status;
+    {
+      nb::gil_scoped_release release;
+      status = through_blocks(found, blocks_, caches_, call, threads);
+    }
+    if (status != Status::ok) throw std::invalid_argument("sizes or threads are out of range");
+  }
+
+ private:
+  std::vector<const DecoderBlock*> blocks_;
+  std::vector<LayerCache> caches_;
+};
+
 }  // namespace
 
 void bind_decoder_block(nb::module_& m) {
@@ -120,6 +167,10 @@ void bind_decoder_block(nb::module_& m) {
                     const QuantizedLinears&, Address, const Encoding&, const Encoding&>())
       .def("before", &BoundBlock::before)
       .def("after", &BoundBlock::after);
+  nb::class_<BoundBlocks>(m, "DecoderBlocks")
+      .def(nb::init<const std::vector<const BoundBlock*>&>(), nb::keep_alive<1, 2>())
+      .def("set_caches", &BoundBlocks::set_caches)
+      .def("token", &BoundBlocks::token);
 }
 
 }  // namespace tesseral

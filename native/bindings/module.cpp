@@ -11,4 +11,5 @@ NB_MODULE(_native, m) {
   tesseral::bind_quantize_rows(m);
   tesseral::bind_quantized_linear(m);
   tesseral::bind_decoder_block(m);
+  tesseral::bind_weight_only(m);
 }

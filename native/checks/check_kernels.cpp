@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "checks/check_attention.h"
+#include "checks/check_weight_only.h"
 #include "cpu/dispatch.h"
 #include "cpu/linear_int4.h"
 #include "cpu/quantize_rows.h"
@@ -396,6 +397,7 @@ int main() {
   every_target_scales_its_sums();
   every_target_transforms_rows();
   attention_is_right_at_every_edge();
+  EXPECT(check_weight_only() == 0);
   sizes_out_of_range_are_refused();
   reading_depends_on_every_byte_and_on_nothing_past_them();
   a_job_runs_each_index_once();

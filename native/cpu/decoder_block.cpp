@@ -1,5 +1,6 @@
 #include "decoder_block.h"
 
+#include "attention.h"
 #include "memory.h"
 #include "model_rows.h"
 #include "quantized_linear.h"
@@ -172,6 +173,66 @@ Status after_attention(const Target& target, const DecoderBlock& block, const Af
   steps.linears(block.mlp_hidden, gated.get(), last);
   steps.pointwise(pointwise.add, hidden.get(), last.at(0), width, call.out);
   return steps.status();
+}
+
+namespace {
+
+HeadPlaces behind(HeadPlaces places, int64_t position) {
+  places.codes += position * places.code_steps.token;
+  places.scale += position * places.scale_steps.token;
+  places.offset += position * places.scale_steps.token;
+  return places;
+}
+
+void place(KeyValueRows& rows, const HeadPlaces& places) {
+  rows.rows.data = places.codes;
+  rows.scale.data = places.scale;
+  rows.offset.data = places.offset;
+}
+
+}  // namespace
+
+Status through_blocks(const Target& target, const std::vector<const DecoderBlock*>& blocks,
+                      const std::vector<LayerCache>& caches, const TokenThroughBlocks& call,
+                      int n_threads) {
+  if (blocks.empty() || caches.size() != blocks.size()) return Status::invalid;
+  for (const DecoderBlock* block : blocks) {
+    if (!is_valid(*block)) return Status::invalid;
+  }
+  const DecoderBlock& first = *blocks[0];
+  const int64_t row = first.attention_input.weights[0].n;  // of queries
+  const Buffer<char> query = allocate<char>(call.m * row * size_of(first.element));
+  const Buffer<char> attended = allocate<char>(call.m * row * size_of(first.element));
+  const Buffer<float> lse = allocate<float>(call.m * row / first.head_dim);
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    const DecoderBlock& block = *blocks[i];
+    if (block.element != first.element || block.attention_input.weights[0].n != row) {
+      return Status::invalid;
+    }
+    const void* hidden = i == 0 ? call.hidden : call.out;
+    BeforeAttention before;
+    before.m = call.m;
+    before.hidden = hidden;
+    before.cosine = call.cosine;
+    before.sine = call.sine;
+    before.rotary_step = call.rotary_step;
+    before.query = query.get();
+    before.key = behind(caches[i].key, call.position);
+    before.value = behind(caches[i].value, call.position);
+    Status status = before_attention(target, block, before, n_threads);
+    if (status != Status::ok) return status;
+    AttentionCall attend = call.attention;
+    attend.query.data = query.get();
+    attend.output.data = attended.get();
+    attend.lse.data = lse.get();
+    place(attend.key, caches[i].key);
+    place(attend.value, caches[i].value);
+    attention(target, attend, n_threads);
+    // the hidden states are read before any are written
+    status = after_attention(target, block, {call.m, attended.get(), hidden, call.out}, n_threads);
+    if (status != Status::ok) return status;
+  }
+  return Status::ok;
 }
 
 }  // namespace tesseral

@@ -70,10 +70,33 @@ struct AfterAttention {
   void* out = nullptr;             // the same
 };
 
+// Where a layer keeps the codes of its tokens, the first of them.
+struct LayerCache {
+  HeadPlaces key;
+  HeadPlaces value;
+};
+
+// One token of each of `m` sequences through all blocks, each of which adds to its cache.
+struct TokenThroughBlocks {
+  std::int64_t m = 0;
+  const void* hidden = nullptr;  // [m, width], dense
+  void* out = nullptr;           // the same, and not the same memory
+  const void* cosine = nullptr;  // as in BeforeAttention
+  const void* sine = nullptr;
+  std::int64_t rotary_step = 0;
+  std::int64_t position = 0;  // tokens that the caches hold
+  // Attention to the tokens held and the new one, but for addresses, which are filled in.
+  AttentionCall attention;
+};
+
 // Throw std::bad_alloc if there is no memory for scratch.
 Status before_attention(const Target& target, const DecoderBlock& block,
                         const BeforeAttention& call, int n_threads);
 Status after_attention(const Target& target, const DecoderBlock& block, const AfterAttention& call,
                        int n_threads);
+// Throws what `attention` throws, too.
+Status through_blocks(const Target& target, const std::vector<const DecoderBlock*>& blocks,
+                      const std::vector<LayerCache>& caches, const TokenThroughBlocks& call,
+                      int n_threads);
 
 }  // namespace tesseral

@@ -20,6 +20,7 @@ namespace tesseral {
   extern const HeadRowsKernels head_rows;         \
   extern const DenseRowsKernels dense_rows;       \
   extern const PointwiseKernels pointwise;        \
+  extern const WeightOnlyKernels weight_only;     \
   }
 #if defined(TESSERAL_X86)
 TESSERAL_DECLARE(avx512_bf16)
@@ -120,7 +121,8 @@ const std::vector<Target>& targets() {
        avx512_bf16::norm_rows,
        avx512_bf16::head_rows,
        avx512_bf16::dense_rows,
-       avx512_bf16::pointwise},
+       avx512_bf16::pointwise,
+       avx512_bf16::weight_only},
       {"avx512",
        {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
        avx512::attention,
@@ -130,7 +132,8 @@ const std::vector<Target>& targets() {
        avx512::norm_rows,
        avx512::head_rows,
        avx512::dense_rows,
-       avx512::pointwise},
+       avx512::pointwise,
+       avx512::weight_only},
       {"avx2",
        {"avx2", "fma", "f16c"},
        avx2::attention,
@@ -140,7 +143,8 @@ const std::vector<Target>& targets() {
        avx2::norm_rows,
        avx2::head_rows,
        avx2::dense_rows,
-       avx2::pointwise},
+       avx2::pointwise,
+       avx2::weight_only},
 #endif
       {"scalar",
        {},
@@ -151,7 +155,8 @@ const std::vector<Target>& targets() {
        scalar::norm_rows,
        scalar::head_rows,
        scalar::dense_rows,
-       scalar::pointwise},
+       scalar::pointwise,
+       scalar::weight_only},
   };
   return all;
 }

@@ -13,6 +13,7 @@
 #include "tesseral/norm_rows.h"
 #include "tesseral/pointwise.h"
 #include "tesseral/quantize_rows.h"
+#include "tesseral/weight_only.h"
 
 namespace tesseral {
 
@@ -48,6 +49,7 @@ struct Target {
   HeadRowsKernels head_rows;
   DenseRowsKernels dense_rows;
   PointwiseKernels pointwise;
+  WeightOnlyKernels weight_only;
 };
 
 CpuWords read_cpu();

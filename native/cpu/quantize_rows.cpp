@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 
 #include "memory.h"
+#include "pairs.h"
 #include "threads.h"
 
 namespace tesseral {
@@ -25,33 +25,17 @@ Buffer<float> pad(const QuantizeRows& call, int64_t width) {
   return padded;
 }
 
-// Whether pairs of bfloat16 products come faster than products of float32; measured once.
-bool pairs_pay(const Target& target) {
-  if (target.ceilings.dot_bf16 == nullptr) return false;
-  static const bool pays = [&] {
-    const auto best = [](Products products) {
-      double fastest = 0;
-      for (int i = 0; i < 5; ++i) {
-        float sink = 0;
-        const auto start = std::chrono::steady_clock::now();
-        const auto operations = static_cast<double>(products(2000, &sink));
-        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-        fastest = std::max(fastest, operations / took.count());
-      }
-      return fastest;
-    };
-    return best(target.ceilings.dot_bf16) > 1.2 * best(target.ceilings.fma_fp32);
-  }();
-  return pays;
-}
-
 }  // namespace
 
 Status quantize_rows(const Target& target, const QuantizeRows& given, int n_threads) {
   constexpr int64_t most = int64_t{1} << 24;
   if (given.m < 0 || given.left < 1 || given.right < 1 || given.left > most || given.right > most ||
-      n_threads < 1 || given.bits < 2 || given.bits > 8 ||
-      given.codes_stride < given.left * given.right) {
+      n_threads < 1) {
+    return Status::invalid;
+  }
+  const bool coded = given.dense == nullptr;
+  if (coded &&
+      (given.bits < 2 || given.bits > 8 || given.codes_stride < given.left * given.right)) {
     return Status::invalid;
   }
   if (given.m == 0) return Status::ok;
@@ -60,7 +44,7 @@ Status quantize_rows(const Target& target, const QuantizeRows& given, int n_thre
   Buffer<float> factor;
   Buffer<float> left_pairs;
   Buffer<float> right_pairs;
-  if (kernels.takes_pairs(call) && pairs_pay(target)) {
+  if (coded && kernels.takes_pairs(call) && pairs_pay(target)) {
     left_pairs = allocate<float>(call.left * call.left / 2);
     right_pairs = allocate<float>(call.right * call.right / 2);
     const Status status = kernels.prepare_pairs(call, left_pairs.get(), right_pairs.get());

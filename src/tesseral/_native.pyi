@@ -120,6 +120,31 @@ def quantize_rows(
     threads: int,
     target: str,
 ) -> None: ...
+def transform_rows(
+    element: str,
+    rows: int,
+    stride: int,
+    m: int,
+    left: int,
+    right: int,
+    left_factor: int,
+    right_factor: int,
+    out: int,
+    threads: int,
+    target: str,
+) -> None: ...
+def weight_only(
+    element: str,
+    rows: int,
+    stride: int,
+    m: int,
+    k: int,
+    group: int,
+    bf16: bool,
+    weights: list[tuple[int, int, int, int, int]],
+    threads: int,
+    target: str,
+) -> None: ...
 def norm_rows(
     element: str,
     rows: int,
@@ -231,4 +256,31 @@ class DecoderBlock:
     ) -> None: ...
     def after(
         self, m: int, attended: int, hidden: int, out: int, threads: int, target: str, /
+    ) -> None: ...
+
+class DecoderBlocks:
+    def __init__(self, blocks: list[DecoderBlock], /) -> None: ...
+    def set_caches(
+        self,
+        caches: list[
+            tuple[
+                tuple[int, int, int, tuple[int, int, int], tuple[int, int, int]],
+                tuple[int, int, int, tuple[int, int, int], tuple[int, int, int]],
+            ]
+        ],
+        /,
+    ) -> None: ...
+    def token(
+        self,
+        m: int,
+        hidden: int,
+        out: int,
+        cosine: int,
+        sine: int,
+        rotary_step: int,
+        position: int,
+        attention: AttentionCall,
+        threads: int,
+        target: str,
+        /,
     ) -> None: ...

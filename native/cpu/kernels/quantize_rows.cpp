@@ -131,12 +131,24 @@ float* transform(const QuantizeRows& call, int64_t row, float* scratch) {
   return output;
 }
 
+void write_dense(const QuantizeRows& call, int64_t row, const float* x) {
+  const int64_t n = call.left * call.right;
+  for (int64_t i = 0; i < n; i += lanes) {
+    const int count = static_cast<int>(smaller(lanes, n - i));
+    store_some(call.element, call.dense, row * n + i, load(x + i), count);
+  }
+}
+
 Status run(const QuantizeRows& call, int64_t begin, int64_t end, float* scratch) {
   const int64_t n = call.left * call.right;
-  if (call.left < 1 || call.right < 1 || call.bits < 2 || call.bits > 8 || begin < 0 ||
-      end > call.m || call.codes_stride < n) {
-    return Status::invalid;
+  if (call.left < 1 || call.right < 1 || begin < 0 || end > call.m) return Status::invalid;
+  if (call.dense != nullptr) {
+    for (int64_t row = begin; row < end; ++row) {
+      write_dense(call, row, transform(call, row, scratch));
+    }
+    return Status::ok;
   }
+  if (call.bits < 2 || call.bits > 8 || call.codes_stride < n) return Status::invalid;
   for (int64_t row = begin; row < end; ++row) {
     int8_t* codes = call.codes + row * call.codes_stride;
     if (call.left_pairs != nullptr) {

@@ -57,6 +57,12 @@ inline Bytes interleave_first(Bytes a, Bytes b) { return _mm256_unpacklo_epi8(a,
 inline Bytes interleave_last(Bytes a, Bytes b) { return _mm256_unpackhi_epi8(a, b); }
 inline __m256 as_floats(Bytes x) { return _mm256_castsi256_ps(x); }
 inline Bytes as_bytes(__m256 x) { return _mm256_castps_si256(x); }
+inline Ints as_ints(Bytes x) { return x; }
+// The signed nibble number `Place`, of eight, of each lane.
+template <int Place>
+inline __m256 nibble_floats(Ints x) {
+  return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(x, 28 - 4 * Place), 28));
+}
 
 // Sums of products: unsigned bytes, at most 15, times signed ones.
 constexpr bool words_are_ints = false;

@@ -49,6 +49,14 @@ inline Bytes interleave_first(Bytes a, Bytes b) { return _mm512_unpacklo_epi8(a,
 inline Bytes interleave_last(Bytes a, Bytes b) { return _mm512_unpackhi_epi8(a, b); }
 inline __m512 as_floats(Bytes x) { return _mm512_castsi512_ps(x); }
 inline Bytes as_bytes(__m512 x) { return _mm512_castps_si512(x); }
+inline Ints as_ints(Bytes x) { return x; }
+// The signed nibble number `Place`, of eight, of each lane.
+template <int Place>
+inline __m512 nibble_floats(Ints x) {
+  const __m512 table = _mm512_set_ps(-1, -2, -3, -4, -5, -6, -7, -8, 7, 6, 5, 4, 3, 2, 1, 0);
+  // of an index, the low four bits count
+  return _mm512_permutexvar_ps(_mm512_srli_epi32(x, 4 * Place), table);
+}
 
 // Sums of products: unsigned bytes, at most 15, times signed ones.
 #if defined(__AVX512VNNI__)

@@ -121,6 +121,20 @@ inline Bytes as_bytes(Floats x) {
   std::memcpy(&y, &x, sizeof y);
   return y;
 }
+inline Ints as_ints(Bytes x) {
+  Ints y;
+  std::memcpy(&y, &x, sizeof y);
+  return y;
+}
+// The signed nibble number `Place`, of eight, of each lane.
+template <int Place>
+inline Floats nibble_floats(Ints x) {
+  return each([&](int i) {
+    const auto nibble =
+        static_cast<std::int32_t>(static_cast<std::uint32_t>(x.lane[i]) >> (4 * Place) & 15u);
+    return static_cast<float>((nibble ^ 8) - 8);
+  });
+}
 
 // Lane i of the result is x[i / width], with width a power of two; x[0 ..
 // count) are read.

@@ -17,6 +17,7 @@ enum class RowElement : std::uint8_t { f32, bf16, f16 };
 //   size = max(max(-low, high) / L, min(-low, high) / (L - 1), 2^-60),
 //   scale = high > -low ? -size : size,  codes = clamp(round(Y / scale), -L, L - 1),
 // with ties to even. A row that holds infinity or NaN gets NaN as its scale.
+// Where `dense` is given, Y itself goes there, rounded to the type of the rows.
 struct QuantizeRows {
   RowElement element = RowElement::f32;
   const void* rows = nullptr;  // [m, left * right]
@@ -31,6 +32,7 @@ struct QuantizeRows {
   std::int8_t* codes = nullptr;         // [m, left * right], fully written
   std::int64_t codes_stride = 0;
   float* scale = nullptr;  // [m]
+  void* dense = nullptr;   // [m, left * right], or null; codes are then not written
 
   // [right, padded(right)], 64-byte aligned: the right factor with zeros after each row.
   const float* padded_factor = nullptr;

@@ -17,7 +17,11 @@ from tesseral.runtime.files import atomic_file, check_output
 
 def llm(
     json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all numbers here, as JSON.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write all numbers here, as JSON; with --models, an interrupted run goes on.",
+        ),
     ] = None,
     device: Annotated[
         str, typer.Option(help="Where to measure: cpu, or cuda with a model of 8 B weights.")
@@ -67,6 +71,7 @@ def llm(
         raise ParameterError("bench llm: --png draws what --device cuda measures.")
     from tesseral.bench.llm.cases import FULL, QUICK, SMOKE
     from tesseral.bench.llm.run import run
+    from tesseral.bench.steps import beside
 
     if json is not None:
         check_output(json, overwrite=overwrite)
@@ -79,6 +84,7 @@ def llm(
             lambda name: bars.update(task, description=name),
             threads=threads,
             quality_of=model_directory(quality_of),
+            kept=None if models is None else beside(json),
         )
     if json is not None:
         with atomic_file(json, overwrite=overwrite) as temporary:
@@ -143,8 +149,11 @@ def show(record: dict[str, Any]) -> None:
         found = record["quality"]
         typer.echo(
             f"{found['model']}: perplexity {found['perplexity']:.2f}, of the original "
-            f"{found['reference_perplexity']:.2f}; same likeliest token {found['top1']:.1%}\n"
+            f"{found['reference_perplexity']:.2f}; same likeliest token {found['top1']:.1%}"
         )
+        for name, value in found.get("peers", {}).items():
+            typer.echo(f"{found['model']} under {name}: perplexity {value:.2f}")
+        typer.echo()
     marks = [
         [
             bar["name"],

@@ -88,14 +88,14 @@ FAMILIES = (
         },
     ),
     Family(
-        name="weight only",
+        name="weight-only",
         registry="tesseral.quantization.kernels.weight_only:WEIGHT_ONLY",
         problem="tesseral.quantization.kernels.weight_only:WeightOnlyProblem",
         samples={
-            "bfloat16 rows and 4-bit weights": {"device": "cpu", "dtype": "bfloat16"}
-            | {"weight_bits": 4, "in_features": 4096},
-            "bfloat16 rows and 4-bit weights on CUDA": {"device": "cuda", "dtype": "bfloat16"}
-            | {"weight_bits": 4, "in_features": 4096},
+            "4-bit weights under bfloat16 rows": {"device": "cpu", "dtype": "bfloat16"}
+            | {"working_dtype": "float32", "weight_bits": 4, "in_features": 4096},
+            "4-bit weights under bfloat16 rows on CUDA": {"device": "cuda", "dtype": "bfloat16"}
+            | {"working_dtype": "float32", "weight_bits": 4, "in_features": 4096},
         },
     ),
     Family(

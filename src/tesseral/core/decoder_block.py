@@ -183,12 +183,108 @@ class DecoderBlock:
         )
 
 
+class DecoderBlocks:
+    """Blocks one after the other, attention included, through which one token passes in a call.
+
+    Parameters
+    ----------
+    blocks : sequence of DecoderBlock
+        Alike in type and sizes.
+
+    Raises
+    ------
+    ShapeError
+        If they are not.
+    """
+
+    def __init__(self, blocks: Sequence[DecoderBlock]) -> None:
+        kinds = {(block.element, block.head_dim, block.width, block.heads) for block in blocks}
+        if len(kinds) != 1:
+            raise ShapeError(f"DecoderBlocks: blocks must be alike, got {sorted(map(str, kinds))}.")
+        ((self.element, self.head_dim, self.width, self.heads),) = kinds
+        self._kept = list(blocks)
+        self._native = _native.DecoderBlocks([block._native for block in blocks])
+        self._caches: Sequence[Any] = ()
+        self._room: tuple[int, ...] = (0, 0, 0)
+
+    def set_caches(self, caches: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> None:
+        """Say where the blocks keep keys and values.
+
+        Parameters
+        ----------
+        caches : sequence of pairs of (uint8, float16 and float16 arrays)
+            As :meth:`DecoderBlock.before` takes them, of all tokens that there is room for.
+        """
+        lead = tuple(caches[0][0][0].shape[:3])
+        native = [(_places(key, lead), _places(value, lead)) for key, value in caches]
+        self._native.set_caches(native)
+        self._caches, self._room = caches, lead
+
+    def token(
+        self,
+        hidden: Any,
+        rotary: tuple[Any, Any],
+        position: int,
+        attention: Any,
+        out: Any,
+        *,
+        threads: int | None = None,
+        target: str | None = None,
+    ) -> None:
+        """Fill ``out`` with the hidden states behind the last block, and the caches' next places.
+
+        Parameters
+        ----------
+        hidden, out : arrays of shape (m, 1, width)
+            Not the same memory.
+        rotary : pair of arrays of shape (m or 1, 1, head_dim)
+        position : int
+            Tokens that the caches hold.
+        attention : _native.AttentionCall
+            Attention of these queries to ``position + 1`` keys of a cache that lies as these do.
+        threads, target : optional
+            As for :func:`~tesseral.core.int4.linear_int4`.
+
+        Raises
+        ------
+        ShapeError, DtypeError
+            If arrays do not fit, or the caches have no room.
+        """
+        m, dim = hidden.shape[0], self.head_dim
+        for name, array in (("hidden", hidden), ("out", out)):
+            check_dense(name, array, self.element, m, self.width)
+        angles = rotary[0].shape[0]
+        for part in rotary:
+            check_dense("rotary", part, self.element, angles, dim)
+        if angles not in (1, m) or self._room[:2] != (m, self.heads[1]):
+            raise ShapeError(
+                f"DecoderBlocks: angles of {angles} sequences and caches of {self._room} do not "
+                f"fit {m} sequences with {self.heads[1]} heads."
+            )
+        if not 0 <= position < self._room[2]:
+            raise ShapeError(
+                f"DecoderBlocks: position {position} lies past room for {self._room[2]}."
+            )
+        self._native.token(
+            m,
+            address(hidden),
+            address(out),
+            address(rotary[0]),
+            address(rotary[1]),
+            dim if angles > 1 else 0,
+            position,
+            attention,
+            cpu_threads(threads),
+            cpu_target(target),
+        )
+
+
 def _encoding(given: Encoding) -> tuple[int, int, int]:
     factor, clip, bits = given
     return 0 if factor is None else address(factor), address(clip), bits
 
 
-def _places(arrays: Sequence[Any], lead: tuple[int, int, int]) -> Any:
+def _places(arrays: Sequence[Any], lead: tuple[int, ...]) -> Any:
     data, scale, offset = arrays
     steps = data.stride(), scale.stride()
     fits = (

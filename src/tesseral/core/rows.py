@@ -146,16 +146,72 @@ class RowQuantizer:
 
     def split(self, n: int) -> tuple[int, int]:
         """Return the sizes of both factors for rows of ``n`` elements, identities included."""
-        left, right = self._sizes
-        if left is None:
-            left = 1 if right is None else n // max(right, 1)
-        if right is None:
-            right = n // max(left, 1)
-        if left < 1 or right < 1 or left * right != n:
-            raise ShapeError(
-                f"quantize_rows: factors of sizes {self._sizes} do not fit {n} columns."
-            )
-        return left, right
+        return _split(self._sizes, n)
+
+
+def transform_rows(
+    rows: Any,
+    factors: Sequence[Any],
+    out: Any,
+    *,
+    threads: int | None = None,
+    target: str | None = None,
+) -> None:
+    """Fill ``out`` with rows times a Kronecker product, rounded to their type at the end.
+
+    Parameters
+    ----------
+    rows : float32, bfloat16 or float16 array of shape (m, n)
+    factors : pair of float32 arrays, or None
+        As for :func:`quantize_rows`.
+    out : array of the type and shape of ``rows``, in C order
+        It must not overlap ``rows``.
+    threads, target : optional
+        As for :func:`tesseral.core.int4.linear_int4`.
+
+    Raises
+    ------
+    DtypeError, ShapeError, ParameterError, BackendError
+        If arrays, threads or target do not fit.
+    """
+    element = dtype_name(rows)
+    if element not in ROW_TYPES:
+        raise DtypeError(f"transform_rows: rows must be one of {ROW_TYPES}, got {element}.")
+    if rows.ndim != 2:
+        raise ShapeError(f"transform_rows: rows must be a matrix, got shape {tuple(rows.shape)}.")
+    m, n = rows.shape
+    for factor in factors:
+        if factor is not None:
+            check_rows("factor", factor, "float32", (len(factor),) * 2)
+    left, right = _split([None if factor is None else len(factor) for factor in factors], n)
+    stride = check_rows("rows", rows, element, (m, n))
+    check_dense("out", out, element, m, n)
+    left_factor, right_factor = (0 if factor is None else address(factor) for factor in factors)
+    _native.transform_rows(
+        element,
+        address(rows),
+        stride,
+        m,
+        left,
+        right,
+        left_factor,
+        right_factor,
+        address(out),
+        cpu_threads(threads),
+        cpu_target(target),
+    )
+
+
+def _split(sizes: Sequence[int | None], n: int) -> tuple[int, int]:
+    """Return the sizes of both factors for rows of ``n`` elements, identities included."""
+    left, right = sizes
+    if left is None:
+        left = 1 if right is None else n // max(right, 1)
+    if right is None:
+        right = n // max(left, 1)
+    if left < 1 or right < 1 or left * right != n:
+        raise ShapeError(f"quantize_rows: factors of sizes {tuple(sizes)} do not fit {n} columns.")
+    return left, right
 
 
 def check_rows(name: str, array: Any, dtype: str, shape: tuple[int, ...]) -> int:

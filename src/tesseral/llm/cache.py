@@ -76,8 +76,6 @@ class QuantizedKVLayer(CacheLayerMixin):  # type: ignore[misc]
     """
 
     is_croppable = True
-    keys: States | None
-    values: States | None
 
     def __init__(self, codec: KVCodec, window: int | None = None, expected: int = 0) -> None:
         super().__init__()
@@ -86,6 +84,24 @@ class QuantizedKVLayer(CacheLayerMixin):  # type: ignore[misc]
         self._sides: tuple[TokenStore, ...] = ()  # keys and values, once initialised
         self._length = 0
         self._records = False
+
+    @property
+    def keys(self) -> States | None:
+        """See the class."""
+        return self._sides[0].states if self._sides else None
+
+    @keys.setter
+    def keys(self, _: None) -> None:
+        """Do nothing: the base class begins with ``None``."""
+
+    @property
+    def values(self) -> States | None:
+        """See the class."""
+        return self._sides[1].states if self._sides else None
+
+    @values.setter
+    def values(self, _: None) -> None:
+        """Do nothing, likewise."""
 
     @property
     def nbytes(self) -> int:
@@ -98,7 +114,6 @@ class QuantizedKVLayer(CacheLayerMixin):  # type: ignore[misc]
         sides = self._codec.encode(key_states[:, :, :0], value_states[:, :, :0])
         self._sides = tuple(TokenStore(nothing, self._expected) for nothing in sides)
         self.is_initialized = True
-        self._refresh()
 
     @torch.no_grad()
     def update(
@@ -133,10 +148,6 @@ class QuantizedKVLayer(CacheLayerMixin):  # type: ignore[misc]
             ),
         )
         self._length += key_states.shape[-2]
-        if keep is None:
-            self.keys, self.values = stored
-        else:
-            self._refresh()
         return _last(stored[0], visible), _last(stored[1], visible)
 
     @torch.no_grad()
@@ -171,10 +182,31 @@ class QuantizedKVLayer(CacheLayerMixin):  # type: ignore[misc]
         def write_both(key_places: Any) -> Any:
             stored.append(values.append_by(lambda places: write(key_places, places or []), shape))
 
-        self.keys = keys.append_by(write_both, shape)
-        self.values = stored[0]
+        held = keys.append_by(write_both, shape)
         self._length += shape[2]
-        return self.keys, self.values
+        return held, stored[0]
+
+    @property
+    def sides(self) -> tuple[TokenStore, ...]:
+        """Where keys and values are held; empty before the first token."""
+        return self._sides
+
+    def make_room(self) -> tuple[list[torch.Tensor], list[torch.Tensor]] | None:
+        """Return the arrays of keys and of values, with room for one token more.
+
+        ``None`` before the first token, with a sliding window, and where keys and values are not
+        all packed.
+        """
+        if not self.is_initialized or self.is_sliding:
+            return None
+        keys, values = (side.make_room() for side in self._sides)
+        return None if keys is None or values is None else (keys, values)
+
+    def add_one(self) -> None:
+        """Hold one token more, which is written into the arrays of :meth:`make_room`."""
+        for side in self._sides:
+            side.add_one()
+        self._length += 1
 
     def get_seq_length(self) -> int:
         """Return the number of tokens seen so far."""
@@ -219,12 +251,10 @@ class QuantizedKVLayer(CacheLayerMixin):  # type: ignore[misc]
             side.drop_last(self._length - length)
             side.keep_last(needed)
         self._length = length
-        self._refresh()
 
     def reset(self) -> None:
         """Forget everything and free the memory."""
         self._sides, self._length, self.is_initialized = (), 0, False
-        self.keys = self.values = None
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Let batch row ``i`` go on from row ``beam_idx[i]``."""
@@ -244,18 +274,12 @@ class QuantizedKVLayer(CacheLayerMixin):  # type: ignore[misc]
         clone._length, clone._records = self._length, self._records
         if self.is_initialized:
             clone._sides, clone.is_initialized = copy.deepcopy(self._sides, memo), True
-            clone._refresh()
         return clone
 
     def _change_rows(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         if self.is_initialized:
             for side in self._sides:
                 side.change_rows(change)
-            self._refresh()
-
-    def _refresh(self) -> None:
-        """Let ``keys`` and ``values`` be what is kept now."""
-        self.keys, self.values = (side.states for side in self._sides)
 
 
 def _last(states: States, count: int) -> States:

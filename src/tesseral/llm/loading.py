@@ -22,16 +22,13 @@ from tesseral._errors import (
     UnsupportedModelError,
 )
 from tesseral.llm.attention_interface import IMPLEMENTATION
-from tesseral.runtime.allocator import return_large_blocks
+from tesseral.llm.weight_memory import gather_weights
 
 
 def load(
     path: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """Load a model directory, quantised or not, with its tokenizer.
-
-    From then on this process gives large blocks of memory back once they are freed; see
-    :func:`tesseral.runtime.allocator.return_large_blocks`.
 
     Parameters
     ----------
@@ -60,7 +57,6 @@ def load(
         If its quantisation has unknown keys or an unknown version, or there is no such device.
     """
     path, device = Path(path), usable_device(device)
-    return_large_blocks()
     description = read_config(path)
     _check_architecture(path, description["model_type"])
     stored = stored_dtype(path, description)
@@ -79,7 +75,10 @@ def load(
             output_loading_info=True,
         )
     refuse_partial(path, report)
-    return model.to(device).eval(), read_tokenizer(path)
+    model = model.to(device).eval()
+    if device.type == "cpu" and getattr(model, "is_quantized", False):
+        gather_weights(model)
+    return model, read_tokenizer(path)
 
 
 def usable_device(device: str | torch.device) -> torch.device:

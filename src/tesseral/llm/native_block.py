@@ -52,9 +52,7 @@ class NativeBlock(nn.Module):
         x = hidden_states
         if x.ndim == 3 and x.shape[1] == 1 and x.is_cpu and not kwargs.get("output_attentions"):
             token = Token(x, attention_mask, past_key_values, position_embeddings)
-            parts = self.__dict__.get("_parts")
-            if parts is None:
-                parts = self.__dict__["_parts"] = Parts(self)
+            parts = parts_of(self)
             if parts.take(token):
                 return parts.run(token)
         original: Tensor = super().forward(
@@ -70,6 +68,19 @@ class NativeBlock(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_parts"}
+
+
+def named_backends() -> bool:
+    """Whether someone asked for a backend by name, which is then to be called."""
+    return (ROWS.asked, BACKENDS.asked, HEADS.asked) != (None, None, None)
+
+
+def parts_of(block: Any) -> "Parts":
+    """Return the parts of a block, found once."""
+    parts: Parts | None = block.__dict__.get("_parts")
+    if parts is None:
+        parts = block.__dict__["_parts"] = Parts(block)
+    return parts
 
 
 class Token:
@@ -89,13 +100,17 @@ class Parts:
         attention_module = block.self_attn
         self._layers = [[block.get_submodule(name) for name in names] for names in _LAYERS]
         self._norms = [block.get_submodule(name) for name in _NORMS]
-        self._codec = getattr(attention_module, "kv_codec", None)
-        self._scaling: float = getattr(attention_module, "scaling", 0.0)
-        self._index: int = attention_module.layer_idx
+        self._codec: Any = getattr(attention_module, "kv_codec", None)
+        self.scaling: float = getattr(attention_module, "scaling", 0.0)
+        self.index: int = attention_module.layer_idx
         self._fits = self._are_known()
         self._kernel: DecoderBlock | None = None
-        self._lie: list[Any] = []
-        self._watched = [m for m in block.modules() if m is not block]
+        self._dtype: torch.dtype | None = None
+        self._buffers: list[tuple[Any, str, Tensor]] = []
+        self._parameters: list[tuple[Any, int]] = []
+        self._alive: list[Any] = []
+        parts = [m for m in block.modules() if m is not block]
+        self._hooks = [h for m in parts for h in (m._forward_hooks, m._forward_pre_hooks)]
 
     def _are_known(self) -> bool:
         """Whether the parts are of the kinds that the kernel knows."""
@@ -119,38 +134,60 @@ class Parts:
         x, cache, mask = token.hidden, token.cache, token.mask
         if not self._fits or token.rotary is None or not isinstance(cache, QuantizedKVCache):
             return False
-        layer = cache.layers[self._index]
+        layer = cache.layers[self.index]
         keys = layer.get_seq_length() + 1
         plain = not layer.is_sliding and (
             mask is None
             or (isinstance(mask, BandMask) and mask.sizes == (1, keys) and mask.n_keys == keys)
         )
-        named = ROWS.asked, BACKENDS.asked, HEADS.asked
-        if not plain or named != (None, None, None) or x.dtype not in _TYPES:
+        if not plain or named_backends() or x.dtype not in _TYPES:
             return False
         if (torch.is_grad_enabled() and x.requires_grad) or self._block.training:
             return False
-        if any(m._forward_hooks or m._forward_pre_hooks for m in self._watched):
-            return False
-        lie = self._addresses(x.dtype)
-        if lie != self._lie:
-            self._kernel, self._lie = self._made(x.dtype), lie
-        return self._kernel is not None
+        return self.kernel(x.dtype) is not None
 
-    def _addresses(self, dtype: torch.dtype) -> list[Any]:
-        found: list[Any] = [dtype]
-        for group in self._layers:
-            source: Any = group[0]._source[0]
-            found += [None if f is None else f.data_ptr() for f in source.transform.factors]
-            found.append(source._buffers["clip"].data_ptr())
-            for layer in group:
-                codes, scale, bias, *_ = layer.stored
-                found += codes.data_ptr(), scale.data_ptr(), bias is not None and bias.data_ptr()
-        codec: Any = self._codec
-        for array in (*self._factors(), codec._buffers["key_clip"], codec._buffers["value_clip"]):
-            found.append(None if array is None else array.data_ptr())
-        found += [norm._parameters["weight"].data_ptr() for norm in self._norms]
-        return found
+    def kernel(self, dtype: torch.dtype) -> DecoderBlock | None:
+        """Return the kernel for the parts as they lie now, if there is one and nobody watches."""
+        # of a token's time this is not nothing: objects have left the caches since the last one
+        if not self._fits or any(self._hooks):
+            return None
+        if dtype != self._dtype or not self._lie_still():
+            self._kernel, self._dtype = self._made(dtype), dtype
+            self._remember()
+        return self._kernel
+
+    def _lie_still(self) -> bool:
+        """Whether all arrays are where the kernel was told that they are.
+
+        A buffer that moves is another tensor; a parameter may stay and get other data.
+        """
+        for held, name, array in self._buffers:
+            if held[name] is not array:
+                return False
+        for parameters, address in self._parameters:
+            if parameters["weight"].data_ptr() != address:
+                return False
+        return True
+
+    def _remember(self) -> None:
+        """Note which arrays the kernel has."""
+        sources: list[Any] = [group[0]._source[0] for group in self._layers]
+        owners: list[Any] = [layer for group in self._layers for layer in group]
+        owners += sources + [source.transform for source in sources]
+        owners += [self._codec, self._codec.query_transform, self._codec.key_transform]
+        self._buffers = [
+            (owner._buffers, name, array)
+            for owner in owners
+            for name, array in owner._buffers.items()
+            if name != "weight"  # which is empty
+        ]
+        self._parameters = [
+            (norm._parameters, norm._parameters["weight"].data_ptr()) for norm in self._norms
+        ]
+        # the kernel has addresses, which stay good whatever a tensor's data is set to
+        self._alive = [
+            array.untyped_storage() for _, _, array in self._buffers if array is not None
+        ]
 
     def _factors(self) -> tuple[Tensor | None, Tensor | None]:
         codec: Any = self._codec
@@ -203,13 +240,13 @@ class Parts:
         cosine, sine = token.rotary
         rotary = cosine.contiguous(), sine.contiguous()
         query = torch.empty(batch, heads, 1, dim, dtype=x.dtype)
-        keys, values = token.cache.layers[self._index].update_by(
+        keys, values = token.cache.layers[self.index].update_by(
             lambda key, value: kernel.before(x, rotary, query, key, value, threads=threads),
             (batch, kv_heads, 1, dim),
             x,
         )
         rule = {"is_causal": True} if token.mask is None else token.mask.rule
-        attended: Any = attention(query, keys, values, scale=self._scaling, **rule)
+        attended: Any = attention(query, keys, values, scale=self.scaling, **rule)
         out = torch.empty(x.shape, dtype=x.dtype)
         kernel.after(attended.contiguous(), x, out, threads=threads)
         return out

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tesseral.core.few_rows import DENSE_MOST, DENSE_MULTIPLE, dense_rows, norm_rows
 from tesseral.llm.native_block import BLOCKS, NativeBlock
+from tesseral.llm.native_model import MODELS, NativeModel
 from tesseral.runtime.threads import threads_beside_torch
 
 _NORMS = frozenset(
@@ -41,6 +42,8 @@ def use_native_modules(model: Any) -> None:
             _join(module, NativeBlock)
         elif type(module).__name__ in _MLPS:
             _join(module, _Mlp)
+        elif type(module).__name__ in MODELS:
+            _join(module, NativeModel)
     output = model.get_output_embeddings()
     if type(output) is nn.Linear and output.bias is None:
         _join(output, _Output)

@@ -100,6 +100,28 @@ class TokenStore:
             self._start = max(self._start, end - keep)
         return states
 
+    def make_room(self) -> list[torch.Tensor] | None:
+        """Return the arrays, with room for another token; ``None`` if tokens were dropped in front.
+
+        Whoever writes the token into them then calls :meth:`add_one`.
+        """
+        if self._start:
+            return None
+        if self._end + 1 > self._room:
+            self._move(self._end + 1 + self._end // 4)
+        return self._arrays
+
+    def add_one(self) -> None:
+        """Hold one token more, which was written into the arrays of :meth:`make_room`."""
+        self._end += 1
+
+    @property
+    def states_with_one_more(self) -> States:
+        """All tokens held and the one that is about to be written, as views."""
+        return self._states(
+            [array.narrow(2, self._start, self.length + 1) for array in self._arrays]
+        )
+
     def drop_last(self, count: int) -> None:
         """Forget the last ``count`` tokens."""
         self._end = max(self._start, self._end - count)

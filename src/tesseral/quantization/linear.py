@@ -12,11 +12,7 @@ from tesseral.core.packing import packed_length, storage_bits
 from tesseral.quantization.config import OFF
 from tesseral.quantization.kernels.problem import LinearProblem, StoredWeight, rows_problem
 from tesseral.quantization.kernels.registry import BACKENDS, ROWS, RowsBackend
-from tesseral.quantization.kernels.weight_only import (
-    WEIGHT_ONLY,
-    WeightOnlyProblem,
-    weight_only_problem,
-)
+from tesseral.quantization.kernels.weight_only import WEIGHT_ONLY, problem_of
 from tesseral.quantization.shared_input import SharedInput
 from tesseral.quantization.transforms.frozen import FrozenKronecker
 
@@ -104,13 +100,13 @@ class QuantizedInput(SharedInput):
         layers, transform = self.layers, self.transform
         if not layers or any(layer.bits == OFF for layer in layers) or transform.is_watched:
             return None
-        problem = layers[0].weight_only_problem(x, x.dtype)
-        if any(layer.weight_only_problem(x, x.dtype) != problem for layer in layers[1:]):
+        stored = [layer.stored for layer in layers]
+        problem = problem_of(x, stored[0], x.dtype)
+        if any(problem_of(x, weight, x.dtype) != problem for weight in stored[1:]):
             return None
         multiply_rows = getattr(WEIGHT_ONLY.choose(problem), "multiply_rows", None)
         if multiply_rows is None:
             return None
-        stored = [layer.stored for layer in layers]
         outputs = multiply_rows(x, transform.factors, stored, self._memo)
         return None if outputs is None else dict(zip(layers, outputs, strict=True))
 
@@ -135,13 +131,22 @@ class QuantizedInput(SharedInput):
     def quantize(self, x: Tensor) -> Tensor | QuantizedActivation:
         """Return codes with scales, or the dense transformed input when bits are off."""
         if self.bits == OFF:
-            dense: Tensor = self.transform(x)
-            return dense
+            return self._dense(x)
         factors, memo = self.transform.factors, self._memo
         if self.transform.is_watched:  # someone wants to see the values
             x, factors, memo = self.transform(x), [None, None], {}
         codes, scale = self._rows_backend(x).quantize(x, factors, self.clip, self.bits, memo)
         return QuantizedActivation(codes, scale)
+
+    def _dense(self, x: Tensor) -> Tensor:
+        """Return the transformed input."""
+        packed = [layer for layer in self._layers if layer.bits != OFF]
+        factors = self.transform.factors
+        if not packed or self.transform.is_watched or all(factor is None for factor in factors):
+            dense: Tensor = self.transform(x)
+            return dense
+        backend = WEIGHT_ONLY.choose(problem_of(x, packed[0].stored, x.dtype))
+        return backend.transform(x, factors)
 
     def _rows_backend(self, x: Tensor) -> RowsBackend:
         clip: Any = self._buffers["clip"]
@@ -283,17 +288,9 @@ class QuantizedLinear(nn.Module):
 
     def _multiply_dense(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Compute this layer from rows that are not quantised."""
-        problem = self.weight_only_problem(x, dtype)
-        return WEIGHT_ONLY.choose(problem).multiply(x, self.stored, dtype, self._memo)
-
-    def weight_only_problem(self, x: Tensor, dtype: torch.dtype) -> WeightOnlyProblem:
-        """Return the problem of rows that are not quantised, and a result of a type."""
         stored = self.stored
-        gradient = torch.is_grad_enabled() and x.requires_grad
-        groups = stored.scale.shape[-1]
-        return weight_only_problem(
-            x.device.type, dtype, stored.bits, stored.length, groups, gradient
-        )
+        backend = WEIGHT_ONLY.choose(problem_of(x, stored, dtype))
+        return backend.linear(x, stored, dtype, self._memo)
 
     def _problem(self) -> LinearProblem:
         codes = self._buffers["weight_codes"]

@@ -10,7 +10,8 @@ from array_api_compat import array_namespace, is_torch_array
 
 from tesseral import _native
 from tesseral.attention.native_plan import NativePlan, plan_native
-from tesseral.attention.problem import AttentionArrays, AttentionProblem
+from tesseral.attention.problem import AttentionArrays, AttentionProblem, state_problem
+from tesseral.attention.registry import BACKENDS
 from tesseral.attention.sequences import Sequences
 from tesseral.core import PackedTensor
 from tesseral.core._arrays import Array, dtype_name, type_name
@@ -137,6 +138,22 @@ def _plain_call(
     q, k, v, out = ((strides, dtype) for strides in (*lie, output))
     given = (q, k, None, None, v, None, None, None, None, None, out, None)
     return _describe(problem, given, _TorchView, _HEADS_FIRST, _HEADS_FIRST, plan)
+
+
+def decode_call(
+    query: Array, key: PackedTensor, value: PackedTensor, scale: float
+) -> tuple[_native.AttentionCall, NativePlan] | None:
+    """Return the causal call of one query a sequence, and its plan, for native code to run.
+
+    Arrays that lie as these do may take their places. ``None`` where another backend would run it.
+    """
+    arrays = AttentionArrays(query=query, key=key, value=value)
+    problem = state_problem(arrays, is_causal=True, scale=scale, window=None, softcap=None)
+    if BACKENDS.choose(problem).name != NativeBackend.name:
+        return None
+    plan = _plan_for(problem, query)
+    call = _Call(problem, arrays, _HEADS_FIRST, _HEADS_FIRST, plan)
+    return call.native, plan
 
 
 def _plan_for(problem: AttentionProblem, query: Array) -> NativePlan:

@@ -94,6 +94,7 @@ def _table() -> tuple[Contest, ...]:
     for tokens in (2048, 256, 1):  # of which nothing is asked
         rows.append(Contest(case=Case(tokens=tokens, group_size=128), bars=()))
         rows.append(Contest(case=Case(tokens=tokens, activation_bits=8), bars=()))
+        rows.append(Contest(case=Case(tokens=tokens, activation_bits=16), bars=()))
     return tuple(rows)
 
 

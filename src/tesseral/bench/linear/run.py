@@ -64,7 +64,8 @@ def record_of(
     }
     shares = {}
     if case.out_features and case.tokens > 1:
-        shares["dot_int8"] = case.operations / ours.median_s / ceilings.best("dot_int8", "fma_fp32")
+        dot = "dot_int8" if case.activation_bits <= 8 else "dot_bf16"
+        shares[dot] = case.operations / ours.median_s / ceilings.best(dot, "fma_fp32")
     if READ in timings:
         # both rates in the same repeat
         scale = case.weight_bytes / ceilings.buffer_bytes

@@ -11,6 +11,7 @@ from tesseral.bench.linear.cases import INT8, Case
 from tesseral.core.kronecker import balanced_factors
 from tesseral.core.packing import pack
 from tesseral.quantization.kernels.portable import PortableLinear, PortableRows
+from tesseral.quantization.kernels.weight_only_portable import PortableWeightOnly
 from tesseral.quantization.linear import QuantizedActivation, QuantizedInput, QuantizedLinear
 
 Call = Callable[[], object]
@@ -102,11 +103,12 @@ def check(layer: QuantizedLinear, x: Tensor) -> None:
         If they differ by more than roundings explain.
     """
     prepared = layer._source[0].quantize(x[:3])
-    if not isinstance(prepared, QuantizedActivation):
-        raise TesseralError("bench linear: the input was not quantised.")
-    (expected,) = PortableLinear().linears(
-        prepared.codes, prepared.scale, [layer.stored], torch.float32, {}
-    )
+    if isinstance(prepared, QuantizedActivation):
+        (expected,) = PortableLinear().linears(
+            prepared.codes, prepared.scale, [layer.stored], torch.float32, {}
+        )
+    else:
+        expected = PortableWeightOnly().linear(prepared, layer.stored, torch.float32, {})
     found = layer(x[:3]).float()
     step = 2.0**-7 if x.dtype == torch.bfloat16 else 1e-5
     if not torch.allclose(found, expected, rtol=step, atol=step * expected.abs().max().item()):

@@ -1,19 +1,21 @@
 """Making the models, asking the sides in turns, and whether what must hold does."""
 
 import importlib.util
-import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tesseral.bench.ceilings import measure_ceilings
 from tesseral.bench.llm import cases
 from tesseral.bench.llm.cases import Plan
 from tesseral.bench.llm.gguf_file import FORMATS, write_gguf
 from tesseral.bench.llm.process import SideProcess, started
+from tesseral.bench.steps import Steps
 from tesseral.bench.timing import Timing, ratio
 from tesseral.datasets import load_books_excerpt, load_embedded_lm
 from tesseral.quantization import QuantizationConfig
@@ -28,11 +30,25 @@ CONFIG = QuantizationConfig(
 )
 """Transforms that need no calibration: the speed is that of any others of their sizes."""
 
+QUALITY = QuantizationConfig(epochs=0, samples=32, sequence_length=512, batch_size=4)
+"""For a trained model: the product's own, with transforms as they start, which takes a minute."""
+
+QUALITY_LENGTH, QUALITY_SEQUENCES = 512, 16
+
 
 def run(
-    plan: Plan, folder: Path, watch: Watch, *, threads: int | None, quality_of: Path | None = None
+    plan: Plan,
+    folder: Path,
+    watch: Watch,
+    *,
+    threads: int | None,
+    quality_of: Path | None = None,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """Measure everything and return a record of plain values.
+
+    Each turn of a side is a step with a process of its own. What is done is kept in the file
+    ``kept`` until all is; see :class:`Steps`.
 
     Parameters
     ----------
@@ -45,21 +61,26 @@ def run(
     threads : int, optional
         Threads of all sides.
     quality_of : Path, optional
-        A model directory that is quantised in the same way and compared with itself.
+        A trained Llama whose perplexity is measured in full precision, ours and llama.cpp's.
+    kept : Path, optional
+        File that an interrupted run goes on from.
     """
-    count, start = cpu_threads(threads), time.time()
+    count, machine = cpu_threads(threads), asdict(machine_record())
     sides = make_sides(plan, folder, watch)
+    key = {"plan": asdict(plan), "threads": count, "machine": machine}
+    key |= {"sides": sides, "quality": str(quality_of)}
+    steps = Steps(kept, key, "bench/llm", "llm", "core", "quantization", "attention", "runtime")
     record = {
-        "machine": asdict(machine_record()),
+        "machine": machine,
         "threads": count,
         "plan": asdict(plan),
-        "read_bytes_per_s": measure_ceilings(count).read,
-        "sides": _measure(plan, sides, count, watch),
-        "memory": _memory(plan, sides, count, watch) if plan.long else {},
-        "quality": {} if quality_of is None else _quality(quality_of, folder, watch),
+        "read_bytes_per_s": steps.get("ceilings", lambda: measure_ceilings(count).read),
+        "sides": _measure(plan, sides, count, watch, steps),
+        "memory": _memory(plan, sides, count, watch, steps) if plan.long else {},
+        "quality": {} if quality_of is None else _quality(quality_of, folder, watch, steps),
     }
     record["bars"] = bars(record)
-    record["elapsed_s"] = time.time() - start
+    steps.finish()
     return record
 
 
@@ -85,52 +106,57 @@ def make_sides(plan: Plan, folder: Path, watch: Watch) -> list[dict[str, Any]]:
             (cases.BFLOAT16, original, "sdpa"),
         ]
     ]
-    if all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf")):
+    if has_llama_cpp():
         for form in FORMATS:
             file, name = folder / f"{form}.gguf", cases.LLAMA_CPP.format(form)
-            if not file.exists():
-                watch(name)
-                write_gguf(original, file.with_suffix(".part"), form).rename(file)
+            watch(name)
+            _write_gguf_once(original, file, form)
             context = plan.shape["max_position_embeddings"]
             sides.append({"name": name, "kind": "llama.cpp", "path": str(file), "context": context})
     return sides
 
 
 def _measure(
-    plan: Plan, sides: list[dict[str, Any]], threads: int, watch: Watch
+    plan: Plan, sides: list[dict[str, Any]], threads: int, watch: Watch, steps: Steps
 ) -> dict[str, dict[str, Any]]:
-    """Return, by side, times to read, to answer a short prompt, and to generate a token."""
+    """Return, by side, times to read, to answer a short prompt, and to generate a token.
+
+    Sides take turns, each time in another order.
+    """
+    turns: dict[str, list[dict[str, Any]]] = {side["name"]: [] for side in sides}
+    for repeat in range(plan.repeats):
+        first = repeat % len(sides)
+        for side in sides[first:] + sides[:first]:
+            name = f"{side['name']}: {repeat + 1} of {plan.repeats}"
+            watch(name)
+            turns[side["name"]].append(steps.get(name, partial(_turn, plan, side, threads)))
+    return {name: _summary(found, plan) for name, found in turns.items()}
+
+
+def _turn(plan: Plan, side: dict[str, Any], threads: int) -> dict[str, Any]:
+    """Return what one side takes, in a process that has warmed up."""
     prompt = tokens(plan.prompt, plan)
-    samples: dict[str, dict[str, list[float]]] = {
-        side["name"]: {"prefill": [], "first": [], "decode": []} for side in sides
-    }
-    weights: dict[str, int] = {}
-    with started(sides, threads) as processes:
-        names = list(processes)
-        for name in names:
-            watch(f"{name}: warm up")
-            processes[name].ask(do="prefill", tokens=prompt[: plan.short])
-            processes[name].ask(do="decode", count=2)
-        for repeat in range(plan.repeats):
-            first = repeat % len(names)
-            for name in names[first:] + names[:first]:
-                watch(f"{name}: {repeat + 1} of {plan.repeats}")
-                found, process = samples[name], processes[name]
-                found["first"].append(_seconds(process, "prefill", prompt[: plan.short]))
-                found["prefill"].append(_seconds(process, "prefill", prompt))
-                answer = process.ask(do="decode", count=plan.generated)
-                found["decode"].append(answer["seconds"] / plan.generated)
-                weights[name] = answer["weight_bytes"]
-    return {name: _summary(samples[name], weights[name], plan) for name in names}
+    with started([side], threads) as processes:
+        process = processes[side["name"]]
+        process.ask(do="prefill", tokens=prompt[: plan.short])
+        process.ask(do="decode", count=2)
+        found: dict[str, Any] = {
+            "first": _seconds(process, "prefill", prompt[: plan.short]),
+            "prefill": _seconds(process, "prefill", prompt),
+        }
+        answer = process.ask(do="decode", count=plan.generated)
+    found["decode"] = answer["seconds"] / plan.generated
+    return found | {"weight_bytes": answer["weight_bytes"]}
 
 
-def _summary(samples: dict[str, list[float]], weight_bytes: int, plan: Plan) -> dict[str, Any]:
+def _summary(turns: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
     times = {
-        what: Timing(samples_s=tuple(found), calls=1).as_dict() for what, found in samples.items()
+        what: Timing(samples_s=tuple(turn[what] for turn in turns), calls=1).as_dict()
+        for what in ("prefill", "first", "decode")
     }
     return {
         **times,
-        "weight_bytes": weight_bytes,
+        "weight_bytes": turns[0]["weight_bytes"],
         "prefill_tokens_per_s": plan.prompt / times["prefill"]["median_s"],
         "decode_tokens_per_s": 1 / times["decode"]["median_s"],
         "first_token_s": times["first"]["median_s"],
@@ -143,33 +169,85 @@ def _seconds(process: SideProcess, do: str, prompt: list[int]) -> float:
 
 
 def _memory(
-    plan: Plan, sides: list[dict[str, Any]], threads: int, watch: Watch
+    plan: Plan, sides: list[dict[str, Any]], threads: int, watch: Watch, steps: Steps
 ) -> dict[str, int | None]:
     """Return the peak of each side's process above what its imports take, one at a time."""
-    found = {}
-    for side in sides:
-        watch(f"{side['name']}: memory at {plan.long} tokens")
+
+    def peak(side: dict[str, Any]) -> int | None:
         with started([side], threads) as processes:
             process = processes[side["name"]]
             process.ask(do="prefill", tokens=tokens(plan.long, plan))
-            found[side["name"]] = process.ask(do="decode", count=4)["peak_bytes"]
+            found: int | None = process.ask(do="decode", count=4)["peak_bytes"]
+        return found
+
+    found = {}
+    for side in sides:
+        name = f"{side['name']}: memory at {plan.long} tokens"
+        watch(name)
+        found[side["name"]] = steps.get(name, partial(peak, side))
     return found
 
 
-def _quality(original: Path, folder: Path, watch: Watch) -> dict[str, Any]:
-    """Quantise a trained model in the same way and return how well it predicts a text."""
+def _quality(original: Path, folder: Path, watch: Watch, steps: Steps) -> dict[str, Any]:
+    """Return how well a trained model predicts a text: in full precision, ours, llama.cpp's."""
     from tesseral.llm import load, quantize
     from tesseral.llm.evaluate import agreement
 
-    watch(f"{original.name}: quality")
     ours = folder / f"{original.name}-w4a4kv4"
     if not ours.exists():
-        quantize(original, CONFIG, load_books_excerpt("calibration"), ours)
-    model, tokenizer = load(ours)
-    reference, _ = load(original)
+        watch(f"{original.name}: quantisation")
+        quantize(original, QUALITY, load_books_excerpt("calibration"), ours)
     text = load_books_excerpt("test")
-    found = agreement(model, reference, tokenizer, text, 512, max_sequences=16)
-    return {"model": original.name, **asdict(found), "ratio": found.ratio}
+
+    def compared() -> dict[str, Any]:
+        model, tokenizer = load(ours)
+        reference, _ = load(original)
+        found = agreement(
+            model, reference, tokenizer, text, QUALITY_LENGTH, max_sequences=QUALITY_SEQUENCES
+        )
+        return {"model": original.name, **asdict(found), "ratio": found.ratio}
+
+    watch(f"{original.name}: quality")
+    found: dict[str, Any] = steps.get("quality", compared)
+    return found | {"peers": _quality_of_peers(original, folder, text, watch, steps)}
+
+
+def _quality_of_peers(
+    original: Path, folder: Path, text: str, watch: Watch, steps: Steps
+) -> dict[str, float]:
+    """Return the perplexity of llama.cpp's formats on the same tokens, where it is installed."""
+    from tesseral.llm.loading import read_config, read_tokenizer
+    from tesseral.llm.text import consecutive
+
+    if not has_llama_cpp() or read_config(original)["model_type"] != "llama":
+        return {}
+    tokenizer = read_tokenizer(original)
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    sequences = consecutive(ids, QUALITY_LENGTH)[:QUALITY_SEQUENCES].tolist()
+
+    def perplexity(file: Path) -> float:
+        from tesseral.bench.llm.sides import llama_cpp_loss
+
+        losses = [llama_cpp_loss(file, sequence) for sequence in sequences]
+        return float(np.exp(np.mean(losses)))
+
+    found = {}
+    for form in FORMATS:
+        file, name = folder / f"{original.name}-{form}.gguf", cases.LLAMA_CPP.format(form)
+        watch(f"{original.name}: {name}")
+        _write_gguf_once(original, file, form)
+        found[name] = steps.get(f"{name}: quality", partial(perplexity, file))
+    return found
+
+
+def has_llama_cpp() -> bool:
+    """Whether llama.cpp can take part."""
+    return all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
+
+
+def _write_gguf_once(original: Path, file: Path, form: str) -> None:
+    if not file.exists():
+        write_gguf(original, file.with_suffix(".part"), form).rename(file)
 
 
 def bars(record: dict[str, Any]) -> list[dict[str, Any]]:

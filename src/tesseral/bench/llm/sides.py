@@ -118,6 +118,18 @@ class LlamaCppSide:
         return int(np.ctypeslib.as_array(logits, (self._llama.n_vocab(),)).argmax())
 
 
+def llama_cpp_loss(path: Path, tokens: list[int]) -> float:
+    """Return the mean negative log-likelihood of all tokens but the first under llama.cpp."""
+    from llama_cpp import Llama
+
+    llama = Llama(str(path), n_ctx=len(tokens), n_batch=len(tokens), logits_all=True, verbose=False)
+    llama.eval(tokens)
+    scores = llama.scores[: len(tokens) - 1].astype(np.float64)
+    scores -= scores.max(axis=1, keepdims=True)
+    told = scores[np.arange(len(tokens) - 1), tokens[1:]]
+    return float(np.mean(np.log(np.exp(scores).sum(axis=1)) - told))
+
+
 def make(description: dict[str, Any]) -> Side:
     """Return the side that a description names."""
     if description["kind"] == "llama.cpp":

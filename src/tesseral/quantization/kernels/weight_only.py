@@ -1,5 +1,6 @@
-"""Rows of floating numbers times packed weights: the problem, and the backends that solve it."""
+"""Packed weights under inputs that are not quantised, and the backends that multiply them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -8,19 +9,19 @@ import torch
 from torch import Tensor
 
 from tesseral.quantization.kernels.problem import StoredWeight
-from tesseral.runtime.registry import YES, Backend, Registry, Verdict
+from tesseral.runtime.registry import Backend, Registry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightOnlyProblem:
-    """``x @ weight.T`` where only the weight is stored in codes.
+    """Floating rows times packed weights, or times a transform before that.
 
     Attributes
     ----------
     device : str
-        Type of the device that holds rows and weight, as torch names it.
-    dtype : str
-        Type of the result, which is that of the layer's input.
+        Type of the device that holds rows and weights, as torch names it.
+    dtype, working_dtype : str
+        Types of the layer's input and result, and of scales and transforms.
     weight_bits : int
         Width in which the weight's codes are stored: 2, 4 or 8.
     in_features : int
@@ -33,20 +34,40 @@ class WeightOnlyProblem:
 
     device: str
     dtype: str
+    working_dtype: str
     weight_bits: int
     in_features: int
     groups: int = 1
     gradient: bool = False
 
 
+def problem_of(x: Tensor, weight: StoredWeight, dtype: torch.dtype) -> WeightOnlyProblem:
+    """Return the problem of these rows and that weight, for a result of a type."""
+    return _problem(
+        dtype,
+        weight.scale.dtype,
+        x.device.type,
+        weight.bits,
+        weight.length,
+        weight.scale.shape[-1],
+        torch.is_grad_enabled() and x.requires_grad,
+    )
+
+
 @cache
-def weight_only_problem(
-    device: str, dtype: torch.dtype, bits: int, length: int, groups: int, gradient: bool
+def _problem(
+    dtype: torch.dtype,
+    working_dtype: torch.dtype,
+    device: str,
+    bits: int,
+    length: int,
+    groups: int,
+    gradient: bool,
 ) -> WeightOnlyProblem:
-    """Return the problem of rows of this length and a weight of so many bits."""
     return WeightOnlyProblem(
         device=device,
         dtype=str(dtype).removeprefix("torch."),
+        working_dtype=str(working_dtype).removeprefix("torch."),
         weight_bits=bits,
         in_features=length,
         groups=groups,
@@ -55,51 +76,39 @@ def weight_only_problem(
 
 
 class WeightOnlyBackend(Backend[WeightOnlyProblem], Protocol):
-    """A backend that multiplies rows with packed weights."""
+    """A backend that multiplies floating rows with packed weights.
 
-    def multiply(
+    One that transforms rows on their way into the products of all layers that read them has a
+    method ``multiply_rows``, too, which a :class:`~tesseral.quantization.linear.QuantizedInput`
+    prefers.
+    """
+
+    def transform(self, x: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
+        """Return rows (..., in_features) times the Kronecker product of a pair of factors."""
+        ...
+
+    def linear(
         self, x: Tensor, weight: StoredWeight, dtype: torch.dtype, memo: dict[str, Any]
     ) -> Tensor:
-        """Return ``x @ weight.T + bias``, as ``dtype``.
+        """Return ``x weight^T + bias`` as ``dtype``, summed in the type of the scales at least.
 
         Parameters
         ----------
         x : floating tensor of shape (..., in_features)
         weight : StoredWeight
         dtype : torch.dtype
-            Type of the result; ``x`` may be rounded to it first where it has 16 bits.
         memo : dict
             The caller's, for what a backend wants to find again at the next call.
         """
         ...
 
 
-class PortableWeightOnly:
-    """Multiplies with the values that the codes stand for, made anew by torch at every call."""
-
-    name = "portable"
-
-    def supports(self, problem: WeightOnlyProblem) -> Verdict:
-        """Support everything."""
-        del problem
-        return YES
-
-    def multiply(
-        self, x: Tensor, weight: StoredWeight, dtype: torch.dtype, memo: dict[str, Any]
-    ) -> Tensor:
-        """Return the product in the type of ``x``, rounded at the end."""
-        del memo
-        y = torch.nn.functional.linear(x, weight.packed.dequantize().to(x.dtype))
-        if weight.bias is not None:
-            y = y + weight.bias
-        return y.to(dtype)
-
-
 WEIGHT_ONLY: Registry[WeightOnlyProblem, WeightOnlyBackend] = Registry(
-    "weight_only",
+    "weight-only",
     {
         "triton": "tesseral.quantization.kernels.triton.backend:TritonWeightOnly",
-        "portable": "tesseral.quantization.kernels.weight_only:PortableWeightOnly",
+        "cpu": "tesseral.quantization.kernels.weight_only_cpu:CpuWeightOnly",
+        "portable": "tesseral.quantization.kernels.weight_only_portable:PortableWeightOnly",
     },
     env="TESSERAL_WEIGHT_ONLY_BACKEND",
 )

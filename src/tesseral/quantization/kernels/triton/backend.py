@@ -13,6 +13,7 @@ from tesseral.quantization.kernels.portable import PortableRows
 from tesseral.quantization.kernels.problem import LinearProblem, RowsProblem, StoredWeight
 from tesseral.quantization.kernels.triton.device import on, place_of
 from tesseral.quantization.kernels.weight_only import WeightOnlyProblem
+from tesseral.quantization.kernels.weight_only_portable import PortableWeightOnly
 from tesseral.runtime.registry import YES, Verdict
 from tesseral.runtime.triton import ready
 
@@ -158,7 +159,11 @@ class TritonWeightOnly:
         reason = _refuse_weight_only(problem)
         return Verdict(not reason, reason)
 
-    def multiply(
+    def transform(self, x: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
+        """Return the transformed rows by torch's products."""
+        return PortableWeightOnly().transform(x, factors)
+
+    def linear(
         self, x: Tensor, weight: StoredWeight, dtype: torch.dtype, memo: dict[str, Any]
     ) -> Tensor:
         """Return the product; few rows are rounded to float16 of their size, many to ``dtype``."""
@@ -242,6 +247,8 @@ def _refuse_weight_only(problem: WeightOnlyProblem) -> str:
     length = problem.in_features
     if problem.gradient:
         return "gives no gradients"
+    if problem.working_dtype != "float32":
+        return f"reads scales in float32, not in {problem.working_dtype}"
     if problem.dtype not in _RESULTS:
         return f"gives {' and '.join(_RESULTS)}, not {problem.dtype}"
     if problem.weight_bits != 4:
