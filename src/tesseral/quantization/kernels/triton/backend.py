@@ -156,6 +156,8 @@ class TritonWeightOnly:
         verdict = ready(problem.device)
         if not verdict.ok:
             return verdict
+        if problem.working_dtype != "float32":
+            return Verdict(False, f"reads scales in float32, not in {problem.working_dtype}")
         reason = _refuse_weight_only(problem)
         return Verdict(not reason, reason)
 
@@ -247,8 +249,6 @@ def _refuse_weight_only(problem: WeightOnlyProblem) -> str:
     length = problem.in_features
     if problem.gradient:
         return "gives no gradients"
-    if problem.working_dtype != "float32":
-        return f"reads scales in float32, not in {problem.working_dtype}"
     if problem.dtype not in _RESULTS:
         return f"gives {' and '.join(_RESULTS)}, not {problem.dtype}"
     if problem.weight_bits != 4:
