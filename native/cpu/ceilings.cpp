@@ -12,7 +12,8 @@ namespace {
 
 using std::int64_t;
 
-constexpr int64_t chunk_bytes = 16 << 20;  // a task of reading: long enough for the prefetchers
+constexpr int64_t longest_chunk = 16 << 20;  // a task of reading
+constexpr int64_t shortest_chunk = 1 << 20;  // long enough for the prefetchers
 
 class Stopwatch {
  public:
@@ -50,6 +51,7 @@ Rate measure_products(const Target& target, const std::string& kind, int64_t rou
 
 Rate measure_read(const Target& target, const std::uint8_t* data, int64_t bytes, int n_threads) {
   std::atomic<std::uint64_t> kept{0};
+  const int64_t chunk_bytes = std::clamp(bytes / (4 * n_threads), shortest_chunk, longest_chunk);
   const Stopwatch watch;
   parallel_for((bytes + chunk_bytes - 1) / chunk_bytes, n_threads, [&](int64_t chunk, int) {
     const int64_t begin = chunk * chunk_bytes;

@@ -1,10 +1,12 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
+from tesseral import _native
 from tesseral.bench import ceilings
-from tesseral.bench.ceilings import PRODUCTS, Ceilings, measure_ceilings
+from tesseral.bench.ceilings import PRODUCTS, Ceilings, make_reader_of, measure_ceilings
 from tesseral.runtime.cpu import CacheSizes, supported_targets
 
 
@@ -18,6 +20,23 @@ def test_every_target_has_rates_that_are_finite():
     assert math.isfinite(found.read)
     assert found.read > 1e6
     assert Ceilings.from_dict(json.loads(json.dumps(found.as_dict()))) == found
+
+
+@pytest.mark.parametrize("target", supported_targets())
+@pytest.mark.parametrize("size", [0, 1, 4095, 2**20, 2**22 + 77])
+def test_reading_ends_where_the_array_does(target, size):
+    assert _native.read_rate(np.ones(size, np.uint8), 2, target)[0] == size
+
+
+def test_a_reader_takes_the_arrays_of_one_copy_after_the_other(monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        ceilings._native, "read_rate", lambda data, threads, _: read.append((data.nbytes, threads))
+    )
+    reader = make_reader_of([[np.ones((2, 3)), np.ones(5)], [np.ones(7, np.uint8)]], 3)
+    for _ in range(3):
+        reader()
+    assert read == [(48, 3), (40, 3), (7, 3), (48, 3), (40, 3)]
 
 
 def test_the_best_rate_is_that_of_any_target_and_any_of_the_kinds():

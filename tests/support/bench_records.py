@@ -52,6 +52,7 @@ RECORD = AttentionRecord(
             ours=OURS,
             peers={"our bf16": THEIRS},
             reading=SLOW,
+            reading_bytes=2**20,
             ceiling=3e9,
             bars=(
                 BarRecord(

@@ -154,7 +154,7 @@ void sum_coded_keys(const KeyValueRows& source, const char* first, int64_t count
     Codes codes[n_keys][Vectors];
     TESSERAL_UNROLL
     for (int k = 0; k < n_keys; ++k) {
-      prefetch(first + (key + k + stream_block) * source.rows.row, bytes);
+      prefetch(first + (key + k + coded_block) * source.rows.row, bytes);
       unfold_codes<Vectors>(source, first + at_most(key + k, count - 1) * source.rows.row, bytes,
                             flip, codes[k]);
     }
@@ -235,7 +235,7 @@ inline void interleave_values(const KeyValueRows& source, const char* first, int
     const char* row[4];
     for (int i = 0; i < 4; ++i) {
       row[i] = first + at_most(4 * group + i, count - 1) * source.rows.row;
-      prefetch(first + (4 * group + i + stream_block) * source.rows.row, bytes);
+      prefetch(first + (4 * group + i + coded_block) * source.rows.row, bytes);
     }
     for (int64_t begin = 0; begin < bytes; begin += code_bytes) {
       Codes rows[4];

@@ -39,7 +39,7 @@ void multiply_key_pairs(const PairRows& keys, int64_t count, const float* querie
     TESSERAL_UNROLL
     for (int k = 0; k < n_keys; ++k) {
       row[k] = keys.at(at_most(key + k, count - 1));
-      prefetch(reinterpret_cast<const char*>(keys.at(key + k + stream_ahead)), 2 * keys.width);
+      prefetch_near(reinterpret_cast<const char*>(keys.at(key + k + stream_ahead)), 2 * keys.width);
     }
     Floats sums[lanes];
     TESSERAL_UNROLL
@@ -96,8 +96,8 @@ void add_value_pair_columns(const PairRows& source, int64_t count, int64_t colum
     const std::uint16_t* first = source.at(key) + column;
     const std::uint16_t* second = (key + 1 < count ? source.at(key + 1) : nothing) + column;
     for (int64_t i = 0; i < 2; ++i) {
-      prefetch(reinterpret_cast<const char*>(source.at(key + i + stream_ahead) + column),
-               2 * Columns * lanes);
+      prefetch_near(reinterpret_cast<const char*>(source.at(key + i + stream_ahead) + column),
+                    2 * Columns * lanes);
     }
     Floats x[Columns];
     TESSERAL_UNROLL

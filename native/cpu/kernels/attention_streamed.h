@@ -71,7 +71,7 @@ void multiply_keys(const Stream<Type>& keys, int64_t count, int64_t width, const
     const char* row[n_keys];
     for (int k = 0; k < n_keys; ++k) {
       row[k] = keys.at(at_most(key + k, count - 1));
-      prefetch(keys.at(key + k) + stream_ahead * keys.stride, width * keys.size);
+      prefetch_near(keys.at(key + k) + stream_ahead * keys.stride, width * keys.size);
     }
     Floats sums[lanes];
     for (int i = 0; i < lanes; ++i) sums[i] = zero();
@@ -140,8 +140,8 @@ void add_value_columns(const Stream<Type>& source, int64_t count, int64_t column
   }
   for (int64_t key = 0; key < count; ++key) {
     const char* row = source.at(key);
-    prefetch(row + column * source.size + stream_ahead * source.stride,
-             Columns * lanes * source.size);
+    prefetch_near(row + column * source.size + stream_ahead * source.stride,
+                  Columns * lanes * source.size);
     Floats x[Columns];
     TESSERAL_UNROLL
     for (int c = 0; c < Columns; c += step) {
@@ -221,6 +221,7 @@ class StreamedTask {
         wide_(scores_ + rows_ * stream_stride),
         coded_(wide_ + wide_floats(call)),
         state_(call, task.state != nullptr ? task.state : coded_ + coded_floats(call), rows_),
+        block_(block_of(call)),
         adjusts_(adjusts_scores(call)),
         unit_(unit_of(call)),
         pairs_(multiplies_pairs(call)) {}
@@ -243,7 +244,7 @@ class StreamedTask {
     copy_queries();
     encode_queries();
     for (int64_t key = begin; key < end;) {
-      const KeyRun run = find_keys(call_, sequence_, key, at_most(end, key + stream_block));
+      const KeyRun run = find_keys(call_, sequence_, key, at_most(end, key + block_));
       run_block(key, run, key + run.count < end ? nullptr : task_.next);
       key += run.count;
     }
@@ -251,16 +252,23 @@ class StreamedTask {
   }
 
  private:
+  // Keys of a block: 32 KiB of them, so that reading turns from keys to values and back seldom, in
+  // the near cache, which values of four rows are read from twice.
+  static int64_t block_of(const AttentionCall& call) {
+    if (is_coded(call.key.element) || is_coded(call.value.element)) return coded_block;
+    return row_bytes(call.key) * stream_block <= 1 << 15 ? stream_block : stream_block / 2;
+  }
+
   static int64_t wide_floats(const AttentionCall& call) {
-    return stream_block * round_up(at_least(call.key.width, call.value.width), lanes);
+    return coded_block * round_up(at_least(call.key.width, call.value.width), lanes);
   }
 
 #if defined(TESSERAL_INT8_DOT)
   // Digits of all queries, of four vectors for each part of a row of codes at most.
   static int64_t coded_floats(const AttentionCall& call) {
     const bool coded = multiplies_codes(call.key) || multiplies_codes(call.value);
-    return coded ? (stream_max_rows * max_digits * 2 * attention_max_dim + stream_block * 512) / 4 +
-                       4 * stream_block
+    return coded ? (stream_max_rows * max_digits * 2 * attention_max_dim + coded_block * 512) / 4 +
+                       4 * coded_block
                  : 0;
   }
 
@@ -285,10 +293,10 @@ class StreamedTask {
   template <int Digits>
   void multiply_codes(const KeyRun& run) {
     const char* first = row_of(call_.key.rows, run.batch, task_.kv_head, run.row);
-    load_scales(call_.key, run, task_.kv_head, scales(), scales() + stream_block);
+    load_scales(call_.key, run, task_.kv_head, scales(), scales() + coded_block);
     each_row_group([&](auto n_rows, int64_t row) {
       multiply_coded_keys<Digits, decltype(n_rows)::value>(
-          call_.key, first, run.count, coded_queries_ + row, scales(), scales() + stream_block,
+          call_.key, first, run.count, coded_queries_ + row, scales(), scales() + coded_block,
           scores_ + row * stream_stride, stream_stride);
     });
   }
@@ -296,8 +304,8 @@ class StreamedTask {
   template <int Digits>
   void add_codes(const KeyRun& run, const float* factors) {
     const char* first = row_of(call_.value.rows, run.batch, task_.kv_head, run.row);
-    float* offsets = scales() + stream_block;
-    auto* interleaved = reinterpret_cast<std::uint8_t*>(offsets + stream_block);
+    float* offsets = scales() + coded_block;
+    auto* interleaved = reinterpret_cast<std::uint8_t*>(offsets + coded_block);
     load_scales(call_.value, run, task_.kv_head, scales(), offsets);
     interleave_values(call_.value, first, run.count, interleaved);
     for (int64_t r = 0; r < rows_; ++r) {
@@ -378,15 +386,28 @@ class StreamedTask {
 
   // Asks for the first block of `next`, unless that is null, between its two products.
   void run_block(int64_t key, const KeyRun& run, const AttentionTask* next) {
+    open_pages(call_.key, run);
     multiply_run(run);
     if (next != nullptr) {
       const KeyRange keys = visible_keys(call_, *next);
-      const int64_t end = at_most(keys.begin + stream_block, keys.end);
+      const int64_t end = at_most(keys.begin + block_, keys.end);
       Ahead(call_, *next, keys.begin, end, rows_of(call_, *next)).reach(1, 1);
     }
     float factors[stream_max_rows];
     for (int64_t r = 0; r < rows_; ++r) factors[r] = weigh(r, key, run.count);
+    open_pages(call_.value, run);
     add_run(run, factors);
+  }
+
+  // Asks for one line of each page of the next block: where a page is, takes as long to find out
+  // as to read it, and the chip reads ahead up to the end of a page only. Inlined always: GCC takes
+  // a function that only asks for memory for one without effect, and drops its calls.
+  [[gnu::always_inline]] void open_pages(const KeyValueRows& source, const KeyRun& run) const {
+    const int64_t stride = source.rows.row;
+    if (stride <= 0) return;
+    const char* p = row_of(source.rows, run.batch, task_.kv_head, run.row + block_);
+    const int64_t rows = at_least(1, page_bytes / stride);
+    for (int64_t i = 0; i < run.count; i += rows) __builtin_prefetch(p + i * stride, 0, 2);
   }
 
   template <int N>
@@ -457,6 +478,7 @@ class StreamedTask {
   float* wide_;
   float* coded_;
   State state_;
+  int64_t block_;
   bool adjusts_;
   float unit_;
   bool pairs_;

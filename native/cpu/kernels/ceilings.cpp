@@ -124,16 +124,26 @@ constexpr Products dot_int8_here = dot_int8;
 constexpr Products dot_int8_here = nullptr;
 #endif
 
+// Reads from several places in turns: at the start of a page the chip has to find out where it
+// is, and while it does so for one, it reads the others.
 uint64_t read(const uint8_t* data, int64_t bytes) {
   constexpr int64_t width = sizeof(Ints);
-  constexpr int n_sums = 8;
+  constexpr int n_sums = 4;
+  constexpr int64_t n_places = 4;
+  constexpr int64_t step = n_sums * width;
   Ints sums[n_sums];
   for (Ints& sum : sums) sum = every_int(0);
-  int64_t at = 0;
-  for (; at + n_sums * width <= bytes; at += n_sums * width) {
-#pragma GCC unroll 8
-    for (int i = 0; i < n_sums; ++i) sums[i] = add(sums[i], load(data + at + i * width));
+  const int64_t part = bytes / (n_places * step) * step;
+  for (int64_t at = 0; at < part; at += step) {
+#pragma GCC unroll 4
+    for (int64_t place = 0; place < n_places; ++place) {
+#pragma GCC unroll 4
+      for (int i = 0; i < n_sums; ++i) {
+        sums[i] = add(sums[i], load(data + place * part + at + i * width));
+      }
+    }
   }
+  int64_t at = n_places * part;
   uint64_t total = 0;
   for (const Ints& sum : sums) {
     uint64_t parts[sizeof(Ints) / sizeof(uint64_t)];

@@ -1,7 +1,8 @@
 """What this machine could do at most, measured: products from registers, and reading memory."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle
 from typing import Any, Self
 
 import numpy as np
@@ -83,8 +84,25 @@ def measure_ceilings(
 
 def make_reader(buffer_bytes: int, threads: int) -> Callable[[], object]:
     """Return a function that reads a buffer of so many bytes once, to be timed beside others."""
-    buffer, target = np.ones(buffer_bytes, dtype=np.uint8), supported_targets()[0]
-    return lambda: _native.read_rate(buffer, threads, target)
+    return make_reader_of([[np.ones(buffer_bytes, dtype=np.uint8)]], threads)
+
+
+def make_reader_of(
+    copies: Sequence[Sequence[np.ndarray[Any, Any]]], threads: int
+) -> Callable[[], object]:
+    """Return a function that reads all arrays of one copy, and of the next with the next call.
+
+    How fast memory is read depends on the pages that hold it, so the arrays of a case are read
+    themselves. They are in C order.
+    """
+    target = supported_targets()[0]
+    turns = cycle([[array.reshape(-1).view(np.uint8) for array in copy] for copy in copies])
+
+    def read() -> None:
+        for part in next(turns):
+            _native.read_rate(part, threads, target)
+
+    return read
 
 
 def _products(target: str, threads: int, section_s: float) -> dict[str, float]:

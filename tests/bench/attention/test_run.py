@@ -42,6 +42,13 @@ def test_the_table_is_measured_from_first_to_last(tiny):
     assert [step.done for step in steps] == list(range(steps[0].total))
 
 
+def test_what_is_read_beside_a_case_is_its_own_keys_and_values(tiny):
+    record, _ = run_table(with_memory=False)
+    dense, packed = record.rows[1:]
+    assert dense.reading_bytes == dense.case.kv_bytes
+    assert packed.reading_bytes == 2 * packed.case.kv_heads * packed.case.kv_len * 8
+
+
 def test_every_ablation_computes_what_the_whole_does(tiny):
     for part in run.ABLATIONS:
         inputs = make_inputs(part.case)
@@ -83,6 +90,9 @@ def test_without_memory_none_is_claimed(tiny):
     assert all(row.extra_bytes == {} for row in record.rows)
 
 
+READ_BYTES = 2**20
+
+
 def timing_of(*samples_s):
     return Timing(samples_s=samples_s, calls=1)
 
@@ -95,6 +105,7 @@ def row_of(case, ours_s, reading_s=None, **peers_s):
         ours=timing_of(ours_s),
         peers={name: timing_of(s) for name, s in peers_s.items()},
         reading=None if reading_s is None else timing_of(reading_s),
+        reading_bytes=READ_BYTES,
         ceiling=1.0,
         bars=(),
         extra_bytes={},
@@ -115,7 +126,7 @@ def test_a_ratio_is_the_peers_time_over_ours():
 
 def test_a_share_of_the_bandwidth_is_bytes_over_time_over_bandwidth():
     contest = replace(TABLE[1], bars=TABLE[1].bars[1:])
-    read_s = CEILINGS.buffer_bytes / 2e9  # in turns with ours, it was twice what it was before
+    read_s = READ_BYTES / 2e9  # in turns with ours, it was twice what it was before
     row = judged(row_of(DECODE, DECODE.kv_bytes / 1.6e9, read_s), contest)
     assert row.ceiling == pytest.approx(2e9)
     assert row.bars[0].measured == pytest.approx(0.8)
@@ -128,7 +139,7 @@ def test_a_share_of_the_bandwidth_is_bytes_over_time_over_bandwidth():
 def test_a_capped_peer_counts_as_no_faster_than_its_cap(share, counted):
     bar = Bar(against="our bf16", at_least=1.0, capped=0.75)
     contest = Contest(case=PACKED, peers={"our bf16": DECODE}, bars=(bar,))
-    read_s = CEILINGS.buffer_bytes / 2e9
+    read_s = READ_BYTES / 2e9
     row = row_of(PACKED, 1.0, read_s, **{"our bf16": DECODE.kv_bytes / (share * 2e9)})
     found = judged(row, contest).bars[0].measured
     assert found == pytest.approx(DECODE.kv_bytes / (counted * 2e9))

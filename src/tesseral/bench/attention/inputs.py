@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +39,10 @@ class Inputs:
 
     query: Tensor
     states: tuple[tuple[States, States], ...]
+
+    def memory(self) -> list[list[np.ndarray[Any, Any]]]:
+        """Return what keys and values lie in, for every copy: bytes of numbers or of codes."""
+        return [[_bytes_of(side) for side in pair] for pair in self.states]
 
 
 def make_inputs(case: Case, *, copies: int | None = None) -> Inputs:
@@ -78,6 +83,12 @@ def _random(shape: tuple[int, ...], dtype: str, *, seed: int) -> Tensor:
 def _store(x: Tensor, bits: int | None) -> States:
     """Return rows as the quantised cache of a language model stores them."""
     return x if bits is None else encode_heads(x, torch.ones(2), bits)
+
+
+def _bytes_of(states: States) -> np.ndarray[Any, Any]:
+    data = states if isinstance(states, Tensor) else states.data
+    found: np.ndarray[Any, Any] = data.view(torch.uint8).numpy()
+    return found
 
 
 def _copy(states: States) -> States:

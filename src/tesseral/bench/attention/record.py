@@ -12,7 +12,7 @@ from tesseral.bench.ceilings import Ceilings
 from tesseral.bench.timing import Method, Timing, ratio
 from tesseral.runtime.files import atomic_file
 
-SCHEMA = "tesseral.bench.attention/1"
+SCHEMA = "tesseral.bench.attention/2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,9 @@ class RowRecord:
         What the machine could do at most in this case: bytes or operations per second.
     bars : tuple of BarRecord
     reading : Timing, optional
-        Reading the buffer of the ceilings once, in turns with the others: of a case that decodes.
+        Reading the memory of keys and values once, in turns with the others, where it decodes.
+    reading_bytes : int
+        How much that was.
     extra_bytes : dict of str to int
         Peak memory beyond inputs and output, ours and the first peer's; empty where it was not
         measured.
@@ -79,6 +81,7 @@ class RowRecord:
     ceiling: float
     bars: tuple[BarRecord, ...]
     reading: Timing | None = None
+    reading_bytes: int = 0
     extra_bytes: dict[str, int]
 
     def rate(self, timing: Timing) -> float:
@@ -102,6 +105,7 @@ class RowRecord:
                 {**asdict(bar), "met": bar.met, "possible": bar.possible} for bar in self.bars
             ],
             "reading": None if self.reading is None else self.reading.as_dict(),
+            "reading_bytes": self.reading_bytes,
             "extra_bytes": self.extra_bytes,
         }
 
@@ -118,6 +122,7 @@ class RowRecord:
             ceiling=record["ceiling"],
             bars=tuple(BarRecord(**_without(bar, "met", "possible")) for bar in record["bars"]),
             reading=None if reading is None else Timing.from_dict(reading),
+            reading_bytes=record["reading_bytes"],
             extra_bytes=dict(record["extra_bytes"]),
         )
 

@@ -34,7 +34,7 @@ from tesseral.bench.attention.record import (
     RowRecord,
 )
 from tesseral.bench.attention.runners import RUNNERS
-from tesseral.bench.ceilings import Ceilings, make_reader, measure_ceilings
+from tesseral.bench.ceilings import Ceilings, make_reader_of, measure_ceilings
 from tesseral.bench.timing import Call, Method, Timing, interleave, ratio
 from tesseral.runtime.machine import machine_record
 
@@ -87,8 +87,7 @@ def run_table(
     def begin(name: str) -> None:
         watch(Step(name=name, done=next(steps), total=total))
 
-    reader = make_reader(record.ceilings.buffer_bytes, threads)
-    rows = [_row(contest, reader, record.method, begin) for contest in contests]
+    rows = [_row(contest, threads, record.method, begin) for contest in contests]
     ablated = [_ablate(ablation, record.method, begin) for ablation in ablations]
     begin("ceilings again")
     # the machine may have been disturbed when it was measured first
@@ -132,7 +131,7 @@ def check_agreement(case: Case, results: dict[str, Any], *, roundings: int = 1) 
             )
 
 
-def _row(contest: Contest, reader: Call, method: Method, begin: Callable[[str], None]) -> RowRecord:
+def _row(contest: Contest, threads: int, method: Method, begin: Callable[[str], None]) -> RowRecord:
     begin(contest.case.name)
     inputs = {case: make_inputs(case) for case in {contest.case, *contest.peers.values()}}
     calls = {OURS: make_call(RUNNERS[OURS], contest.case, inputs[contest.case])}
@@ -145,8 +144,9 @@ def _row(contest: Contest, reader: Call, method: Method, begin: Callable[[str], 
     same = [OURS, *twins, *others]
     check_agreement(contest.case, {name: calls[name]() for name in same})
     backend, explanation = explained(contest.case, inputs[contest.case])
+    memory = inputs[contest.case].memory()
     if contest.case.decoding:
-        calls[READ] = reader
+        calls[READ] = make_reader_of(memory, threads)
     timings = interleave(calls, method)
     return RowRecord(
         case=contest.case,
@@ -154,6 +154,7 @@ def _row(contest: Contest, reader: Call, method: Method, begin: Callable[[str], 
         explanation=explanation,
         ours=timings.pop(OURS),
         reading=timings.pop(READ, None),
+        reading_bytes=sum(part.nbytes for part in memory[0]),
         peers=timings,
         ceiling=math.nan,  # until all ceilings are known
         bars=(),
@@ -163,22 +164,22 @@ def _row(contest: Contest, reader: Call, method: Method, begin: Callable[[str], 
 
 def _judge(row: RowRecord, contest: Contest, ceilings: Ceilings) -> RowRecord:
     row = replace(row, ceiling=_ceiling(row, ceilings))
-    bars = [_bar(bar, row, contest, ceilings) for bar in contest.bars]
+    bars = [_bar(bar, row, contest) for bar in contest.bars]
     return replace(row, bars=tuple(bars))
 
 
-def _bar(bar: Bar, row: RowRecord, contest: Contest, ceilings: Ceilings) -> BarRecord:
+def _bar(bar: Bar, row: RowRecord, contest: Contest) -> BarRecord:
     if bar.against == READ:
-        measured = _share_of_reading(row, ceilings)
+        measured = _share_of_reading(row)
     elif bar.capped is not None:
         kv_bytes = contest.peers[bar.against].kv_bytes
-        least = kv_bytes / (bar.capped * ceilings.buffer_bytes)  # of the time of reading all
+        least = kv_bytes / (bar.capped * row.reading_bytes)  # of the time of reading all
         measured = ratio(_at_least(row.peers[bar.against], row.reading, least), row.ours)
     else:
         measured = ratio(row.peers[bar.against], row.ours)
     share = row.rate(row.ours) / row.ceiling
     if row.reading is not None:
-        share = _share_of_reading(row, ceilings)
+        share = _share_of_reading(row)
     return BarRecord(
         against=bar.against,
         at_least=bar.at_least,
@@ -188,9 +189,9 @@ def _bar(bar: Bar, row: RowRecord, contest: Contest, ceilings: Ceilings) -> BarR
     )
 
 
-def _share_of_reading(row: RowRecord, ceilings: Ceilings) -> float:
+def _share_of_reading(row: RowRecord) -> float:
     assert row.reading is not None, "a case that decodes is timed in turns with reading"
-    return row.case.kv_bytes / ceilings.buffer_bytes * ratio(row.reading, row.ours)
+    return row.case.kv_bytes / row.reading_bytes * ratio(row.reading, row.ours)
 
 
 def _at_least(timing: Timing, reading: Timing | None, part: float) -> Timing:
@@ -202,7 +203,7 @@ def _at_least(timing: Timing, reading: Timing | None, part: float) -> Timing:
 
 def _ceiling(row: RowRecord, ceilings: Ceilings) -> float:
     if row.reading is not None:
-        return ceilings.buffer_bytes / row.reading.median_s
+        return row.reading_bytes / row.reading.median_s
     kinds = ("fma_fp32", "dot_bf16") if row.case.dtype == "bfloat16" else ("fma_fp32",)
     return ceilings.best(*kinds)
 
