@@ -77,7 +77,8 @@ _WARMING = 400
 
 def copy_bytes_per_s(repeats: int = 10) -> float:
     """Return bytes read and written by a copy of 256 MB among others, in a second."""
-    target, source = torch.empty((2, 2**28), dtype=torch.uint8, device="cuda").random_(0, 256)
+    room = torch.empty((2, 2**28), dtype=torch.uint8, device="cuda").random_(0, 256)
+    target, source = room[0], room[1]
     for _ in range(_WARMING):  # a device that did nothing has a lower clock
         target.copy_(source)
     calls = [lambda: target.copy_(source)] * 8
