@@ -24,9 +24,6 @@ from tesseral.runtime.triton import interpreted, overlaps
 MERGED_COLUMNS = 32
 """Columns of the output that a program merges: few, so that many programs share the reading."""
 
-EARLY = False
-"""Whether the next kernel may start while keys are read: its programs then lie unevenly."""
-
 FETCHED = 256
 """Keys, and values, of a part that are asked for while the kernel before still runs."""
 
@@ -74,6 +71,8 @@ def run_rows(
     grid = (row_tiles * splits * problem.kv_heads * problem.batch,)
     general = is_general(problem)
     dependent = _dependent(query)
+    # several programs of the next call would share a multiprocessor while others idled
+    alone = config.waves == 1
     attention_rows_kernel[grid](
         query,
         key,
@@ -125,8 +124,8 @@ def run_rows(
         SPLIT=splits > 1,
         PRECISION=PRECISION,
         ASSEMBLY=not interpreted(),
-        FETCHED=FETCHED if splits > 1 and tables is None else 0,
-        EARLY=EARLY,
+        FETCHED=FETCHED if alone and splits > 1 and tables is None else 0,
+        EARLY=alone,
         BLOCK_M=config.q_tile,
         BLOCK_N=config.k_tile,
         HEAD_DIM=problem.head_dim,

@@ -168,7 +168,7 @@ def quantize_rows(
     half = x.dtype != torch.float32
     tile = first * second
     warps = warps or (4 if tile <= 2**14 else 8)
-    waves = waves or (8 if tile <= 2**12 else 3 if tile <= 2**13 else 2)
+    waves = waves or (16 if tile <= 2**12 else 3 if tile <= 2**13 else 2)
     programs = min(m, cuda.multiprocessors() * waves)
     if not programs:
         return codes, scale
