@@ -16,6 +16,7 @@
 #include "quantized_linears.h"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 
 namespace tesseral {
 namespace {
@@ -168,8 +169,8 @@ void bind_decoder_block(nb::module_& m) {
       .def("before", &BoundBlock::before)
       .def("after", &BoundBlock::after);
   nb::class_<BoundBlocks>(m, "DecoderBlocks")
-      .def(nb::init<const std::vector<const BoundBlock*>&>(), nb::keep_alive<1, 2>())
-      .def("set_caches", &BoundBlocks::set_caches)
+      .def(nb::init<const std::vector<const BoundBlock*>&>(), nb::keep_alive<1, 2>(), "blocks"_a)
+      .def("set_caches", &BoundBlocks::set_caches, "caches"_a)
       .def("token", &BoundBlocks::token);
 }
 

@@ -259,7 +259,7 @@ class DecoderBlock:
     ) -> None: ...
 
 class DecoderBlocks:
-    def __init__(self, blocks: list[DecoderBlock], /) -> None: ...
+    def __init__(self, blocks: list[DecoderBlock]) -> None: ...
     def set_caches(
         self,
         caches: list[
@@ -268,7 +268,6 @@ class DecoderBlocks:
                 tuple[int, int, int, tuple[int, int, int], tuple[int, int, int]],
             ]
         ],
-        /,
     ) -> None: ...
     def token(
         self,

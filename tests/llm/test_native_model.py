@@ -1,6 +1,8 @@
 """One token through all blocks in a call: the bits of block after block, or the model's own way."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -118,6 +120,21 @@ def test_moved_weights_are_noticed_and_copies_are_whole(counted):
     for layer in model.model.layers:
         layer.mlp.down_proj.weight_scale = 2 * layer.mlp.down_proj.weight_scale
     assert not torch.equal(logits(model, *given(1)), found)
+    assert all(counted)
+
+
+def test_a_cache_is_let_go_and_the_next_one_is_found(counted):
+    model, (prompt, tokens) = make_model(), given(1)
+    expected = logits(model, prompt, tokens)
+    with torch.inference_mode():
+        cache = QuantizedKVCache(model)
+        model(prompt, past_key_values=cache, use_cache=True)
+        model(tokens[:, :1], past_key_values=cache, use_cache=True)
+    held = weakref.ref(cache.layers[0].make_room()[0][0])
+    del cache
+    gc.collect()
+    assert held() is None
+    assert torch.equal(logits(model, prompt, tokens), expected)
     assert all(counted)
 
 

@@ -204,7 +204,6 @@ class DecoderBlocks:
         ((self.element, self.head_dim, self.width, self.heads),) = kinds
         self._kept = list(blocks)
         self._native = _native.DecoderBlocks([block._native for block in blocks])
-        self._caches: Sequence[Any] = ()
         self._room: tuple[int, ...] = (0, 0, 0)
 
     def set_caches(self, caches: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> None:
@@ -213,12 +212,13 @@ class DecoderBlocks:
         Parameters
         ----------
         caches : sequence of pairs of (uint8, float16 and float16 arrays)
-            As :meth:`DecoderBlock.before` takes them, of all tokens that there is room for.
+            As :meth:`DecoderBlock.before` takes them, of all tokens that there is room for. They
+            are not kept: the caller does so as long as it calls :meth:`token`.
         """
         lead = tuple(caches[0][0][0].shape[:3])
         native = [(_places(key, lead), _places(value, lead)) for key, value in caches]
         self._native.set_caches(native)
-        self._caches, self._room = caches, lead
+        self._room = lead
 
     def token(
         self,

@@ -7,6 +7,7 @@ goes the model's own way.
 
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -145,7 +146,7 @@ class Stack:
         ]
         self._kernels: list[DecoderBlock] = []
         self._kernel: DecoderBlocks | None = None
-        self._arrays: list[Any] = []
+        self._known: list[Any] = []
 
     def token(
         self, tokens: Tensor, mask: Any, position_ids: Tensor | None, cache: QuantizedKVCache
@@ -191,7 +192,7 @@ class Stack:
         if kernels != self._kernels:
             alike = all(kernels) and len({parts.scaling for parts in self._parts}) == 1
             self._kernel = DecoderBlocks(kernels) if alike else None
-            self._kernels, self._arrays = kernels, []
+            self._kernels, self._known = kernels, []
         return self._kernel
 
     def _has_room(self, kernel: DecoderBlocks, cache: QuantizedKVCache) -> bool:
@@ -202,13 +203,14 @@ class Stack:
         lengths = {cache.layers[parts.index].get_seq_length() for parts in self._parts}
         if len(lengths) != 1:
             return False
-        same = len(caches) == len(self._arrays) and all(
-            new[0] is old[0] and new[1] is old[1]
-            for new, old in zip(caches, self._arrays, strict=True)
-        )
-        if not same:
+        firsts = [side[0] for pair in caches for side in pair]
+        known = self._known
+        if len(known) != len(firsts) or any(
+            known_one() is not x for known_one, x in zip(known, firsts, strict=True)
+        ):
             if any(len(side) != 3 for pair in caches for side in pair):
                 return False  # not all are codes with scales and offsets
             kernel.set_caches(caches)
-            self._arrays = caches
+            # the kernel has addresses; whoever holds the cache may let it go
+            self._known = [ref(x) for x in firsts]
         return True
