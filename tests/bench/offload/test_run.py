@@ -4,7 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
+from tesseral.bench.offload import run as module
 from tesseral.bench.offload import tables
 from tesseral.bench.offload.cases import COPIED, OFFLOADING, OURS, PARTS, SMOKE
 from tesseral.bench.offload.run import bars, run
@@ -56,6 +58,19 @@ def test_tables_and_the_chart_show_all_of_it(record):
     from tesseral.bench.offload.chart import chart
 
     assert chart(record).startswith(b"\x89PNG")
+
+
+def test_what_does_not_fit_is_told_and_the_rest_goes_on(monkeypatch):
+    def refuse(plan, models, watch):
+        raise torch.cuda.OutOfMemoryError("no room")
+
+    monkeypatch.setitem(module._PARTS, "prefill", refuse)
+    found = run(replace(SMOKE, steps=10), lambda _: None, ("prefill", "million"))
+    assert found["prefill"] == {"refused": "no room"}
+    holds = {bar["name"]: bar["holds"] for bar in found["bars"]}
+    assert holds["prefill, completes"] is False
+    assert holds["million, completes"] is True
+    assert len(tables.prompts(found)[1]) == 1
 
 
 def test_bars_compare_with_both_peers():

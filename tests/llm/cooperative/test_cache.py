@@ -144,6 +144,27 @@ def test_what_was_cropped_is_written_over():
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=2e-5)
 
 
+def test_a_strip_that_was_cropped_is_brought_again():
+    model = tiny_llama("tesseral")
+    tokens, others = tokens_of((40, 1, 1)), token_ids(2, 46, seed=5)
+    cache = CooperativeCache(model, planned(model, host=2), link=remote(), passing=10)
+    run(model, cache, torch.cat([tokens[:, :4], others], 1), (48, 1, 1))
+    cache.crop(-46)
+    got = run(model, cache, tokens[:, 4:], (36, 1, 1))
+    expected = run(model, DynamicCache(), tokens, (40, 1, 1))[:, 4:]
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("host", [1, 2])
+def test_strips_that_grow_are_brought_again(host):
+    model, lengths = tiny_llama("tesseral"), (5, *[1] * 9)
+    tokens = tokens_of(lengths)
+    cache = CooperativeCache(model, planned(model, host=host), link=remote(), passing=10)
+    got = run(model, cache, tokens, lengths)
+    expected = run(model, DynamicCache(), tokens, lengths)
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=2e-5)
+
+
 def test_beams_take_their_keys_along():
     model = tiny_llama("tesseral")
     tokens = tokens_of()

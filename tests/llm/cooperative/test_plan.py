@@ -53,7 +53,7 @@ def test_a_budget_below_one_layer_is_refused_with_what_fits():
     assert plan.refusal is not None
     with pytest.raises(ParameterError, match=r"do not hold the model and one layer's .* 100000"):
         plan.require()
-    with pytest.raises(ParameterError, match=r"What fits: \d+ tokens or all .* of 8 bits\."):
+    with pytest.raises(ParameterError, match=r"What fits: \d+ tokens or all .* of \d bits\."):
         plan.require()
     fits = int(plan.refusal.split("What fits: ")[1].split()[0])
     assert plan_memory(model, fits, plan.gpu_bytes, BIG, chunk=1000).refusal is None

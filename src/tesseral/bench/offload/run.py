@@ -56,7 +56,11 @@ def run(
         if name not in wanted:
             continue
         watch(name)
-        record[name] = measure(plan, models, watch)
+        try:
+            record[name] = measure(plan, models, watch)
+        except torch.cuda.OutOfMemoryError as error:
+            record[name] = {"refused": str(error)[:300]}
+        _free(plan)
         record["bars"] = bars(record)
         if save is not None:
             save(record)
@@ -322,13 +326,17 @@ def bars(record: dict[str, Any]) -> list[dict[str, Any]]:
         if "median_s" in sides.get(name, {}):
             value = sides[name]["median_s"] / sides[OURS]["median_s"]
             found.append(_bar(f"decode, times as fast as {name}", value, least))
+    for name in ("prefill", "million"):
+        if name in record:
+            completes = float("prefill_s" in record[name])
+            found.append(_bar(f"{name}, completes", completes, 1))
     for name in ("decode", "prefill", "million"):
         part = record.get(name, {})
         peak = sides.get(OURS, {}) if name == "decode" else part
         if peak.get("reserved_bytes"):
             share = peak["reserved_bytes"] / part["memory"]["gpu_bytes"]
             found.append(_bar(f"{name}, share of the budget reserved", share, 1.0, below=True))
-    if "million" in record:
+    if "memory" in record.get("million", {}):
         far = len(record["million"]["memory"]["host_layers"])
         found.append(_bar("million, layers on the host", far, 2))
     for name, side in record.get("logits", {}).get("sides", {}).items():

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tesseral.bench.offload.cases import OFFLOADING
+from tesseral.bench.offload.cases import OFFLOADING, OURS
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -17,7 +17,7 @@ def rates(record: dict[str, Any]) -> Table:
 def decoding(record: dict[str, Any]) -> Table:
     """Return the steps of each side."""
     rows = []
-    sides = record["decode"]["sides"]
+    sides = record["decode"].get("sides", {OURS: record["decode"]})
     if "peer" in record:
         sides = sides | {OFFLOADING: record["peer"]}
     for name, side in record.get("turns", {}).get("sides", {}).items():
@@ -42,7 +42,7 @@ def prompts(record: dict[str, Any]) -> Table:
     """Return what reading prompts took."""
     rows = []
     for name in ("prefill", "million"):
-        if name in record:
+        if "memory" in record.get(name, {}):
             part = record[name]
             memory = part["memory"]
             rows.append(
