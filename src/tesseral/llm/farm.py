@@ -9,6 +9,7 @@ on the quantised ones before; it takes a few sequences and no learning.
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event, Lock
@@ -150,7 +151,10 @@ class _Learning:
             self._check()
         hidden = self._entering.pop(index)
         with self._lock:
-            block = self._read(index, device)
+            # reading goes through all modules of the model, which no thread may change meanwhile
+            held = self._read(index, device)
+            block = deepcopy(held)
+            held.to("meta")
         layout, shape = open_block(block, self._model.config.model_type)
         task = BlockTask(
             block=block,
@@ -166,7 +170,6 @@ class _Learning:
         last = Last(self._step)
         state, _ = calibrate_block(task, self._config.in_block(index), last)
         self._store.save_learned(index, state, last.facts)
-        block.to("meta")
 
     def _keep(self, index: int, batches: Iterable[Tensor]) -> Tensor:
         states = self._store.keep("hidden", index, batches)

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tesseral.attention.distributed import Line, OverlapCosts, choose_tiles
+from tesseral.attention.distributed import (
+    Line,
+    OverlapCosts,
+    choose_plan,
+    choose_tiles,
+    plans,
+)
 
 COSTS = OverlapCosts(rows=Line(2.0, 1.0), scores=Line(0.0, 0.0), link=Line(1.0, 2.0))
 
@@ -74,3 +80,20 @@ def test_the_first_tile_is_the_smallest():
     tiles = choose_tiles(OverlapCosts(rows=Line(0, 1), scores=Line(0, 0), link=Line(0, 1)), 4096)
     assert len(tiles) > 2
     assert tiles[0] == min(tiles) < tiles[1]
+
+
+def test_tiles_grow_smaller_at_the_end_where_the_link_is_faster_than_computing():
+    fast_link = OverlapCosts(rows=Line(0, 2.0), scores=Line(0, 0), link=Line(0, 1.0))
+    tiles = choose_plan(fast_link, 4096).tiles
+    assert tiles[-3] > tiles[-2] > tiles[-1]
+    # the last tile alone is summed when all is computed
+    assert choose_plan(fast_link, 4096).seconds == pytest.approx(2 * 4096 + tiles[-1])
+
+
+def test_plans_hold_the_plain_one_and_snap_to_granules():
+    costs = replace(COSTS, peers=Line(0.5, 0.5), granule=16)
+    found = plans(costs, 200, is_causal=True)
+    assert sum(not plan.overlaps for plan in found) == 1
+    assert all(sum(plan.tiles) == sum(plan.strips) == 200 for plan in found)
+    assert {plan.through for plan in found} == {"group", "peers"}
+    assert all(size % 16 == 0 for plan in found for size in plan.tiles[:-1])
