@@ -10,8 +10,8 @@ from tesseral._errors import ParameterError, ShapeError
 from tesseral.core.packed import PackedTensor
 from tesseral.llm.paged_rows import States, arrays_of
 from tesseral.quantization.config import OFF
-from tesseral.quantization.kernels.triton import device as gpu
 from tesseral.quantization.kvcodec import KVCodec
+from tesseral.runtime import triton as runtime_triton
 
 Pair = tuple[States, States]
 """Keys and values."""
@@ -135,7 +135,7 @@ def dense(states: Pair, dtype: torch.dtype) -> Pair:
 
 def _dense(states: PackedTensor, dtype: torch.dtype) -> Tensor:
     """Return the numbers that codes stand for; in one pass where there is a kernel for that."""
-    if gpu.ready(states.data.device.type).ok and states.data.is_cuda:
+    if states.data.is_cuda and runtime_triton.ready("cuda").ok:
         from tesseral.quantization.kernels.triton.dequantize import dequantize_heads, takes
 
         if takes(states):

@@ -20,13 +20,13 @@ struct Call {  // call.py
   float* lse;
   const void* mask;
   const float *sinks, *slopes;
-  const int* spans;   // (4, batch): start and length of queries, start and length of keys
-  const int* tables;  // (batch, table_width): blocks of each sequence
+  const int* spans;           // (4, batch): start and length of queries, start and length of keys
+  const int* tables;          // (batch, table_width): blocks of each sequence
   const unsigned char* seen;  // whether the mask leaves something of a tile of rows and keys
   float *part_output, *part_lse;
   i64 query_step[3], key_step[3], value_step[3], output_step[3], lse_step[3];
   i64 mask_step[4];
-  i64 seen_step[3];  // batch, key head, tile of rows; tiles of keys are neighbours
+  i64 seen_step[3];              // batch, key head, tile of rows; tiles of keys are neighbours
   i64 part_step[3], parts_step;  // lines of a part; from one part to the next
   int batch, q_heads, kv_heads, group, q_len, kv_len;
   int left, right;  // keys seen before and after the diagonal

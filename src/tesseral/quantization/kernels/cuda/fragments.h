@@ -57,26 +57,29 @@ __device__ inline void multiply_add(int (&sums)[4], const unsigned (&left)[4],
                                     const unsigned (&right)[2]) {
 #if ARCH >= 80
 #if CODES == 4
-  asm volatile("mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 "
+  asm volatile(
+      "mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 "
 #else
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
 #endif
-               "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
-               : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]),
-                 "r"(right[1]));
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+      : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right[0]), "r"(right[1]));
 #else
 #pragma unroll
   for (int part = 0; part < 4; ++part) {
     const int half = part % 2;
 #if CODES == 4
-    asm volatile("mma.sync.aligned.m8n8k32.row.col.s32.s4.s4.s32 "
+    asm volatile(
+        "mma.sync.aligned.m8n8k32.row.col.s32.s4.s4.s32 "
 #else
-    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 "
+    asm volatile(
+        "mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 "
 #endif
-                 "{%0, %1}, {%2}, {%3}, {%0, %1};"
-                 : "+r"(sums[2 * half]), "+r"(sums[2 * half + 1])
-                 : "r"(left[part]), "r"(right[part / 2]));
+        "{%0, %1}, {%2}, {%3}, {%0, %1};"
+        : "+r"(sums[2 * half]), "+r"(sums[2 * half + 1])
+        : "r"(left[part]), "r"(right[part / 2]));
   }
 #endif
 }

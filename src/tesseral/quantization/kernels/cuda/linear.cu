@@ -10,8 +10,8 @@
 #include "fragments.h"
 
 #define THREADS (32 * WARPS_M * WARPS_N)
-#define STEP 128                       // codes of a row in a tile
-#define X_BYTES (STEP * CODES / 8)     // bytes of a row of x in a tile
+#define STEP 128                    // codes of a row in a tile
+#define X_BYTES (STEP * CODES / 8)  // bytes of a row of x in a tile
 #define W_BYTES (STEP / 2)
 #define TILE_BYTES (ROWS * X_BYTES + COLUMNS * W_BYTES)
 #define SQUARES_M (ROWS / WARPS_M / 16)
@@ -44,10 +44,10 @@ __device__ void fetch(unsigned shared, const unsigned char* from, int first, int
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-linear(const unsigned char* __restrict__ x, const float* __restrict__ x_scale,
-       const unsigned char* __restrict__ weight, const float* __restrict__ scale,
-       const float* __restrict__ bias, void* __restrict__ output, int n_rows, int n_columns,
-       int length) {
+    linear(const unsigned char* __restrict__ x, const float* __restrict__ x_scale,
+           const unsigned char* __restrict__ weight, const float* __restrict__ scale,
+           const float* __restrict__ bias, void* __restrict__ output, int n_rows, int n_columns,
+           int length) {
   extern __shared__ __align__(128) unsigned char memory[];
   const unsigned base = shared_address(memory);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -62,8 +62,8 @@ linear(const unsigned char* __restrict__ x, const float* __restrict__ x_scale,
 
   auto load = [&](int tile, bool hold) {
     const unsigned at = base + tile % STAGES * TILE_BYTES;
-    fetch<ROWS, X_BYTES>(at, x, row_0, n_rows - 1, x_step, tile * X_BYTES,
-                         static_cast<int>(x_step), x_held, hold);
+    fetch<ROWS, X_BYTES>(at, x, row_0, n_rows - 1, x_step, tile * X_BYTES, static_cast<int>(x_step),
+                         x_held, hold);
     fetch<COLUMNS, W_BYTES>(at + ROWS * X_BYTES, weight, column_0, n_columns - 1, w_step,
                             tile * W_BYTES, static_cast<int>(w_step), w_held, hold);
   };
