@@ -158,7 +158,7 @@ PROBLEM = AttentionProblem(
 @pytest.fixture
 def _npu(monkeypatch):
     """Pretend that torch_npu and triton-ascend are there, and a 910B2."""
-    monkeypatch.setattr(device_module, "_installed", lambda _: True)
+    monkeypatch.setattr(device_module, "installed", lambda _: True)
     monkeypatch.setattr(backend_module, "cube_cores", lambda _: ASCEND_910B2.cube_cores)
 
 
@@ -197,7 +197,7 @@ def test_what_is_not_done_is_refused_with_a_reason(monkeypatch, change, reason):
     ("missing", "reason"), [("torch_npu", "torch_npu"), ("triton", "pip install triton-ascend")]
 )
 def test_what_is_not_installed_is_named(monkeypatch, missing, reason):
-    monkeypatch.setattr(device_module, "_installed", lambda module: missing not in module)
+    monkeypatch.setattr(device_module, "installed", lambda module: missing not in module)
     with pytest.raises(BackendError, match=reason):
         BACKENDS.choose(PROBLEM, "ascend")
 

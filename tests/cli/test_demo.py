@@ -41,8 +41,9 @@ def test_tables_and_stages_are_printed_and_the_report_is_written(run, tiny, tmp_
     assert "FlatQuant better than Hadamard better than rounding, every seed: " in words
     assert result.stdout.endswith(f"wrote {out / 'report.html'}\n")
     lines = result.stderr.splitlines()
-    assert (lines[0], len(lines)) == ("1 of 7: measuring Full precision", 7)
-    assert lines[-1] == "7 of 7: measuring FlatQuant"
+    assert (lines[0], len(lines)) == ("1 of 10: measuring Full precision", 10)
+    assert lines[6] == "7 of 10: measuring FlatQuant"
+    assert [line.partition(": ")[0] for line in lines[7:]] == ["8 of 10", "9 of 10", "10 of 10"]
     assert (out / "report.html").is_file()
 
 

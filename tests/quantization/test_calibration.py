@@ -54,7 +54,7 @@ def test_learning_brings_a_model_closer_to_the_original(name, bits, propagate):
         # with small weights attention is gentle, so that errors tell of rounding
         model, steps, before = quantised(config, name, initializer_range=0.1)
         errors.append(float((logits_of(model, TOKENS) - before).square().mean()))
-    assert errors[1] < 0.9 * errors[0]
+    assert errors[1] < 0.95 * errors[0]
     losses = [step.loss for step in steps if step.block == 0]
     assert losses[-1] < 0.95 * losses[0]
 
