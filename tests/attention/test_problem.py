@@ -234,3 +234,13 @@ def test_remembering_keeps_no_array_alive():
     state(query=query)
     del query
     assert alive() is None
+
+
+def test_a_scale_held_in_a_tensor_counts_by_its_value():
+    query, key, value = torch.randn(3, 1, 1, 4, 8).unbind()
+    scale = torch.tensor(0.5)
+    before = attention(query, key, value, scale=scale)
+    scale.fill_(2.0)
+    found = attention(query, key, value, scale=scale)
+    assert not torch.equal(found, before)
+    assert torch.equal(found, attention(query, key, value, scale=2.0))

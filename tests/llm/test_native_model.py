@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -210,3 +211,62 @@ def test_every_architecture_that_reads_in_pieces_says_the_same(name, tmp_path, m
     whole = read()
     monkeypatch.setattr("tesseral.llm.native_model.PIECE", 10)
     assert (read() - whole).abs().median() < 1e-4 * whole.std()
+
+
+def test_layers_whose_caches_differ_go_their_own_way(counted):
+    model = make_model(widths={"layers": {"0": {"kv_bits": 8}}})
+    found = logits(model, *given(1))
+    assert counted == [False] * 4
+    assert torch.equal(found, logits(block_by_block(model), *given(1)))
+
+
+def test_a_type_without_a_kernel_goes_its_own_way(counted):
+    model = make_model(dtype=torch.float16)
+    assert logits(model, *given(1)).isfinite().all()
+    assert counted == [False] * 4
+
+
+def test_blocks_that_were_replaced_are_those_that_compute(counted):
+    model = make_model(dtype=torch.float32)
+    before = logits(model, *given(1))
+    other = make_model(dtype=torch.float32)
+    with torch.no_grad():
+        other.model.layers[1].post_attention_layernorm.weight.mul_(2)
+    model.model.layers[1] = other.model.layers[1]
+    found = logits(model, *given(1))
+    assert not torch.equal(found, before)
+    assert torch.equal(found, logits(block_by_block(model), *given(1)))
+
+
+def test_threads_that_share_a_model_do_not_share_a_cache():
+    model = make_model(dtype=torch.float32)
+    prompt, tokens = given(1)
+    prompts = [(prompt + step) % 64 for step in range(4)]
+    expected = [logits(model, given_prompt, tokens) for given_prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            found = list(pool.map(lambda one: logits(model, one, tokens), prompts))
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_angles_that_depend_on_a_prompts_length_are_those_of_the_whole(monkeypatch):
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    model = make_model(dtype=torch.float32, rope_parameters=rope, max_position_embeddings=8)
+    prompt = token_ids(1, 24, 64)
+    found = {}
+    for piece in (4, 10**6):
+        monkeypatch.setattr("tesseral.llm.native_model.PIECE", piece)
+        with torch.inference_mode():
+            cache = QuantizedKVCache(model)
+            found[piece] = model(prompt, past_key_values=cache, use_cache=True).logits
+    assert torch.equal(found[4], found[10**6])
+
+
+def test_hidden_states_that_the_configuration_asks_for_are_given(monkeypatch):
+    monkeypatch.setattr("tesseral.llm.native_model.PIECE", 4)
+    model = make_model()
+    model.config.output_hidden_states = True
+    with torch.inference_mode():
+        cache = QuantizedKVCache(model)
+        output = model.model(token_ids(1, 12), past_key_values=cache, use_cache=True)
+    assert [x.shape[1] for x in output.hidden_states] == [12] * 3

@@ -21,12 +21,12 @@ SHAPE = {
 MODELS = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
 
 
-def make_model(kind="llama", *, dtype=torch.bfloat16, **changes):
+def make_model(kind="llama", *, dtype=torch.bfloat16, widths=None, **changes):
     """Return a quantised model of random codes."""
     torch.manual_seed(0)
     config_class, model_class = MODELS[kind]
     model = model_class._from_config(config_class(**SHAPE | changes), dtype=dtype)
-    config = QuantizationConfig(transform="hadamard", rounding="nearest")
+    config = QuantizationConfig(transform="hadamard", rounding="nearest", **(widths or {}))
     install(model, config)
     for name, array in (*model.named_buffers(), *model.named_parameters()):
         if name.endswith("weight_codes"):

@@ -177,7 +177,18 @@ def rule_key(rules: Rules) -> tuple[Any, ...]:
     """Return rules as parts of a key; 3.0 equals 3 but is no length, so types count too."""
     window = rules["window"]
     sides = tuple(map(type, window)) if isinstance(window, tuple) else ()
-    return window, sides, rules["is_causal"], rules["scale"], rules["softcap"]
+    causal = rules["is_causal"]
+    return window, sides, causal, type(causal), _value(rules["scale"]), _value(rules["softcap"])
+
+
+def _value(given: Any) -> Any:
+    """Return the value of what may be an array, which equals itself when it has changed."""
+    if given is None or isinstance(given, int | float):
+        return given
+    try:
+        return float(given)
+    except (TypeError, ValueError):
+        return given
 
 
 def _kind(array: Array | PackedTensor) -> tuple[Any, ...]:

@@ -149,7 +149,7 @@ class Parts:
     def kernel(self, dtype: torch.dtype) -> DecoderBlock | None:
         """Return the kernel for the parts as they lie now, if there is one and nobody watches."""
         # of a token's time this is not nothing: objects have left the caches since the last one
-        if not self._fits or any(self._hooks):
+        if not self._fits or any(self._hooks) or dtype not in _TYPES:
             return None
         if dtype != self._dtype or not self._lie_still():
             self._kernel, self._dtype = self._made(dtype), dtype

@@ -6,6 +6,7 @@ goes the model's own way.
 """
 
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 from weakref import ref
 
@@ -52,13 +53,15 @@ class NativeModel(nn.Module):
             "inputs_embeds": inputs_embeds,
         }
         own: Any = super().forward
+        config: Any = self.config
         if (
             isinstance(past_key_values, QuantizedKVCache)
             and use_cache is not False
             and not any(value is not None for value in kwargs.values())
+            and not (config.output_hidden_states or config.output_attentions)
         ):
             hidden = self._one_token(past_key_values, **inputs)
-            if hidden is None:
+            if hidden is None and not _angles_depend_on_length(self.rotary_emb):
                 hidden = _in_pieces(own, past_key_values, **inputs)
             if hidden is not None:
                 return BaseModelOutputWithPast(
@@ -81,7 +84,7 @@ class NativeModel(nn.Module):
         if input_ids.ndim != 2 or input_ids.shape[1] != 1:
             return None
         stack = self.__dict__.get("_stack")
-        if stack is None:
+        if stack is None or not stack.is_of(self):
             stack = self.__dict__["_stack"] = Stack(self)
         hidden = stack.token(input_ids, attention_mask, position_ids, cache)
         norm: Any = self.norm
@@ -89,6 +92,12 @@ class NativeModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_stack"}
+
+
+def _angles_depend_on_length(rotary: Any) -> bool:
+    """Return whether tokens get other angles when more tokens are read with them."""
+    kind = str(getattr(rotary, "rope_type", ""))
+    return "dynamic" in kind or kind == "longrope"
 
 
 def _in_pieces(
@@ -147,14 +156,28 @@ class Stack:
         self._kernels: list[DecoderBlock] = []
         self._kernel: DecoderBlocks | None = None
         self._known: list[Any] = []
+        self._lock = Lock()
+
+    def is_of(self, model: Any) -> bool:
+        """Return whether the blocks are those that the model has now."""
+        now = list(model.layers)[: model.config.num_hidden_layers]
+        return len(now) == len(self._blocks) and all(
+            a is b for a, b in zip(now, self._blocks, strict=True)
+        )
 
     def token(
         self, tokens: Tensor, mask: Any, position_ids: Tensor | None, cache: QuantizedKVCache
     ) -> Tensor | None:
         """Return the hidden states behind the last block and add to the cache, or ``None``."""
-        model = self._model
         if not self._may(tokens, mask):
             return None
+        with self._lock:  # the kernel is told where one cache lies, and then runs
+            return self._token(tokens, position_ids, cache)
+
+    def _token(
+        self, tokens: Tensor, position_ids: Tensor | None, cache: QuantizedKVCache
+    ) -> Tensor | None:
+        model = self._model
         x = model.embed_tokens(tokens)
         kernel = self._made(x.dtype)
         if kernel is None or not self._has_room(kernel, cache):
@@ -210,7 +233,13 @@ class Stack:
         ):
             if any(len(side) != 3 for pair in caches for side in pair):
                 return False  # not all are codes with scales and offsets
+            if len({tuple(map(_lie, (*key, *value))) for key, value in caches}) != 1:
+                return False  # attention is described once for all layers
             kernel.set_caches(caches)
             # the kernel has addresses; whoever holds the cache may let it go
             self._known = [ref(x) for x in firsts]
         return True
+
+
+def _lie(array: Tensor) -> tuple[Any, ...]:
+    return array.shape, array.stride()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 
@@ -60,11 +61,12 @@ def gather_weights(model: nn.Module, least: int = LEAST) -> int:
     Returns
     -------
     int
-        Bytes moved; 0 also where the system gives no large pages.
+        Bytes moved; 0 also where the system gives no large pages, or has not as much memory.
     """
     places = list(_places(model))
     total = places[-1].offset + places[-1].tensor.nbytes if places else 0
-    memory = new_map(total + LARGE_PAGE) if total >= max(least, 1) else None
+    fits = max(least, 1) <= total <= psutil.virtual_memory().available
+    memory = new_map(total + LARGE_PAGE) if fits else None
     if memory is None:
         return 0
     start = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % LARGE_PAGE

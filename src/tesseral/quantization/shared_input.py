@@ -1,6 +1,7 @@
 """An input that several linear layers read and that is prepared once for all of them."""
 
 from abc import abstractmethod
+from threading import local
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,15 +43,16 @@ class SharedInput(nn.Module):
         """Prepare the input."""
 
 
-class _Held:
-    """The tensor that was prepared last, and how many readers have not had the result."""
-
-    __slots__ = ("left", "result", "version", "x")
+class _Held(local):
+    """The tensor that a thread prepared last, and how many readers have not had the result."""
 
     def __init__(self) -> None:
         self.x: Tensor | None = None
         self.version = self.left = 0
         self.result: Any = None
+
+    def __reduce__(self) -> tuple[type["_Held"], tuple[()]]:
+        return _Held, ()  # a copy of a module prepares anew
 
 
 def _version(x: Tensor) -> int:
