@@ -8,7 +8,7 @@ from support.checkpoints import tokenizer
 from support.models import tiny_llama
 from support.quantised import freeze, simulate, tiny
 from tesseral._errors import CheckpointError, DataError, ParameterError
-from tesseral.llm import QuantizedKVCache, evaluate, generate
+from tesseral.llm import QuantizedKVCache, evaluate, generate, plan_memory
 from tesseral.llm.quantizer import mark_quantized
 from tesseral.quantization import QuantizationConfig
 
@@ -143,3 +143,11 @@ def test_a_seed_out_of_range_is_refused(seed):
 def test_a_tokenizer_of_another_model_is_refused():
     with pytest.raises(CheckpointError, match="they do not belong together"):
         generate(tiny_llama(), tokenizer(70), "page 8")
+
+
+def test_a_model_that_would_drop_a_planned_cache_is_refused():
+    model = tiny_llama("tesseral")
+    plan = plan_memory(model, 16, 1 << 40, 1 << 40)
+    model.config.rope_parameters = model.config.rope_parameters | {"rope_type": "longrope"}
+    with pytest.raises(DataError, match="longrope angles does not keep a planned cache"):
+        generate(model, tokenizer(), PROMPT, max_new_tokens=1, plan=plan)

@@ -76,6 +76,13 @@ def generate(
             f"generate: a prompt of {length} tokens and {max_new_tokens} new ones do not fit a "
             f"plan for {plan.context}; plan for a longer context."
         )
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if plan is not None and rope.get("rope_type") == "longrope":
+        # transformers drops the cache where such a model passes its original length
+        raise DataError(
+            f"generate: {type(model).__name__} with longrope angles does not keep a planned cache; "
+            "generate without a plan."
+        )
     greedy = not temperature and streamer is None and plan is None
     if greedy and prompt_tokens.is_cuda and supports(model).ok:
         ends = model.generation_config.eos_token_id
