@@ -84,7 +84,7 @@ class CpuLinear:
             kernel = QuantizedLinears(factors, clip, bits, packed, biases)
             memo["joined"] = addresses, kernel
         dtype, lead = x.dtype, x.shape[:-1]
-        rows = x if x.ndim == 2 and x.is_contiguous() else _as_rows(x)
+        rows = x if x.ndim == 2 and x.is_contiguous() else as_rows(x)
         if dtype is torch.float16:
             outs = [torch.empty(*lead, n) for n in kernel.out_features]
             kernel(rows, outs, threads=threads_beside_torch())
@@ -118,7 +118,7 @@ class CpuRows:
         memo: dict[str, Any],
     ) -> tuple[Tensor, Tensor]:
         """Return codes and scales, in one pass over memory."""
-        rows = _as_rows(x)
+        rows = as_rows(x)
         m, n = rows.shape
         # rows a multiple of 512 bytes apart fall into few sets of the caches
         codes = torch.empty(m, n + 64 if n % 512 == 0 else n, dtype=torch.int8)[:, :n]
@@ -131,7 +131,7 @@ class CpuRows:
         return codes.view(*lead, n), scale.view(*lead, 1)
 
 
-def _as_rows(x: Tensor) -> Tensor:
+def as_rows(x: Tensor) -> Tensor:
     """View tokens as rows whose elements are neighbours, copying where they are not."""
     rows = x.detach().reshape(-1, x.shape[-1])
     return rows if rows.stride(-1) == 1 else rows.contiguous()

@@ -9,6 +9,7 @@ from torch import Tensor
 from tesseral.core.int4 import takes_groups
 from tesseral.core.rows import transform_rows
 from tesseral.core.weight_only import WEIGHT_ONLY_TYPES, WeightOnlyLinears
+from tesseral.quantization.kernels.cpu import as_rows
 from tesseral.quantization.kernels.problem import StoredWeight
 from tesseral.quantization.kernels.weight_only import WeightOnlyProblem
 from tesseral.runtime.registry import YES, Verdict
@@ -41,7 +42,7 @@ class CpuWeightOnly:
     def transform(self, x: Tensor, factors: Sequence[Tensor | None]) -> Tensor:
         """Return the transformed rows, rounded to their own type."""
         out = torch.empty(x.shape, dtype=x.dtype)
-        transform_rows(_as_rows(x), factors, out, threads=threads_beside_torch())
+        transform_rows(as_rows(x), factors, out, threads=threads_beside_torch())
         return out
 
     def linear(
@@ -53,11 +54,5 @@ class CpuWeightOnly:
             kernel = memo["weight-only"] = WeightOnlyLinears([weight.packed], [weight.bias])
         kept = dtype if dtype == torch.bfloat16 else torch.float32
         out = torch.empty(*x.shape[:-1], *kernel.out_features, dtype=kept)
-        kernel(_as_rows(x), [out], threads=threads_beside_torch())
+        kernel(as_rows(x), [out], threads=threads_beside_torch())
         return out.to(dtype)
-
-
-def _as_rows(x: Tensor) -> Tensor:
-    """View tokens as rows whose elements are neighbours, copying where they are not."""
-    rows = x.detach().reshape(-1, x.shape[-1])
-    return rows if rows.stride(-1) == 1 else rows.contiguous()

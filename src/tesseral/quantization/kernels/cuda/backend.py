@@ -34,6 +34,7 @@ class CudaLinear:
     """
 
     name = "cuda"
+    _bits = 8
 
     def supports(self, problem: LinearProblem) -> Verdict:
         """Support 4-bit weights with one scale a row, from compute capability 7.5 on."""
@@ -41,9 +42,9 @@ class CudaLinear:
         return Verdict(False, reason) if reason else YES
 
     def linear(self, codes: Tensor, weight: PackedTensor) -> Tensor:
-        """Return ``codes @ weight.codes().T`` as int32; codes may have 8 bits."""
+        """Return ``codes @ weight.codes().T`` as int32, for codes of the widths that are read."""
         stored = StoredWeight(weight.data, weight.scale, None, 4, weight.length)
-        (sums,) = multiply_all(codes, None, [stored], torch.int32, bits=8)
+        (sums,) = multiply_all(codes, None, [stored], torch.int32, bits=self._bits)
         return sums
 
     def linears(
@@ -56,37 +57,20 @@ class CudaLinear:
     ) -> list[Tensor]:
         """Return the scaled products, one launch for each weight."""
         del memo
-        return multiply_all(codes, scale, weights, dtype, bits=8)
+        return multiply_all(codes, scale, weights, dtype, bits=self._bits)
 
 
 class CudaInt4Linear(CudaLinear):
     """The same for rows of 4 bits alone, packed in pairs: twice as many products a cycle."""
 
     name = "cuda-int4"
+    _bits = 4
 
     def supports(self, problem: LinearProblem) -> Verdict:
         """Support rows of at most 4 bits."""
         if problem.activation_bits > 4:
             return Verdict(False, f"reads rows of 4 bits, got {problem.activation_bits}")
         return super().supports(problem)
-
-    def linear(self, codes: Tensor, weight: PackedTensor) -> Tensor:
-        """Return ``codes @ weight.codes().T`` as int32."""
-        stored = StoredWeight(weight.data, weight.scale, None, 4, weight.length)
-        (sums,) = multiply_all(codes, None, [stored], torch.int32, bits=4)
-        return sums
-
-    def linears(
-        self,
-        codes: Tensor,
-        scale: Tensor,
-        weights: Sequence[StoredWeight],
-        dtype: torch.dtype,
-        memo: dict[str, Any],
-    ) -> list[Tensor]:
-        """Return the scaled products, one launch for each weight."""
-        del memo
-        return multiply_all(codes, scale, weights, dtype, bits=4)
 
 
 def multiply_all(
