@@ -6,6 +6,10 @@
 #if defined(TESSERAL_X86)
 #include <cpuid.h>
 #endif
+#if defined(__linux__) && defined(TESSERAL_X86)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace tesseral {
 
@@ -23,6 +27,7 @@ namespace tesseral {
   extern const WeightOnlyKernels weight_only;     \
   }
 #if defined(TESSERAL_X86)
+TESSERAL_DECLARE(amx)
 TESSERAL_DECLARE(avx512_bf16)
 TESSERAL_DECLARE(avx512)
 TESSERAL_DECLARE(avx2)
@@ -45,6 +50,19 @@ std::uint64_t read_xcr0() {
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (std::uint64_t{high} << 32) | low;
 }
+
+// Linux gives a process its tiles, 8 KiB of state for every thread, only if it asks; it refuses
+// where a signal's stack is too small for them. What was granted stays granted.
+bool ask_for_tiles() {
+#if defined(__linux__)
+  constexpr int request_permission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int tile_data = 18;               // the bit of XCR0
+  static const bool granted = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
 #endif
 
 }  // namespace
@@ -60,6 +78,7 @@ CpuWords read_cpu() {
   // without this bit the system has not enabled XGETBV, and executing it would fault
   constexpr std::uint32_t osxsave = 1u << 27;
   if (words.leaf1_ecx & osxsave) words.xcr0 = read_xcr0();
+  if ((words.xcr0 & saves_tile) == saves_tile && !ask_for_tiles()) words.xcr0 &= ~saves_tile;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) {
     words.leaf7_ebx = ebx;
     words.leaf7_ecx = ecx;
@@ -112,6 +131,18 @@ std::vector<Feature> features_of(const CpuWords& words) {
 const std::vector<Target>& targets() {
   static const std::vector<Target> all = {
 #if defined(TESSERAL_X86)
+      {"amx",
+       {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "fma",
+        "amx_tile", "amx_int8", "amx_bf16"},
+       amx::attention,
+       amx::ceilings,
+       amx::linear_int4,
+       amx::quantize_rows,
+       amx::norm_rows,
+       amx::head_rows,
+       amx::dense_rows,
+       amx::pointwise,
+       amx::weight_only},
       {"avx512_bf16",
        {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "fma"},
        avx512_bf16::attention,

@@ -53,7 +53,7 @@ def test_the_scalar_target_runs_everywhere_and_comes_last():
 
 def test_every_target_has_a_verdict_and_every_refusal_a_reason():
     verdicts = cpu.target_verdicts()
-    assert set(verdicts) <= {"avx512_bf16", "avx512", "avx2", "scalar"}
+    assert set(verdicts) <= {"amx", "avx512_bf16", "avx512", "avx2", "scalar"}
     assert all(verdict.ok or verdict.reason for verdict in verdicts.values())
 
 

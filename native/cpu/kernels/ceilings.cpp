@@ -9,6 +9,9 @@
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
+#if defined(__AMX_TILE__)
+#include "simd/amx_tiles.h"
+#endif
 
 namespace tesseral::TESSERAL_TARGET {
 namespace {
@@ -101,6 +104,44 @@ int64_t fma_fp32(int64_t rounds, float* sink) {
                     [&](const Floats& x) { return multiply_add(x, half, half); });
 }
 
+#if defined(__AMX_TILE__)
+constexpr int64_t n_tile_sums =
+    4;  // of 8 tiles: two share each operand, as in a product of matrices
+
+// Multiplies two pairs of tiles with one another in every round.
+#define TESSERAL_TILE_PRODUCTS(product)  \
+  const Tiles tiles;                     \
+  _tile_zero(0);                         \
+  _tile_zero(1);                         \
+  _tile_zero(2);                         \
+  _tile_zero(3);                         \
+  _tile_zero(4);                         \
+  _tile_zero(5);                         \
+  _tile_zero(6);                         \
+  _tile_zero(7);                         \
+  for (int64_t i = 0; i < rounds; ++i) { \
+    product(0, 4, 6);                    \
+    product(1, 4, 7);                    \
+    product(2, 5, 6);                    \
+    product(3, 5, 7);                    \
+  }                                      \
+  alignas(64) float sums[256];           \
+  _tile_stored(0, sums, tile_bytes);     \
+  *sink += sums[0];
+
+int64_t dot_bf16(int64_t rounds, float* sink) {
+  TESSERAL_TILE_PRODUCTS(_tile_dpbf16ps)
+  return n_tile_sums * 16 * 16 * 32 * 2;
+}
+int64_t dot_int8(int64_t rounds, float* sink) {
+  TESSERAL_TILE_PRODUCTS(_tile_dpbusd)
+  return n_tile_sums * 16 * 16 * 64 * 2;
+}
+#undef TESSERAL_TILE_PRODUCTS
+constexpr Products dot_bf16_here = dot_bf16;
+constexpr Products dot_int8_here = dot_int8;
+#else
+
 // Not __AVX512BF16__ alone: the compiler may know it of a target that is built without AVX-512.
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
 int64_t dot_bf16(int64_t rounds, float* sink) {
@@ -123,6 +164,7 @@ constexpr Products dot_int8_here = dot_int8;
 #else
 constexpr Products dot_int8_here = nullptr;
 #endif
+#endif  // __AMX_TILE__
 
 // Reads from several places in turns: at the start of a page the chip has to find out where it
 // is, and while it does so for one, it reads the others.

@@ -51,7 +51,7 @@ def target_verdicts() -> Mapping[str, Verdict]:
     """Return, for each target the kernels were built for, whether it can run here.
 
     The widest comes first. A target is a set of instruction sets, compiled together:
-    ``"avx512_bf16"``, ``"avx512"``, ``"avx2"`` or ``"scalar"``.
+    ``"amx"``, ``"avx512_bf16"``, ``"avx512"``, ``"avx2"`` or ``"scalar"``.
     """
     features = cpu_features()
     return MappingProxyType(
