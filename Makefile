@@ -8,13 +8,14 @@ CXX_SOURCES = $(shell git ls-files 'native/*.cpp' 'native/*.h' 'src/*.cu' 'src/*
 # importing the module rebuilds it only where cmake is found outside $(VENV) too; elsewhere make does
 REBUILD := $(if $(shell command -v cmake),true,false)
 
-.PHONY: help venv venv-ascend demo test test-ascend docs wheel lint format clean
+.PHONY: help venv venv-ascend demo test test-ascend docs wheel changelog lint format clean
 
 help:
 	@echo "make demo    run all four systems on what the package ships; writes demo/report.html"
 	@echo "make test    run the tests"
 	@echo "make docs    build the pages of docs/ into build/docs; warnings are errors"
 	@echo "make wheel   build a wheel and a source archive into dist/, and try the wheel"
+	@echo "make changelog  show what changes/ says of the next release; VERSION=1.2.3 writes CHANGELOG.md"
 	@echo "make test-ascend  lower the Ascend kernels with triton-ascend; no NPU is needed"
 	@echo "make lint    format check, lint, types, import contracts"
 	@echo "make format  format Python and C++ in place"
@@ -52,6 +53,10 @@ wheel: venv
 		--constraint constraints.txt dist/*.whl pytest
 	build/light/bin/python -m pytest -q -p no:cacheprovider tests/contracts/test_base_install.py
 
+# without VERSION it only shows
+changelog: venv
+	$(BIN)/towncrier build --yes $(if $(VERSION),--version $(VERSION),--draft --version "next release")
+
 # another package named triton, so an environment of its own; it has wheels up to Python 3.11
 venv-ascend: $(VENV)-ascend/.ready
 
@@ -69,6 +74,7 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/lint-imports
+	@$(BIN)/towncrier build --draft --version lint >/dev/null  # refuses other names
 	$(BIN)/mypy
 
 format: venv
