@@ -13,6 +13,7 @@ import sys
 from datetime import timedelta
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # after the group, it would keep the group from its end
 
 backend = sys.argv[5]
 rank, size, meeting, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]

@@ -8,6 +8,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+if dist.is_available():
+    # Its functions have the group of all ranks as a default, taken when it is imported. Whoever
+    # imports it later (transformers does) keeps that group, and gloo's threads, to the end of the
+    # interpreter, which one of them may then abort.
+    import torch.distributed.nn.functional
+
 
 def launched() -> bool:
     """Return whether ``torchrun`` started this process as one of several."""
