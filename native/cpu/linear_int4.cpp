@@ -22,9 +22,9 @@ class Run {
       : kernels_(kernels),
         call_(call),
         panel_sizes_(kernels.panel_sizes(call)),
-        tiles_(call, streamed_rows, panel_sizes_, n_threads),
-        row_bytes_(kernels.row_bytes(call, tiles_.stream())) {
-    if (row_bytes_ > 0) rows_ = allocate<std::int8_t>(call.m * row_bytes_);
+        tiles_(call, streamed_rows, panel_sizes_, n_threads) {
+    const int64_t rows_bytes = kernels.rows_bytes(call, tiles_.stream());
+    if (rows_bytes > 0) rows_ = allocate<std::int8_t>(rows_bytes);
     offsets_ = allocate<std::int32_t>(call.m * (call.k / call.group));
     magnitudes_ = allocate<std::int32_t>(call.m);
     call_.rows = rows_.get();
@@ -70,7 +70,6 @@ class Run {
   LinearInt4 call_;
   LinearPanels panel_sizes_;
   LinearTiles tiles_;
-  int64_t row_bytes_;
   int64_t panel_bytes_ = 0;
   int64_t tile_sums_ = 0;
   Buffer<std::int8_t> rows_;

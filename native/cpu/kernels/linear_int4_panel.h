@@ -13,7 +13,6 @@
 namespace tesseral::TESSERAL_TARGET {
 namespace {
 
-constexpr bool panels_need_offsets = true;
 constexpr int64_t panel_columns = linear_int4_panel;
 constexpr int64_t quad_bytes = 4 * panel_columns;
 // Of k: a block of a panel is 512 KiB, or 32 where sums must be widened often.
@@ -39,6 +38,22 @@ int64_t panel_row_bytes(const LinearInt4& call) {
   if (call.k % 4 == 0 && call.stride % 512 != 0) return 0;
   const int64_t bytes = round_up(call.k, 64);
   return bytes % 512 == 0 ? bytes + 64 : bytes;
+}
+
+int64_t panel_rows_bytes(const LinearInt4& call) { return call.m * panel_row_bytes(call); }
+
+void prepare_panel_row(const LinearInt4& call, int64_t row) {
+  const int64_t groups = groups_of(call);
+  const int64_t bytes = panel_row_bytes(call);
+  const int8_t* source = call.activations + row * call.stride;
+  note_magnitude(call, row);
+  for (int64_t g = 0; g < groups; ++g) {
+    call.offsets[row * groups + g] = -weight_offset * sum_of(source + g * call.group, call.group);
+  }
+  if (bytes == 0) return;
+  int8_t* padded = call.rows + row * bytes;
+  std::memcpy(padded, source, static_cast<std::size_t>(call.k));
+  std::memset(padded + call.k, 0, static_cast<std::size_t>(bytes - call.k));
 }
 
 void unpack_panel(const LinearInt4& call, const LinearInt4Tile& tile) {

@@ -3,9 +3,10 @@
 //
 // A panel holds the weights of up to 256 columns in strips of 16: for every quad of neighbouring
 // elements of k, four signed bytes of each column, so that 16 quads are a tile as it is loaded. It
-// stays in the L2 cache. 32 rows meet 32 columns of it at a time, in four tiles of sums; where k is
-// long, a block of it after the other, so that the rows of a block stay in L1 while all columns
-// pass. After the weights come scales, transposed, and tiles of sums that wait.
+// stays in the L2 cache. 32 rows meet 32 columns of it at a time, in four tiles of sums, a block of
+// k after the other: the rows of a block stay in L1 while all columns pass, and meanwhile the next
+// come from farther away. So rows are prepared as tiles too, in the order in which they are read.
+// After the weights of a panel come sums that wait for the next block, and scales, transposed.
 #pragma once
 
 #include "kernels/linear_int4_unpack.h"
@@ -22,8 +23,9 @@ constexpr int64_t tile_ints = tile_rows * tile_bytes / 4;
 // Measured, not derived.
 constexpr int64_t most_columns = 256;
 constexpr int64_t most_panel_bytes = 1024 * 1024;
-constexpr int64_t most_rows = 4096;       // that share a panel
-constexpr int64_t block_elements = 1024;  // of k
+constexpr int64_t most_rows = 4096;      // that share a panel
+constexpr int64_t block_elements = 512;  // of k: 16 KiB of rows
+constexpr int64_t fetched_lines = 4;     // of later rows, with every step
 static_assert(lanes == strip_columns && chunk % tile_bytes == 0, "vectors fill tiles");
 
 // Signed bytes.
@@ -48,33 +50,55 @@ LinearPanels panel_sizes(const LinearInt4& call) {
   sizes.row_step = block_rows;
   const int64_t strips = sizes.columns / strip_columns;
   sizes.bytes = strips * (strip_bytes(call.k) + 2 * tile_ints * int64_t{sizeof(int32_t)}) +
+                4 * tile_ints * int64_t{sizeof(int32_t)} +
                 groups_of(call) * sizes.columns * int64_t{sizeof(float)};
   sizes.sums = 0;
   return sizes;
 }
 
-// Rows a multiple of 512 bytes apart would lie in few sets of the L1 cache. A tile reads whole
-// steps, which rows with several groups end with.
-int64_t panel_row_bytes(const LinearInt4& call) {
-  const bool whole = groups_of(call) > 1 || call.k % tile_bytes == 0;
-  if (whole && call.stride % 512 != 0) return 0;
-  const int64_t bytes = round_up(call.k, tile_bytes);
-  return bytes % 512 == 0 ? bytes + tile_bytes : bytes;
+// Elements of k that a product of tiles takes.
+int64_t depth_of(const LinearInt4& call) {
+  return groups_of(call) == 1 ? tile_bytes : smaller(call.group, tile_bytes);
+}
+
+// All rows of a call, in strips of 32: for every step of k a tile of the first 16, one of the
+// others.
+int64_t panel_rows_bytes(const LinearInt4& call) {
+  return round_up(call.m, block_rows) * round_up(call.k, depth_of(call));
+}
+
+void prepare_panel_row(const LinearInt4& call, int64_t row) {
+  const int64_t depth = depth_of(call);
+  const int64_t steps = round_up(call.k, depth) / depth;
+  const int8_t* source = call.activations + row * call.stride;
+  int8_t* out =
+      call.rows + row / block_rows * block_rows * steps * depth + row % block_rows * depth;
+  for (int64_t step = 0; step < steps; ++step, out += block_rows * depth) {
+    const int64_t left = smaller(depth, call.k - step * depth);
+    const int8_t* p = source + step * depth;
+    if (depth == vector_bytes) {
+      store_bytes(out, left == vector_bytes ? load_bytes(p) : load_some_bytes(p, left));
+    } else {
+      std::memcpy(out, p, static_cast<std::size_t>(depth));
+    }
+  }
 }
 
 // Where the parts of a tile's memory lie.
 struct Panel {
   uint8_t* weights;
-  float* scales;  // [groups, columns]
-  int32_t* sums;  // 4 tiles for each pair of strips
+  int32_t* sums;   // 4 tiles for each pair of strips
+  int32_t* group;  // 4 tiles
+  float* scales;   // [groups, columns]
   int64_t columns;
   int64_t strip;  // bytes
 
   Panel(const LinearInt4& call, const LinearInt4Tile& tile)
       : weights(tile.panel), columns(columns_of(call.k)), strip(strip_bytes(call.k)) {
-    uint8_t* p = weights + columns / strip_columns * strip;
-    sums = reinterpret_cast<int32_t*>(p);
-    scales = reinterpret_cast<float*>(p + columns / strip_columns * 2 * tile_ints * 4);
+    const int64_t strips = columns / strip_columns;
+    sums = reinterpret_cast<int32_t*>(weights + strips * strip);
+    group = sums + 2 * strips * tile_ints;
+    scales = reinterpret_cast<float*>(group + 4 * tile_ints);
   }
 
   const uint8_t* pair(int64_t column) const { return weights + column / strip_columns * strip; }
@@ -92,21 +116,12 @@ void unpack_panel(const LinearInt4& call, const LinearInt4Tile& tile, const Pane
   transpose_scales(call, weight, tile.column_begin, last, panel.columns, panel.scales);
 }
 
-// Up to 32 rows, and bytes of them that a product takes at a time.
-struct Rows {
-  const int8_t* data;
-  int64_t stride;
-  int64_t depth;
-};
-
 // Registers: 0 to 3 sums, of the first 16 rows and the others; 4 and 5 rows; 6 and 7 columns.
-Tiles tiles_for(int64_t rows, int64_t depth) {
-  const int upper = static_cast<int>(smaller(rows, tile_rows));
-  const int lower = rows > tile_rows ? static_cast<int>(rows) - tile_rows : tile_rows;
+Tiles tiles_of(int64_t depth) {
   const int bytes = static_cast<int>(depth);
+  const TileShape rows = {tile_rows, bytes};
   const TileShape columns = {bytes / 4, tile_bytes};
-  return Tiles({upper, tile_bytes}, {upper, tile_bytes}, {lower, tile_bytes}, {lower, tile_bytes},
-               {upper, bytes}, {lower, bytes}, columns, columns);
+  return Tiles({}, {}, {}, {}, rows, rows, columns, columns);
 }
 
 inline void clear_sums() {
@@ -131,30 +146,38 @@ inline void store_sums(int32_t* sums) {
   }
 }
 
-// Adds the products of `steps` times `depth` elements, from element `begin` on. Lower: whether
-// there are more than 16 rows.
+// What a block of k multiplies: tiles of rows, and of two strips of columns.
+struct Steps {
+  const int8_t* rows;
+  const uint8_t* columns;
+  int64_t strip;  // bytes
+  int64_t depth;
+  int64_t count;
+  const int8_t* ahead;  // rows to fetch
+};
+
+// Lower: whether there are more than 16 rows.
 template <bool Lower>
-inline void multiply_steps(const Rows& rows, const uint8_t* columns, int64_t strip, int64_t begin,
-                           int64_t steps) {
-  const int8_t* upper = rows.data + begin;
-  const int8_t* lower = upper + tile_rows * rows.stride;
-  const uint8_t* first = columns + begin * strip_columns;
-  const uint8_t* second = first + strip;
-  for (int64_t step = 0; step < steps; ++step) {
-    _tile_loadd(6, first, tile_bytes);
-    _tile_loadd(4, upper, rows.stride);
+inline void multiply_steps(const Steps& steps) {
+  const int8_t* rows = steps.rows;
+  const int8_t* ahead = steps.ahead;
+  const uint8_t* columns = steps.columns;
+  for (int64_t step = 0; step < steps.count; ++step) {
+    _tile_loadd(6, columns, tile_bytes);
+    _tile_loadd(4, rows, steps.depth);
     _tile_dpbssd(0, 4, 6);
-    _tile_loadd(7, second, tile_bytes);
+    TESSERAL_UNROLL
+    for (int64_t i = 0; i < fetched_lines; ++i) __builtin_prefetch(ahead + i * 64, 0, 2);
+    _tile_loadd(7, columns + steps.strip, tile_bytes);
     _tile_dpbssd(1, 4, 7);
     if constexpr (Lower) {
-      _tile_loadd(5, lower, rows.stride);
+      _tile_loadd(5, rows + tile_rows * steps.depth, steps.depth);
       _tile_dpbssd(2, 5, 6);
       _tile_dpbssd(3, 5, 7);
     }
-    upper += rows.depth;
-    lower += rows.depth;
-    first += rows.depth * strip_columns;
-    second += rows.depth * strip_columns;
+    rows += block_rows * steps.depth;
+    columns += strip_columns * steps.depth;
+    ahead += fetched_lines * 64;
   }
 }
 
@@ -198,27 +221,6 @@ void finish(const LinearInt4& call, const LinearInt4Weight& weight, const Place&
   }
 }
 
-// A strip of rows and all columns, with one scale for each.
-template <bool Lower>
-void multiply_strip(const LinearInt4& call, const LinearInt4Tile& tile, const Panel& panel,
-                    const Rows& rows, int64_t row, int64_t count) {
-  const LinearInt4Weight& weight = call.weights[tile.weight];
-  const int64_t columns = tile.column_end - tile.column_begin;
-  const int64_t end = round_up(call.k, tile_bytes);
-  for (int64_t begin = 0; begin < end; begin += block_elements) {
-    const int64_t steps = smaller(block_elements, end - begin) / tile_bytes;
-    for (int64_t c = 0; c < columns; c += block_columns) {
-      int32_t* sums = panel.sums + c / block_columns * 4 * tile_ints;
-      begin == 0 ? clear_sums() : load_sums(sums);
-      multiply_steps<Lower>(rows, panel.pair(c), panel.strip, begin, steps);
-      store_sums<Lower>(sums);
-      if (begin + block_elements < end) continue;
-      const Place place = {row, count, tile.column_begin + c, smaller(block_columns, columns - c)};
-      finish<false>(call, weight, place, panel.scales + c, sums);
-    }
-  }
-}
-
 void add_scaled(const int32_t* ints, int64_t rows, const float* scales, bool first, float* sums) {
   for (int64_t c = 0; c < block_columns; c += lanes) {
     const Floats scale = load(scales + c);
@@ -230,36 +232,75 @@ void add_scaled(const int32_t* ints, int64_t rows, const float* scales, bool fir
   }
 }
 
-// The same with a scale for every group.
+// A strip of rows.
+struct Strip {
+  const int8_t* tiles;
+  int64_t row;
+  int64_t rows;
+};
+
+// Elements [begin, end) of k, of one group, for two strips of columns: into sums that wait.
 template <bool Lower>
-void multiply_groups(const LinearInt4& call, const LinearInt4Tile& tile, const Panel& panel,
-                     const Rows& rows, int64_t row, int64_t count) {
-  const LinearInt4Weight& weight = call.weights[tile.weight];
-  const int64_t columns = tile.column_end - tile.column_begin;
-  float* sums = reinterpret_cast<float*>(panel.sums + 4 * tile_ints);
-  for (int64_t c = 0; c < columns; c += block_columns) {
-    for (int64_t group = 0; group < groups_of(call); ++group) {
-      clear_sums();
-      multiply_steps<Lower>(rows, panel.pair(c), panel.strip, group * call.group,
-                            call.group / rows.depth);
-      store_sums<Lower>(panel.sums);
-      add_scaled(panel.sums, count, panel.scales + group * panel.columns + c, group == 0, sums);
-    }
-    const Place place = {row, count, tile.column_begin + c, smaller(block_columns, columns - c)};
-    finish<true>(call, weight, place, nullptr, reinterpret_cast<const int32_t*>(sums));
+void add_integers(const Panel& panel, const Steps& steps, bool first, int64_t column) {
+  int32_t* sums = panel.sums + column / block_columns * 4 * tile_ints;
+  first ? clear_sums() : load_sums(sums);
+  multiply_steps<Lower>(steps);
+  store_sums<Lower>(sums);
+}
+
+// The same for `count` groups, from `group` on.
+template <bool Lower>
+void add_groups(const Panel& panel, Steps steps, int64_t group, int64_t count, int64_t rows,
+                int64_t column) {
+  int32_t* sums = panel.sums + column / block_columns * 4 * tile_ints;
+  for (int64_t g = group; g < group + count; ++g) {
+    clear_sums();
+    multiply_steps<Lower>(steps);
+    store_sums<Lower>(panel.group);
+    add_scaled(panel.group, rows, panel.scales + g * panel.columns + column, g == 0,
+               reinterpret_cast<float*>(sums));
+    steps.rows += block_rows * steps.depth * steps.count;
+    steps.ahead += fetched_lines * 64 * steps.count;
+    steps.columns += strip_columns * steps.depth * steps.count;
   }
 }
 
-void multiply_rows(const LinearInt4& call, const LinearInt4Tile& tile, const Panel& panel,
-                   Rows rows, int64_t row, int64_t count) {
-  rows.data += row * rows.stride;
-  const bool lower = count > tile_rows;
-  if (groups_of(call) == 1) {
-    lower ? multiply_strip<true>(call, tile, panel, rows, row, count)
-          : multiply_strip<false>(call, tile, panel, rows, row, count);
-  } else {
-    lower ? multiply_groups<true>(call, tile, panel, rows, row, count)
-          : multiply_groups<false>(call, tile, panel, rows, row, count);
+// Groups that a block of k holds, or none where there is only one.
+int64_t block_groups(const LinearInt4& call) {
+  if (groups_of(call) == 1) return 0;
+  return call.group < block_elements ? block_elements / call.group : 1;
+}
+
+template <bool Lower>
+void multiply_strip(const LinearInt4& call, const LinearInt4Tile& tile, const Panel& panel,
+                    const Strip& strip) {
+  const LinearInt4Weight& weight = call.weights[tile.weight];
+  const int64_t columns = tile.column_end - tile.column_begin;
+  const int64_t groups = block_groups(call);
+  const int64_t block = groups == 0 ? block_elements : groups * call.group;
+  const int64_t depth = depth_of(call);
+  const int64_t end = round_up(call.k, depth);
+  for (int64_t begin = 0; begin < end; begin += block) {
+    const int64_t elements = smaller(block, end - begin);
+    const int64_t steps = (groups == 0 ? elements : call.group) / depth;
+    const int64_t fetched = elements / depth * fetched_lines * 64;
+    for (int64_t c = 0; c < columns; c += block_columns) {
+      const int8_t* rows = strip.tiles + begin * block_rows;
+      const Steps of = {rows,        panel.pair(c) + begin * strip_columns,
+                        panel.strip, depth,
+                        steps,       rows + elements * block_rows + c / block_columns * fetched};
+      if (groups == 0) {
+        add_integers<Lower>(panel, of, begin == 0, c);
+      } else {
+        add_groups<Lower>(panel, of, begin / call.group, elements / call.group, strip.rows, c);
+      }
+      if (begin + block < end) continue;
+      const Place place = {strip.row, strip.rows, tile.column_begin + c,
+                           smaller(block_columns, columns - c)};
+      const int32_t* sums = panel.sums + c / block_columns * 4 * tile_ints;
+      groups == 0 ? finish<false>(call, weight, place, panel.scales + c, sums)
+                  : finish<true>(call, weight, place, nullptr, sums);
+    }
   }
 }
 
@@ -267,19 +308,13 @@ void panel_tile(const LinearInt4& call, const LinearInt4Tile& tile) {
   const Panel panel(call, tile);
   unpack_panel(call, tile, panel);
   tiles_read_memory();
-  const int64_t padded = panel_row_bytes(call);
-  const Rows rows = {padded ? call.rows : call.activations, padded ? padded : call.stride,
-                     groups_of(call) == 1 ? tile_bytes : smaller(call.group, tile_bytes)};
-  const int64_t whole = (tile.row_end - tile.row_begin) / block_rows * block_rows + tile.row_begin;
-  if (whole > tile.row_begin) {
-    const Tiles tiles = tiles_for(block_rows, rows.depth);
-    for (int64_t row = tile.row_begin; row < whole; row += block_rows) {
-      multiply_rows(call, tile, panel, rows, row, block_rows);
-    }
-  }
-  if (whole < tile.row_end) {
-    const Tiles tiles = tiles_for(tile.row_end - whole, rows.depth);
-    multiply_rows(call, tile, panel, rows, whole, tile.row_end - whole);
+  const int64_t depth = depth_of(call);
+  const Tiles tiles = tiles_of(depth);
+  for (int64_t row = tile.row_begin; row < tile.row_end; row += block_rows) {
+    const Strip strip = {call.rows + row * round_up(call.k, depth), row,
+                         smaller(block_rows, tile.row_end - row)};
+    strip.rows > tile_rows ? multiply_strip<true>(call, tile, panel, strip)
+                           : multiply_strip<false>(call, tile, panel, strip);
   }
 }
 

@@ -50,7 +50,7 @@ struct LinearInt4 {
   LinearOutput output = LinearOutput::sums;  // int32, float32 or bfloat16
 
   // Filled by `prepare`.
-  std::int8_t* rows = nullptr;         // [m, row_bytes], 64-byte aligned
+  std::int8_t* rows = nullptr;         // rows_bytes, 64-byte aligned
   std::int32_t* offsets = nullptr;     // [m, k / group]: -8 * the sum of the row's group
   std::int32_t* magnitudes = nullptr;  // [m]: largest absolute value of a row, at least 1
 };
@@ -78,9 +78,8 @@ struct LinearPanels {
 // `stream` unpacks weights in registers, which few rows want. `panels` unpacks
 // the weights of a tile's columns into a panel that many rows share.
 struct LinearInt4Kernels {
-  // Bytes of one prepared activation row; a multiple of 64, or 0 if rows are
-  // used as they are.
-  std::int64_t (*row_bytes)(const LinearInt4& call, bool stream);
+  // Bytes of all prepared activation rows, or 0 if rows are used as they are.
+  std::int64_t (*rows_bytes)(const LinearInt4& call, bool stream);
   LinearPanels (*panel_sizes)(const LinearInt4& call);
   // Fills rows, offsets and magnitudes for activation rows [begin, end).
   Status (*prepare)(const LinearInt4& call, bool stream, std::int64_t begin, std::int64_t end);
