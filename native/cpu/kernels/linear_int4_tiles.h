@@ -181,53 +181,19 @@ inline void multiply_steps(const Steps& steps) {
   }
 }
 
-// Sums of up to 32 rows and 32 columns, as four tiles.
-struct Place {
-  int64_t row;
-  int64_t rows;
-  int64_t column;
-  int64_t columns;
-};
-
-inline const int32_t* sums_at(const int32_t* sums, int64_t row, int64_t column) {
+// Of sums as four tiles.
+inline int64_t place_of(int64_t row, int64_t column) {
   const int64_t tile = 2 * (row / tile_rows) + column / strip_columns;
-  return sums + tile * tile_ints + row % tile_rows * strip_columns;
-}
-
-// What integers become in the output, or with `grouped` floats that have their scales.
-template <bool Grouped>
-void finish(const LinearInt4& call, const LinearInt4Weight& weight, const Place& place,
-            const float* scales, const int32_t* sums) {
-  for (int64_t r = 0; r < place.rows; ++r) {
-    const int64_t at = (place.row + r) * weight.n + place.column;
-    for (int64_t c = 0; c < place.columns; c += lanes) {
-      const int32_t* p = sums_at(sums, r, c);
-      const int64_t count = smaller(lanes, place.columns - c);
-      if (call.output == LinearOutput::sums) {
-        write_sums(p, weight.out, at + c, count);
-        continue;
-      }
-      const Floats step = broadcast(call.activation_scale[place.row + r]);
-      Floats x;
-      if constexpr (Grouped) {
-        x = multiply(load(reinterpret_cast<const float*>(p)), step);
-      } else {
-        x = multiply(multiply(to_floats(load_ints(p)), step), load(scales + c));
-      }
-      write_floats(call.output, x,
-                   weight.bias == nullptr ? nullptr : weight.bias + place.column + c, weight.out,
-                   at + c, static_cast<int>(count));
-    }
-  }
+  return tile * tile_ints + row % tile_rows * strip_columns;
 }
 
 void add_scaled(const int32_t* ints, int64_t rows, const float* scales, bool first, float* sums) {
   for (int64_t c = 0; c < block_columns; c += lanes) {
     const Floats scale = load(scales + c);
     for (int64_t r = 0; r < rows; ++r) {
-      const int32_t* p = sums_at(ints, r, c);
-      float* sum = sums + (p - ints);
-      store(sum, multiply_add(to_floats(load_ints(p)), scale, first ? zero() : load(sum)));
+      const int64_t at = place_of(r, c);
+      float* sum = sums + at;
+      store(sum, multiply_add(to_floats(load_ints(ints + at)), scale, first ? zero() : load(sum)));
     }
   }
 }
@@ -238,6 +204,51 @@ struct Strip {
   int64_t row;
   int64_t rows;
 };
+
+// What the sums of a strip become in the output: row by row, since memory is written fastest so.
+// Grouped: whether sums are floats that have their scales.
+template <LinearOutput Output, bool Grouped>
+void finish_strip(const LinearInt4& call, const LinearInt4Tile& tile, const Panel& panel,
+                  const Strip& strip) {
+  const LinearInt4Weight& weight = call.weights[tile.weight];
+  const float* bias = weight.bias == nullptr ? nullptr : weight.bias + tile.column_begin;
+  const int64_t columns = tile.column_end - tile.column_begin;
+  for (int64_t r = 0; r < strip.rows; ++r) {
+    const int64_t at = (strip.row + r) * weight.n + tile.column_begin;
+    for (int64_t c = 0; c < columns; c += lanes) {
+      const int32_t* p =
+          panel.sums + c / block_columns * 4 * tile_ints + place_of(r, c % block_columns);
+      const int64_t count = smaller(lanes, columns - c);
+      if constexpr (Output == LinearOutput::sums) {
+        write_sums(p, weight.out, at + c, count);
+      } else {
+        const Floats step = broadcast(call.activation_scale[strip.row + r]);
+        Floats x;
+        if constexpr (Grouped) {
+          x = multiply(load(reinterpret_cast<const float*>(p)), step);
+        } else {
+          x = multiply(multiply(to_floats(load_ints(p)), step), load(panel.scales + c));
+        }
+        write_floats(Output, x, bias == nullptr ? nullptr : bias + c, weight.out, at + c,
+                     static_cast<int>(count));
+      }
+    }
+  }
+}
+
+void finish(const LinearInt4& call, const LinearInt4Tile& tile, const Panel& panel,
+            const Strip& strip) {
+  const bool grouped = groups_of(call) > 1;
+  if (call.output == LinearOutput::sums) {
+    finish_strip<LinearOutput::sums, false>(call, tile, panel, strip);
+  } else if (call.output == LinearOutput::f32) {
+    grouped ? finish_strip<LinearOutput::f32, true>(call, tile, panel, strip)
+            : finish_strip<LinearOutput::f32, false>(call, tile, panel, strip);
+  } else {
+    grouped ? finish_strip<LinearOutput::bf16, true>(call, tile, panel, strip)
+            : finish_strip<LinearOutput::bf16, false>(call, tile, panel, strip);
+  }
+}
 
 // Elements [begin, end) of k, of one group, for two strips of columns: into sums that wait.
 template <bool Lower>
@@ -274,7 +285,6 @@ int64_t block_groups(const LinearInt4& call) {
 template <bool Lower>
 void multiply_strip(const LinearInt4& call, const LinearInt4Tile& tile, const Panel& panel,
                     const Strip& strip) {
-  const LinearInt4Weight& weight = call.weights[tile.weight];
   const int64_t columns = tile.column_end - tile.column_begin;
   const int64_t groups = block_groups(call);
   const int64_t block = groups == 0 ? block_elements : groups * call.group;
@@ -294,12 +304,6 @@ void multiply_strip(const LinearInt4& call, const LinearInt4Tile& tile, const Pa
       } else {
         add_groups<Lower>(panel, of, begin / call.group, elements / call.group, strip.rows, c);
       }
-      if (begin + block < end) continue;
-      const Place place = {strip.row, strip.rows, tile.column_begin + c,
-                           smaller(block_columns, columns - c)};
-      const int32_t* sums = panel.sums + c / block_columns * 4 * tile_ints;
-      groups == 0 ? finish<false>(call, weight, place, panel.scales + c, sums)
-                  : finish<true>(call, weight, place, nullptr, sums);
     }
   }
 }
@@ -315,6 +319,7 @@ void panel_tile(const LinearInt4& call, const LinearInt4Tile& tile) {
                          smaller(block_rows, tile.row_end - row)};
     strip.rows > tile_rows ? multiply_strip<true>(call, tile, panel, strip)
                            : multiply_strip<false>(call, tile, panel, strip);
+    finish(call, tile, panel, strip);
   }
 }
 
