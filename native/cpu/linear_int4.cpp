@@ -14,7 +14,6 @@ using std::int64_t;
 
 // Measured, not derived.
 constexpr int64_t streamed_rows = 12;           // at most so many read weights as they are stored
-constexpr int64_t max_tile_rows = 1024;         // rows that share an unpacked panel
 constexpr int64_t prepared_bytes = 256 * 1024;  // activations per task of preparation
 
 class Run {
@@ -22,18 +21,20 @@ class Run {
   Run(const LinearInt4Kernels& kernels, const LinearInt4& call, int n_threads)
       : kernels_(kernels),
         call_(call),
-        tiles_(call, streamed_rows, max_tile_rows, n_threads),
-        row_bytes_(kernels.row_bytes(call, tiles_.stream())) {
-    if (row_bytes_ > 0) rows_ = allocate<std::int8_t>(call.m * row_bytes_);
+        panel_sizes_(kernels.panel_sizes(call)),
+        tiles_(call, streamed_rows, panel_sizes_, n_threads) {
+    const int64_t rows_bytes = kernels.rows_bytes(call, tiles_.stream());
+    if (rows_bytes > 0) rows_ = allocate<std::int8_t>(rows_bytes);
     offsets_ = allocate<std::int32_t>(call.m * (call.k / call.group));
     magnitudes_ = allocate<std::int32_t>(call.m);
     call_.rows = rows_.get();
     call_.offsets = offsets_.get();
     call_.magnitudes = magnitudes_.get();
     if (tiles_.stream()) return;
-    panel_bytes_ = ceil_div(kernels.panel_bytes(call_), 64) * 64;
+    panel_bytes_ = ceil_div(panel_sizes_.bytes, 64) * 64;
+    tile_sums_ = ceil_div(tiles_.rows() * panel_sizes_.sums, 16) * 16;
     panels_ = allocate<std::uint8_t>(tiles_.n_threads() * panel_bytes_);
-    sums_ = allocate<std::int32_t>(tiles_.n_threads() * tiles_.rows() * linear_int4_panel);
+    sums_ = allocate<std::int32_t>(tiles_.n_threads() * tile_sums_);
   }
 
   Status operator()() {
@@ -60,16 +61,17 @@ class Run {
     parallel_for(tiles_.count(), tiles_.n_threads(), [&](int64_t task, int worker) {
       LinearInt4Tile tile = tiles_.at(task);
       tile.panel = panels_.get() + worker * panel_bytes_;
-      tile.sums = sums_.get() + worker * tiles_.rows() * linear_int4_panel;
+      tile.sums = sums_.get() + worker * tile_sums_;
       note(tiles_.stream() ? kernels_.stream(call_, tile) : kernels_.panels(call_, tile));
     });
   }
 
   const LinearInt4Kernels& kernels_;
   LinearInt4 call_;
+  LinearPanels panel_sizes_;
   LinearTiles tiles_;
-  int64_t row_bytes_;
   int64_t panel_bytes_ = 0;
+  int64_t tile_sums_ = 0;
   Buffer<std::int8_t> rows_;
   Buffer<std::int32_t> offsets_;
   Buffer<std::int32_t> magnitudes_;

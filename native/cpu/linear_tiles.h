@@ -14,13 +14,14 @@ class LinearTiles {
   struct Sizes {
     std::int64_t m, k;
     std::int64_t streamed_rows;  // at most so many rows read weights as they are stored
-    std::int64_t most_rows;      // of a tile whose weights are unpacked
+    LinearPanels panels;         // of those that do not
   };
 
   // Call: LinearInt4 or WeightOnly.
   template <class Call>
-  LinearTiles(const Call& call, std::int64_t streamed_rows, std::int64_t most_rows, int n_threads)
-      : LinearTiles(call.weights, call.n_weights, {call.m, call.k, streamed_rows, most_rows},
+  LinearTiles(const Call& call, std::int64_t streamed_rows, const LinearPanels& panels,
+              int n_threads)
+      : LinearTiles(call.weights, call.n_weights, {call.m, call.k, streamed_rows, panels},
                     n_threads) {}
 
   LinearTiles(const LinearInt4Weight* weights, int n_weights, const Sizes& sizes, int n_threads)
@@ -35,11 +36,12 @@ class LinearTiles {
       const std::int64_t share = ceil_div(columns * bytes, 4 * n_threads_);
       columns_ = ceil_div(std::clamp(share, min_streamed_bytes, max_streamed_bytes), 4 * bytes) * 4;
     } else {
-      columns_ = linear_int4_panel;
-      rows_ = ceil_div(m_, ceil_div(m_, sizes.most_rows));
+      columns_ = sizes.panels.columns;
+      rows_ = ceil_div(m_, ceil_div(m_, sizes.panels.rows));
       // a few columns must be cut in rows to keep all threads busy
       const std::int64_t wanted = ceil_div(4 * n_threads_, across());
       rows_ = std::max<std::int64_t>(sizes.streamed_rows, std::min(rows_, ceil_div(m_, wanted)));
+      rows_ = ceil_div(rows_, sizes.panels.row_step) * sizes.panels.row_step;
     }
     down_ = ceil_div(m_, rows_);
     count_ = down_ * across();

@@ -45,8 +45,9 @@ Status quantize_rows(const Target& target, const QuantizeRows& given, int n_thre
   Buffer<float> left_pairs;
   Buffer<float> right_pairs;
   if (coded && kernels.takes_pairs(call) && pairs_pay(target)) {
-    left_pairs = allocate<float>(call.left * call.left / 2);
-    right_pairs = allocate<float>(call.right * call.right / 2);
+    const PairSizes sizes = kernels.pair_sizes(call);
+    left_pairs = allocate<float>(sizes.left);
+    right_pairs = allocate<float>(sizes.right);
     const Status status = kernels.prepare_pairs(call, left_pairs.get(), right_pairs.get());
     if (status != Status::ok) return status;
     call.left_pairs = left_pairs.get();

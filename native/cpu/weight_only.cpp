@@ -13,8 +13,7 @@ namespace {
 using std::int64_t;
 
 // Measured, not derived.
-constexpr int64_t streamed_rows = 8;    // at most so many read weights as they are stored
-constexpr int64_t max_tile_rows = 256;  // rows that share an unpacked panel: their sums are 64 KiB
+constexpr int64_t streamed_rows = 8;            // at most so many read weights as they are stored
 constexpr int64_t prepared_floats = 64 * 1024;  // per task of preparation
 
 bool is_valid(const WeightOnly& call) {
@@ -28,7 +27,8 @@ bool is_valid(const WeightOnly& call) {
   return true;
 }
 
-Status run(const WeightOnlyKernels& kernels, WeightOnly call, const LinearTiles& tiles) {
+Status run(const WeightOnlyKernels& kernels, WeightOnly call, const LinearPanels& sizes,
+           const LinearTiles& tiles) {
   const int64_t floats = kernels.row_floats(call, tiles.stream());
   const Buffer<float> prepared = allocate<float>(call.m * floats);
   call.prepared = prepared.get();
@@ -42,8 +42,8 @@ Status run(const WeightOnlyKernels& kernels, WeightOnly call, const LinearTiles&
     note(kernels.prepare(call, tiles.stream(), begin, std::min(begin + rows, call.m)));
   });
   if (status.load() != Status::ok) return status.load();
-  const int64_t panel_bytes = ceil_div(kernels.panel_bytes(call), 64) * 64;
-  const int64_t sums_size = tiles.rows() * linear_int4_panel;
+  const int64_t panel_bytes = ceil_div(sizes.bytes, 64) * 64;
+  const int64_t sums_size = ceil_div(tiles.rows() * sizes.sums, 16) * 16;
   Buffer<std::uint8_t> panels;
   Buffer<std::int32_t> sums;
   if (!tiles.stream()) {
@@ -69,10 +69,10 @@ Status weight_only(const Target& target, const WeightOnly& given, int n_threads)
   for (int i = 0; i < given.n_weights; ++i) columns += given.weights[i].n;
   if (given.m == 0 || columns == 0) return Status::ok;
   WeightOnly call = given;
-  const LinearTiles tiles(call, streamed_rows, max_tile_rows, n_threads);
   const WeightOnlyKernels& kernels = target.weight_only;
-  call.pairs = !tiles.stream() && kernels.takes_pairs(call) && pairs_pay(target);
-  return run(kernels, call, tiles);
+  call.pairs = call.m > streamed_rows && kernels.takes_pairs(call) && pairs_pay(target);
+  const LinearPanels sizes = kernels.panel_sizes(call);
+  return run(kernels, call, sizes, LinearTiles(call, streamed_rows, sizes, n_threads));
 }
 
 }  // namespace tesseral

@@ -1,7 +1,11 @@
 // Linear layers over packed 4-bit weights and int8 activations; compiled once
 // per instruction set.
-#include "kernels/linear_int4_panel.h"
 #include "kernels/linear_int4_stream.h"
+#if defined(TESSERAL_TILES)
+#include "kernels/linear_int4_tiles.h"
+#else
+#include "kernels/linear_int4_panel.h"
+#endif
 
 namespace tesseral::TESSERAL_TARGET {
 namespace {
@@ -18,31 +22,17 @@ bool is_valid(const LinearInt4& call, const LinearInt4Tile& tile) {
          tile.column_end <= call.weights[tile.weight].n;
 }
 
-int64_t row_bytes(const LinearInt4& call, bool stream) {
-  if (stream) return stream_row_bytes(call.k);
-  return call.k % 4 == 0 && call.stride % 512 != 0 ? 0 : padded_row_bytes(call.k);
+int64_t rows_bytes(const LinearInt4& call, bool stream) {
+  return stream ? call.m * stream_row_bytes(call.k) : panel_rows_bytes(call);
 }
-
-int64_t panel_bytes(const LinearInt4& call) { return panel_bytes_of(call); }
 
 Status prepare(const LinearInt4& call, bool stream, int64_t begin, int64_t end) {
   if (!is_valid(call) || begin < 0 || end > call.m) return Status::invalid;
-  const int64_t groups = groups_of(call);
-  const int64_t bytes = row_bytes(call, stream);
   for (int64_t row = begin; row < end; ++row) {
-    const int8_t* source = call.activations + row * call.stride;
-    if (!words_are_ints) call.magnitudes[row] = magnitude_of(source, call.k);
     if (stream) {
-      prepare_streamed(source, call.k, call.rows + row * bytes);
-      continue;
-    }
-    for (int64_t g = 0; g < groups; ++g) {
-      call.offsets[row * groups + g] = -weight_offset * sum_of(source + g * call.group, call.group);
-    }
-    if (bytes != 0) {
-      int8_t* padded = call.rows + row * bytes;
-      std::memcpy(padded, source, static_cast<std::size_t>(call.k));
-      std::memset(padded + call.k, 0, static_cast<std::size_t>(bytes - call.k));
+      prepare_streamed(call, row);
+    } else {
+      prepare_panel_row(call, row);
     }
   }
   return Status::ok;
@@ -55,7 +45,7 @@ Status stream(const LinearInt4& call, const LinearInt4Tile& tile) {
 }
 
 Status panels(const LinearInt4& call, const LinearInt4Tile& tile) {
-  if (!is_valid(call, tile) || tile.column_end - tile.column_begin > panel_columns) {
+  if (!is_valid(call, tile) || tile.column_end - tile.column_begin > panel_sizes(call).columns) {
     return Status::invalid;
   }
   panel_tile(call, tile);
@@ -65,6 +55,6 @@ Status panels(const LinearInt4& call, const LinearInt4Tile& tile) {
 }  // namespace
 
 extern const LinearInt4Kernels linear_int4;
-const LinearInt4Kernels linear_int4 = {row_bytes, panel_bytes, prepare, stream, panels};
+const LinearInt4Kernels linear_int4 = {rows_bytes, panel_sizes, prepare, stream, panels};
 
 }  // namespace tesseral::TESSERAL_TARGET

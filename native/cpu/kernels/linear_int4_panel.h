@@ -8,7 +8,7 @@
 // weights of a panel come its scales, transposed: 64 for each group.
 #pragma once
 
-#include "kernels/linear_int4_rows.h"
+#include "kernels/linear_int4_unpack.h"
 
 namespace tesseral::TESSERAL_TARGET {
 namespace {
@@ -18,67 +18,54 @@ constexpr int64_t quad_bytes = 4 * panel_columns;
 // Of k: a block of a panel is 512 KiB, or 32 where sums must be widened often.
 constexpr int64_t block_elements = words_are_ints ? 8192 : 512;
 constexpr int64_t tile_columns = tile_vectors * lanes;
+constexpr int64_t most_rows = 1024;  // that share a panel, measured
 static_assert(panel_columns % tile_columns == 0 && lanes == vector_bytes / 4, "tiles fill panels");
 
 int64_t n_quads(int64_t k) { return (k + 3) / 4; }
 // Unpacking writes whole chunks.
 int64_t panel_weight_bytes(int64_t k) { return n_chunks(k) * chunk / 4 * quad_bytes; }
-int64_t panel_bytes_of(const LinearInt4& call) {
-  return panel_weight_bytes(call.k) + groups_of(call) * panel_columns * int64_t{sizeof(float)};
+LinearPanels panel_sizes(const LinearInt4& call) {
+  LinearPanels sizes;
+  sizes.rows = most_rows;
+  sizes.bytes =
+      panel_weight_bytes(call.k) + groups_of(call) * panel_columns * int64_t{sizeof(float)};
+  return sizes;
 }
 
 // Rows a multiple of 4096 bytes apart would all lie in the same sets of the L1
 // cache.
-int64_t padded_row_bytes(int64_t k) {
-  const int64_t bytes = round_up(k, 64);
+int64_t panel_row_bytes(const LinearInt4& call) {
+  if (call.k % 4 == 0 && call.stride % 512 != 0) return 0;
+  const int64_t bytes = round_up(call.k, 64);
   return bytes % 512 == 0 ? bytes + 64 : bytes;
 }
 
-// One vector of codes of each of `lanes` rows, as quads: out + quad *
-// quad_bytes.
-inline void unpack_vectors(const uint8_t* const (&rows)[lanes], int64_t begin, int64_t bytes,
-                           uint8_t* out) {
-  Floats first[lanes];
-  Floats last[lanes];
-  for (int i = 0; i < lanes; ++i) {
-    const uint8_t* p = rows[i] + begin;
-    const Bytes x = bytes >= vector_bytes ? load_bytes(p) : load_some_bytes(p, bytes);
-    const Bytes low = low_nibbles(x);
-    const Bytes high = high_nibbles(x);
-    first[i] = as_floats(interleave_first(low, high));
-    last[i] = as_floats(interleave_last(low, high));
+int64_t panel_rows_bytes(const LinearInt4& call) { return call.m * panel_row_bytes(call); }
+
+void prepare_panel_row(const LinearInt4& call, int64_t row) {
+  const int64_t groups = groups_of(call);
+  const int64_t bytes = panel_row_bytes(call);
+  const int8_t* source = call.activations + row * call.stride;
+  note_magnitude(call, row);
+  for (int64_t g = 0; g < groups; ++g) {
+    call.offsets[row * groups + g] = -weight_offset * sum_of(source + g * call.group, call.group);
   }
-  transpose(first);
-  transpose(last);
-  for (int64_t i = 0; i < lanes; ++i) {
-    // 16 packed bytes make 8 quads: 4 in `first`, 4 in `last`
-    uint8_t* p = out + (8 * (i / 4) + i % 4) * quad_bytes;
-    store_bytes(p, as_bytes(first[i]));
-    store_bytes(p + 4 * quad_bytes, as_bytes(last[i]));
-  }
+  if (bytes == 0) return;
+  int8_t* padded = call.rows + row * bytes;
+  std::memcpy(padded, source, static_cast<std::size_t>(call.k));
+  std::memset(padded + call.k, 0, static_cast<std::size_t>(bytes - call.k));
 }
 
-void unpack_panel(const LinearInt4& call, const LinearInt4Weight& weight, int64_t column,
-                  int64_t count, uint8_t* panel) {
-  const int64_t bytes = packed_bytes(call.k);
+void unpack_panel(const LinearInt4& call, const LinearInt4Tile& tile) {
+  const LinearInt4Weight& weight = call.weights[tile.weight];
+  const int64_t last = tile.column_end - 1;
   for (int64_t begin = 0; begin < panel_columns; begin += lanes) {
-    const uint8_t* rows[lanes];
-    for (int i = 0; i < lanes; ++i) {
-      rows[i] = weight.codes + (column + smaller(begin + i, count - 1)) * bytes;
-    }
-    uint8_t* out = panel + begin * 4;
-    for (int64_t at = 0; at < bytes; at += vector_bytes) {
-      unpack_vectors(rows, at, bytes - at, out);
-      out += chunk / 4 * quad_bytes;
-    }
+    unpack_columns<Offset>(call, weight, tile.column_begin + begin, last, tile.panel + begin * 4,
+                           quad_bytes);
   }
-  const int64_t groups = groups_of(call);
-  float* scales = reinterpret_cast<float*>(panel + panel_weight_bytes(call.k));
   if (call.output == LinearOutput::sums) return;
-  for (int64_t c = 0; c < panel_columns; ++c) {
-    const float* scale = weight.scale + (column + smaller(c, count - 1)) * groups;
-    for (int64_t g = 0; g < groups; ++g) scales[g * panel_columns + c] = scale[g];
-  }
+  transpose_scales(call, weight, tile.column_begin, last, panel_columns,
+                   reinterpret_cast<float*>(tile.panel + panel_weight_bytes(call.k)));
 }
 
 // A strip of rows and the columns of a tile.
@@ -249,7 +236,7 @@ template <int Rows>
 void panel_strip(const LinearInt4& call, const LinearInt4Tile& tile, int64_t row, int64_t begin,
                  int64_t end) {
   const bool padded = call.rows != nullptr;
-  const int64_t stride = padded ? padded_row_bytes(call.k) : call.stride;
+  const int64_t stride = padded ? panel_row_bytes(call) : call.stride;
   const int8_t* rows = (padded ? call.rows : call.activations) + row * stride;
   const int64_t groups = groups_of(call);
   const Strip strip = {rows, stride, call.magnitudes + row, call.offsets + row * groups, groups};
@@ -277,8 +264,7 @@ StripFunction strip_of(int64_t rows) {
 }
 
 void panel_tile(const LinearInt4& call, const LinearInt4Tile& tile) {
-  unpack_panel(call, call.weights[tile.weight], tile.column_begin,
-               tile.column_end - tile.column_begin, tile.panel);
+  unpack_panel(call, tile);
   const int64_t groups_of_a_block = block_elements / call.group;
   const int64_t step = groups_of(call) == 1    ? block_elements
                        : groups_of_a_block < 1 ? call.group
@@ -287,8 +273,8 @@ void panel_tile(const LinearInt4& call, const LinearInt4Tile& tile) {
     const int64_t end = smaller(begin + step, call.k);
     for (int64_t row = tile.row_begin; row < tile.row_end;) {
       const int64_t left = tile.row_end - row;
-      strip_of<tile_rows>(left)(call, tile, row, begin, end);
-      row += smaller(left, tile_rows);
+      strip_of<panel_rows>(left)(call, tile, row, begin, end);
+      row += smaller(left, panel_rows);
     }
   }
 }

@@ -48,6 +48,11 @@ int32_t magnitude_of(const int8_t* p, int64_t count) {
   return largest;
 }
 
+void note_magnitude(const LinearInt4& call, int64_t row) {
+  if (words_are_ints) return;
+  call.magnitudes[row] = magnitude_of(call.activations + row * call.stride, call.k);
+}
+
 // How many sums of two products fit 16 bits, where sums are kept there.
 int64_t sums_in_16_bits(const int32_t* magnitudes, int rows) {
   if (words_are_ints) return INT64_MAX / 4;

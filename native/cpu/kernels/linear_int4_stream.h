@@ -22,7 +22,11 @@ constexpr int64_t ahead_bytes = 4096;
 
 int64_t stream_row_bytes(int64_t k) { return round_up((1 + 3 * n_chunks(k)) * vector_bytes, 64); }
 
-void prepare_streamed(const int8_t* row, int64_t k, int8_t* prepared) {
+void prepare_streamed(const LinearInt4& call, int64_t index) {
+  const int64_t k = call.k;
+  const int8_t* row = call.activations + index * call.stride;
+  int8_t* prepared = call.rows + index * stream_row_bytes(k);
+  note_magnitude(call, index);
   constexpr int64_t n_lanes = vector_bytes / 4;
   alignas(64) int32_t totals[n_lanes] = {};
   for (int64_t begin = 0; begin < k; begin += chunk) {

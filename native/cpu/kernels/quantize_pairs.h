@@ -5,17 +5,13 @@
 // range of the second is taken there.
 #pragma once
 
-#include "kernels/small_products.h"
+#include "kernels/row_range.h"
 
 namespace tesseral::TESSERAL_TARGET {
 namespace {
 
-// What the range of a row is, and whether all of it is finite.
-struct Range {
-  float low;
-  float high;
-  float poison;  // 0, or NaN
-};
+// Held while rows are transformed: nothing.
+struct PairUnit {};
 
 #if defined(TESSERAL_BF16_DOT)
 
@@ -38,6 +34,13 @@ void pair_rows(const float* factor, int64_t n, float* out) {
       store(out + k / 2 * n + c, pair_lanes(load(p), load(p + n)));
     }
   }
+}
+
+PairSizes pair_sizes(const QuantizeRows& call) {
+  PairSizes sizes;
+  sizes.left = call.left * call.left / 2;
+  sizes.right = call.right_factor == nullptr ? 0 : call.right * call.right / 2;
+  return sizes;
 }
 
 Status prepare_pairs(const QuantizeRows& call, float* left_pairs, float* right_pairs) {
@@ -90,18 +93,6 @@ void first_product(const QuantizeRows& call, const char* x, int64_t row, float* 
   }
 }
 
-struct Bounds {
-  Floats low;
-  Floats high;
-  Floats poison;
-
-  void add(Floats x) {
-    low = lesser(low, x);
-    high = larger(high, x);
-    poison = multiply_add(x, zero(), poison);
-  }
-};
-
 // Rows [row, row + Rows) of left_factor^T M.
 template <int Rows>
 void second_product(const QuantizeRows& call, const float* middle, int64_t row, float* output,
@@ -129,6 +120,10 @@ void in_tiles(int64_t rows, Step8 step8, Step2 step2) {
   for (; row < rows; row += 2) step2(row);
 }
 
+// Floats of the rows between the two products, and of a transformed row.
+int64_t middle_floats(const QuantizeRows& call) { return call.left * call.right / 2; }
+int64_t output_floats(const QuantizeRows& call) { return call.left * call.right; }
+
 // Fills `output` with the transformed row; `middle` holds left / 2 * right pairs.
 Range transform_pairs(const QuantizeRows& call, int64_t row, float* middle, float* output) {
   const uint16_t* x = static_cast<const uint16_t*>(call.rows) + row * call.stride;
@@ -145,17 +140,19 @@ Range transform_pairs(const QuantizeRows& call, int64_t row, float* middle, floa
       }
     }
   }
-  Bounds bounds = {broadcast(__builtin_huge_valf()), broadcast(-__builtin_huge_valf()), zero()};
+  Bounds bounds;
   in_tiles(
       call.left, [&](int64_t r) { second_product<8>(call, middle, r, output, bounds); },
       [&](int64_t r) { second_product<2>(call, middle, r, output, bounds); });
-  return {-largest_lane(subtract(zero(), bounds.low)), largest_lane(bounds.high),
-          sum_lanes(bounds.poison)};
+  return bounds.range();
 }
 
 #else
 
 bool takes_pairs(const QuantizeRows&) { return false; }
+PairSizes pair_sizes(const QuantizeRows&) { return {}; }
+int64_t middle_floats(const QuantizeRows&) { return 0; }
+int64_t output_floats(const QuantizeRows&) { return 0; }
 Status prepare_pairs(const QuantizeRows&, float*, float*) { return Status::invalid; }
 Range transform_pairs(const QuantizeRows&, int64_t, float*, float*) { return {0, 0, 0}; }
 

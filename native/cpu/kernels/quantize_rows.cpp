@@ -1,7 +1,12 @@
 // Transform and quantise rows in one pass; a row stays in the L1 cache from its load to its codes.
 #include "tesseral/quantize_rows.h"
 
+#include "kernels/row_range.h"
+#if defined(TESSERAL_TILES)
+#include "kernels/quantize_tiles.h"
+#else
 #include "kernels/quantize_pairs.h"
+#endif
 
 namespace tesseral::TESSERAL_TARGET {
 namespace {
@@ -100,6 +105,7 @@ Layout layout_of(const QuantizeRows& call) {
 }
 
 int64_t scratch(const QuantizeRows& call) {
+  if (call.left_pairs != nullptr) return padded(middle_floats(call)) + output_floats(call);
   const Layout layout = layout_of(call);
   return padded(layout.input) + padded(layout.middle) + padded(layout.output);
 }
@@ -139,6 +145,18 @@ void write_dense(const QuantizeRows& call, int64_t row, const float* x) {
   }
 }
 
+void run_pairs(const QuantizeRows& call, int64_t begin, int64_t end, float* scratch) {
+  const int64_t n = call.left * call.right;
+  float* output = scratch + padded(middle_floats(call));
+  const PairUnit unit;
+  for (int64_t row = begin; row < end; ++row) {
+    const Range range = transform_pairs(call, row, scratch, output);
+    const float scale = scale_of(range, call.clip, call.bits);
+    write_codes<false>(output, n, scale, call.bits, call.codes + row * call.codes_stride);
+    call.scale[row] = scale;
+  }
+}
+
 Status run(const QuantizeRows& call, int64_t begin, int64_t end, float* scratch) {
   const int64_t n = call.left * call.right;
   if (call.left < 1 || call.right < 1 || begin < 0 || end > call.m) return Status::invalid;
@@ -149,16 +167,12 @@ Status run(const QuantizeRows& call, int64_t begin, int64_t end, float* scratch)
     return Status::ok;
   }
   if (call.bits < 2 || call.bits > 8 || call.codes_stride < n) return Status::invalid;
+  if (call.left_pairs != nullptr) {
+    run_pairs(call, begin, end, scratch);
+    return Status::ok;
+  }
   for (int64_t row = begin; row < end; ++row) {
     int8_t* codes = call.codes + row * call.codes_stride;
-    if (call.left_pairs != nullptr) {
-      float* output = scratch + padded(n / 2);
-      const float scale =
-          scale_of(transform_pairs(call, row, scratch, output), call.clip, call.bits);
-      write_codes<false>(output, n, scale, call.bits, codes);
-      call.scale[row] = scale;
-      continue;
-    }
     float* x = transform(call, row, scratch);
     for (int64_t i = n; i < padded(n); ++i) x[i] = x[0];
     const float scale = scale_of(range_of(x, n), call.clip, call.bits);
@@ -171,6 +185,7 @@ Status run(const QuantizeRows& call, int64_t begin, int64_t end, float* scratch)
 }  // namespace
 
 extern const QuantizeRowsKernels quantize_rows;
-const QuantizeRowsKernels quantize_rows = {padded, takes_pairs, prepare_pairs, scratch, run};
+const QuantizeRowsKernels quantize_rows = {padded,        takes_pairs, pair_sizes,
+                                           prepare_pairs, scratch,     run};
 
 }  // namespace tesseral::TESSERAL_TARGET

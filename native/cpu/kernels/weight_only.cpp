@@ -15,6 +15,7 @@ constexpr int64_t chunk = places * lanes;
 constexpr int64_t panel_columns = linear_int4_panel;
 constexpr int64_t tile_columns = tile_vectors * lanes;
 constexpr int64_t block_steps = 1024;  // of a panel: 256 KiB
+constexpr int64_t most_rows = 256;     // that share a panel, measured: their sums are 64 KiB
 constexpr int64_t ahead_bytes = 4096;  // weights are one stream of addresses, fetched so far ahead
 static_assert(chunk == 2 * vector_bytes && panel_columns % tile_columns == 0, "tiles fill panels");
 
@@ -54,9 +55,12 @@ int64_t row_floats(const WeightOnly& call, bool stream) {
   return floats % 128 == 0 ? floats + 16 : floats;
 }
 
-int64_t panel_bytes(const WeightOnly& call) {
+LinearPanels panel_sizes(const WeightOnly& call) {
   const int64_t steps = smaller(block_steps, n_chunks(call.k) * chunk / step_elements(call));
-  return steps * panel_columns * int64_t{sizeof(float)};
+  LinearPanels sizes;
+  sizes.rows = most_rows;
+  sizes.bytes = steps * panel_columns * int64_t{sizeof(float)};
+  return sizes;
 }
 
 void store_output(LinearOutput output, Floats x, void* out, int64_t at, int count) {
@@ -321,14 +325,14 @@ void add_group(const WeightOnly& call, const LinearInt4Tile& tile, int64_t block
   span.stride = stride;
   span.steps = (end - begin + step - 1) / step;
   span.first = begin == 0;
-  for (int64_t row = tile.row_begin; row < tile.row_end; row += tile_rows) {
+  for (int64_t row = tile.row_begin; row < tile.row_end; row += panel_rows) {
     for (int64_t column = 0; column < count; column += tile_columns) {
       span.rows = call.prepared + row * stride + begin / step;
       span.panel = panel + (begin - block) / step * panel_columns + column;
       span.scales = scales + column;
       span.sums =
           reinterpret_cast<float*>(tile.sums) + (row - tile.row_begin) * panel_columns + column;
-      span_of<tile_rows, Pairs>(tile.row_end - row)(span);
+      span_of<panel_rows, Pairs>(tile.row_end - row)(span);
     }
   }
 }
@@ -393,7 +397,7 @@ Status prepare(const WeightOnly& call, bool stream, int64_t begin, int64_t end) 
 }  // namespace
 
 extern const WeightOnlyKernels weight_only;
-const WeightOnlyKernels weight_only = {takes_pairs, row_floats, panel_bytes,
+const WeightOnlyKernels weight_only = {takes_pairs, row_floats, panel_sizes,
                                        prepare,     stream,     panels};
 
 }  // namespace tesseral::TESSERAL_TARGET

@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::int64_t vector_bytes = 32;
 constexpr int stream_rows = 2;  // with 4 columns: 8 accumulators of 16 registers
-constexpr int tile_rows = 6;    // with tile_vectors: 12
+constexpr int panel_rows = 6;   // with tile_vectors: 12
 constexpr int tile_vectors = 2;
 
 using Bytes = __m256i;  // 32 x 8 bits

@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::int64_t vector_bytes = 64;
 constexpr int stream_rows = 4;  // with 4 columns: 16 accumulators of 32 registers
-constexpr int tile_rows = 6;    // with tile_vectors: 24
+constexpr int panel_rows = 6;   // with tile_vectors: 24
 constexpr int tile_vectors = 4;
 
 using Bytes = __m512i;  // 64 x 8 bits

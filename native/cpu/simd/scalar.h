@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::int64_t vector_bytes = 16;
 constexpr int stream_rows = 1;
-constexpr int tile_rows = 2;
+constexpr int panel_rows = 2;
 constexpr int tile_vectors = 4;
 
 struct Bytes {

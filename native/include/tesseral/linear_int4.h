@@ -12,7 +12,7 @@ namespace tesseral {
 // 2^31.
 constexpr std::int64_t linear_int4_max_k = std::int64_t{1} << 20;
 // Columns of the output that are computed together from one panel of unpacked
-// weights.
+// weights, where the instruction set does not say otherwise.
 constexpr std::int64_t linear_int4_panel = 64;
 
 // Whether a row of k weights may have a scale for every `group` of them. A
@@ -50,7 +50,7 @@ struct LinearInt4 {
   LinearOutput output = LinearOutput::sums;  // int32, float32 or bfloat16
 
   // Filled by `prepare`.
-  std::int8_t* rows = nullptr;         // [m, row_bytes], 64-byte aligned
+  std::int8_t* rows = nullptr;         // rows_bytes, 64-byte aligned
   std::int32_t* offsets = nullptr;     // [m, k / group]: -8 * the sum of the row's group
   std::int32_t* magnitudes = nullptr;  // [m]: largest absolute value of a row, at least 1
 };
@@ -60,20 +60,27 @@ struct LinearInt4Tile {
   int weight = 0;
   std::int64_t row_begin = 0, row_end = 0;
   std::int64_t column_begin = 0, column_end = 0;
-  std::uint8_t* panel = nullptr;  // panel_bytes, 64-byte aligned, for `panels` only
-  std::int32_t* sums = nullptr;   // [row_end - row_begin, linear_int4_panel], likewise
+  std::uint8_t* panel = nullptr;  // LinearPanels::bytes, 64-byte aligned, for `panels` only
+  std::int32_t* sums = nullptr;   // [row_end - row_begin, LinearPanels::sums], likewise
+};
+
+// How an instruction set cuts a call whose weights it unpacks.
+struct LinearPanels {
+  std::int64_t columns = linear_int4_panel;  // of a tile; its columns begin at a multiple of them
+  std::int64_t rows = 0;                     // of a tile at most
+  std::int64_t row_step = 1;                 // of which a tile has whole ones, but for the last
+  std::int64_t bytes = 0;                    // of memory for a tile
+  std::int64_t sums = linear_int4_panel;     // of a row, kept until a tile is done
 };
 
 // What each instruction set provides: two ways to compute a call.
 //
 // `stream` unpacks weights in registers, which few rows want. `panels` unpacks
-// the weights of 64 columns into a panel that many rows share; its columns
-// begin at a multiple of 64.
+// the weights of a tile's columns into a panel that many rows share.
 struct LinearInt4Kernels {
-  // Bytes of one prepared activation row; a multiple of 64, or 0 if rows are
-  // used as they are.
-  std::int64_t (*row_bytes)(const LinearInt4& call, bool stream);
-  std::int64_t (*panel_bytes)(const LinearInt4& call);
+  // Bytes of all prepared activation rows, or 0 if rows are used as they are.
+  std::int64_t (*rows_bytes)(const LinearInt4& call, bool stream);
+  LinearPanels (*panel_sizes)(const LinearInt4& call);
   // Fills rows, offsets and magnitudes for activation rows [begin, end).
   Status (*prepare)(const LinearInt4& call, bool stream, std::int64_t begin, std::int64_t end);
   Status (*stream)(const LinearInt4& call, const LinearInt4Tile& tile);

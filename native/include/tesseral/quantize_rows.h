@@ -41,13 +41,20 @@ struct QuantizeRows {
   const float* right_pairs = nullptr;
 };
 
+// Floats that factors take as `prepare_pairs` gives them.
+struct PairSizes {
+  std::int64_t left = 0;
+  std::int64_t right = 0;
+};
+
 // What each instruction set provides.
 struct QuantizeRowsKernels {
   // `right`, rounded up to whole vectors.
   std::int64_t (*padded)(std::int64_t right);
   // Whether rows of such sizes can be multiplied as pairs of bfloat16.
   bool (*takes_pairs)(const QuantizeRows& call);
-  // Fills left * left / 2 and, with a right factor, right * right / 2 floats; each is a pair.
+  PairSizes (*pair_sizes)(const QuantizeRows& call);
+  // Fills so many floats, each of which is a pair.
   Status (*prepare_pairs)(const QuantizeRows& call, float* left_pairs, float* right_pairs);
   // Floats of scratch memory for one worker.
   std::int64_t (*scratch)(const QuantizeRows& call);

@@ -32,7 +32,7 @@ struct WeightOnly {
 struct WeightOnlyKernels {
   bool (*takes_pairs)(const WeightOnly& call);
   std::int64_t (*row_floats)(const WeightOnly& call, bool stream);
-  std::int64_t (*panel_bytes)(const WeightOnly& call);
+  LinearPanels (*panel_sizes)(const WeightOnly& call);
   Status (*prepare)(const WeightOnly& call, bool stream, std::int64_t begin, std::int64_t end);
   Status (*stream)(const WeightOnly& call, const LinearInt4Tile& tile);
   Status (*panels)(const WeightOnly& call, const LinearInt4Tile& tile);
