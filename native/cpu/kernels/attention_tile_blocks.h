@@ -23,6 +23,8 @@ inline int64_t tile_steps(int64_t n) { return (n + tile_step - 1) / tile_step; }
 
 // Tile instructions are opaque to the compiler, and to sanitizers.
 inline void settle_memory() { __asm__ volatile("" ::: "memory"); }
+// Between tile instructions: what a and b are is computed by here.
+inline void keep_order(Floats& a, Floats& b) { __asm__ volatile("" : "+v"(a), "+v"(b)); }
 inline const float* readable(const float* p, [[maybe_unused]] int64_t stride) {
 #if defined(__SANITIZE_ADDRESS__)
   for (int r = 0; r < tile_rows; ++r) {
@@ -35,6 +37,20 @@ inline const float* readable(const float* p, [[maybe_unused]] int64_t stride) {
 #define TESSERAL_STORE_TILE(tile, p, stride) \
   _tile_stored(tile, const_cast<float*>(readable(p, stride)), 4 * (stride))
 
+// Stores the tile of the product before, and starts it for the present one.
+#define TESSERAL_BEGIN_TILE(tile, row, column)                                                  \
+  {                                                                                             \
+    if (complete_ != nullptr) {                                                                 \
+      TESSERAL_STORE_TILE(tile, complete_->out + (row) * complete_->stride + (column),          \
+                          complete_->stride);                                                   \
+    }                                                                                           \
+    if (product.adds) {                                                                         \
+      TESSERAL_LOAD_TILE(tile, product.out + (row) * product.stride + (column), product.stride); \
+    } else {                                                                                    \
+      _tile_zero(tile);                                                                         \
+    }                                                                                           \
+  }
+
 // Tiles of rows: where the first begins, and words from row to row and from step to step.
 struct TileRows {
   const float* first;
@@ -46,63 +62,118 @@ struct TileRows {
   }
 };
 
-// Sums of products of 32 rows and 32 columns: rows a, and steps of b of two tiles each.
-class TileSums {
+// A product of tiles: 32 rows, and 32 columns or 16.
+struct TileProduct {
+  TileRows a;
+  const float* b;  // of each step two tiles, or one
+  int64_t steps;
+  float* out;
+  int64_t stride;
+  bool narrow;  // 16 columns
+  bool adds;    // to what is there
+};
+
+inline void nothing_beside(int) {}
+
+// Products that are worked off step by step, so that the tile unit finds work while vectors are
+// computed with. A chip looks only a few tile loads ahead, so these turn to one another within a
+// step: `beside(0)` to `beside(3)` are called between its products. For the same reason a sum is
+// stored when the next one needs its tile, and not while it is still being computed.
+class TileQueue {
  public:
-  static void clear() {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+  void push(const TileProduct& product) {
+    products_[n_products_++] = product;
+    steps_ += product.steps;
   }
-  static void load(const float* p, int64_t stride) {
-    TESSERAL_LOAD_TILE(0, p, stride);
-    TESSERAL_LOAD_TILE(1, p + lanes, stride);
-    TESSERAL_LOAD_TILE(2, p + tile_rows * stride, stride);
-    TESSERAL_LOAD_TILE(3, p + tile_rows * stride + lanes, stride);
+  int64_t steps() const { return steps_; }
+
+  template <class Beside>
+  void advance(const Beside& beside) {
+    if (at_ == n_products_) {
+      for (int part = 0; part < 4; ++part) beside(part);
+      return;
+    }
+    const TileProduct& product = products_[at_];
+    product.narrow ? narrow_step(product, beside) : wide_step(product, beside);
+    if (++step_ < product.steps) return;
+    complete_ = &product;
+    step_ = 0;
+    ++at_;
   }
-  static void store(float* p, int64_t stride) {
-    TESSERAL_STORE_TILE(0, p, stride);
-    TESSERAL_STORE_TILE(1, p + lanes, stride);
-    TESSERAL_STORE_TILE(2, p + tile_rows * stride, stride);
-    TESSERAL_STORE_TILE(3, p + tile_rows * stride + lanes, stride);
+  // Works off all that is left.
+  void finish() {
+    settle_memory();
+    while (at_ < n_products_) advance(nothing_beside);
+    store_complete();
+    n_products_ = at_ = 0;
+    steps_ = 0;
   }
-  static void add(const TileRows& a, const float* b, int64_t step) {
-    TESSERAL_LOAD_TILE(6, b + 2 * step * tile_words, lanes);
-    TESSERAL_LOAD_TILE(4, a.at(0, step), a.stride);
-    TESSERAL_LOAD_TILE(7, b + (2 * step + 1) * tile_words, lanes);
-    TESSERAL_LOAD_TILE(5, a.at(1, step), a.stride);
+
+ private:
+  template <class Beside>
+  void wide_step(const TileProduct& product, const Beside& beside) {
+    const float* b = product.b + 2 * step_ * tile_words;
+    const bool begins = step_ == 0;
+    if (begins && complete_ != nullptr && complete_->narrow) store_complete();
+    TESSERAL_LOAD_TILE(6, b, lanes);
+    TESSERAL_LOAD_TILE(4, product.a.at(0, step_), product.a.stride);
+    if (begins) TESSERAL_BEGIN_TILE(0, 0, 0);
     _tile_dpbf16ps(0, 4, 6);
+    beside(0);
+    TESSERAL_LOAD_TILE(7, b + tile_words, lanes);
+    if (begins) TESSERAL_BEGIN_TILE(1, 0, lanes);
     _tile_dpbf16ps(1, 4, 7);
+    beside(1);
+    TESSERAL_LOAD_TILE(5, product.a.at(1, step_), product.a.stride);
+    if (begins) TESSERAL_BEGIN_TILE(2, tile_rows, 0);
     _tile_dpbf16ps(2, 5, 6);
+    beside(2);
+    if (begins) TESSERAL_BEGIN_TILE(3, tile_rows, lanes);
     _tile_dpbf16ps(3, 5, 7);
+    beside(3);
+    if (begins) complete_ = nullptr;
   }
-};
 
-// The same of one column of tiles: 32 rows and 16 columns.
-class NarrowTileSums {
- public:
-  static void clear() {
-    _tile_zero(0);
-    _tile_zero(2);
-  }
-  static void load(const float* p, int64_t stride) {
-    TESSERAL_LOAD_TILE(0, p, stride);
-    TESSERAL_LOAD_TILE(2, p + tile_rows * stride, stride);
-  }
-  static void store(float* p, int64_t stride) {
-    TESSERAL_STORE_TILE(0, p, stride);
-    TESSERAL_STORE_TILE(2, p + tile_rows * stride, stride);
-  }
-  static void add(const TileRows& a, const float* b, int64_t step) {
-    TESSERAL_LOAD_TILE(6, b + step * tile_words, lanes);
-    TESSERAL_LOAD_TILE(4, a.at(0, step), a.stride);
-    TESSERAL_LOAD_TILE(5, a.at(1, step), a.stride);
+  template <class Beside>
+  void narrow_step(const TileProduct& product, const Beside& beside) {
+    const bool begins = step_ == 0;
+    if (begins) store_complete();
+    TESSERAL_LOAD_TILE(6, product.b + step_ * tile_words, lanes);
+    TESSERAL_LOAD_TILE(4, product.a.at(0, step_), product.a.stride);
+    if (begins) TESSERAL_BEGIN_TILE(0, 0, 0);
     _tile_dpbf16ps(0, 4, 6);
+    beside(0);
+    beside(1);
+    TESSERAL_LOAD_TILE(5, product.a.at(1, step_), product.a.stride);
+    if (begins) TESSERAL_BEGIN_TILE(2, tile_rows, 0);
     _tile_dpbf16ps(2, 5, 6);
+    beside(2);
+    beside(3);
   }
+
+  void store_complete() {
+    if (complete_ == nullptr) return;
+    float* out = complete_->out;
+    const int64_t stride = complete_->stride;
+    TESSERAL_STORE_TILE(0, out, stride);
+    TESSERAL_STORE_TILE(2, out + tile_rows * stride, stride);
+    if (!complete_->narrow) {
+      TESSERAL_STORE_TILE(1, out + lanes, stride);
+      TESSERAL_STORE_TILE(3, out + tile_rows * stride + lanes, stride);
+    }
+    complete_ = nullptr;
+  }
+
+  static constexpr int64_t most = (attention_max_dim + attention_max_key_block) / panel + 2;
+  TileProduct products_[most];
+  int64_t n_products_ = 0;
+  int64_t steps_ = 0;  // of all products
+  int64_t at_ = 0;     // the product that is worked on
+  int64_t step_ = 0;   // and its next step
+  const TileProduct* complete_ = nullptr;  // whose sums are still in their tiles
 };
 
+#undef TESSERAL_BEGIN_TILE
 #undef TESSERAL_LOAD_TILE
 #undef TESSERAL_STORE_TILE
 

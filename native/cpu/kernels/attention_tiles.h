@@ -24,7 +24,7 @@ struct TileSpace {
   float* queries;
   float* keys;
   float* values;
-  float* scores;
+  float* scores[2];
   float* state;
 
   TileSpace(const AttentionCall& call, float* memory)
@@ -34,8 +34,9 @@ struct TileSpace {
     queries = memory;
     keys = queries + round_up(call.strip_rows, group_rows) * key_words;
     values = keys + block * key_words;
-    scores = values + block / 2 * round_up(call.value.width, lanes);
-    state = scores + group_rows * score_stride;
+    scores[0] = values + block / 2 * round_up(call.value.width, lanes);
+    scores[1] = scores[0] + group_rows * score_stride;
+    state = scores[1] + group_rows * score_stride;
   }
   static int64_t floats(const AttentionCall& call) {
     const TileSpace laid(call, nullptr);
@@ -57,7 +58,8 @@ class TiledTask {
         rows_(rows_of(call, task)),
         state_(call, task.state != nullptr ? task.state : space_.state, rows_),
         adjusts_(adjusts_scores(call)),
-        unit_(unit_of(call)) {}
+        unit_(unit_of(call)),
+        slack_(slack_log2 / unit_) {}
 
   void run() {
     const Tiles tiles;
@@ -70,63 +72,162 @@ class TiledTask {
       end_ = at_most(begin_ + call_.key_block, keys.end);
       pack_key_tiles(call_, task_, begin_, end_, space_.keys);
       pack_value_tiles(call_, task_, begin_, end_, space_.values);
-      Ahead ahead = after_block(call_, task_, end_, keys.end);
-      for (int64_t row = 0; row < rows_; row += group_rows) {
-        ahead.reach(row + group_rows, rows_);
-        run_group(row);
-      }
+      run_block(after_block(call_, task_, end_, keys.end));
     }
     state_.finish(rows_);
     if (task_.state == nullptr) write_output(call_, task_, state_);
   }
 
  private:
+  // Rows that have scores, in the memory of their own.
+  struct Scored {
+    Group<group_rows> group;
+    int64_t row = 0;
+    float* scores = nullptr;
+    bool fresh = true;  // whether nothing has been summed yet
+  };
+
   float* queries_of(int64_t row) const {
     return space_.queries + row * tile_steps(call_.key.width) * lanes;
   }
 
-  // Rows [row, row + group_rows) against the packed block.
-  void run_group(int64_t row) {
-    Group<group_rows> group;
-    find_group(call_, task_, row, rows_, {begin_, end_}, group);
-    if (!group.sees_keys()) return;
-    score(row, group.from, group.to);
-    bool fresh = true;  // whether nothing has been summed yet
-    for (int r = 0; r < group.n_rows; ++r) fresh = fresh && state_.sum[row + r] == 0;
-    for (int r = 0; r < group.n_rows; ++r) weigh(group, r, row, fresh);
-    add_values(row, group.from, group.to, fresh);
+  // All rows against the packed block. While the weights of one group are computed, tiles add the
+  // values of the group before and compute the scores of the next.
+  void run_block(Ahead ahead) {
+    Scored groups[2];
+    groups[0].scores = space_.scores[0];
+    groups[1].scores = space_.scores[1];
+    Scored* before = nullptr;
+    Scored* present = &groups[0];
+    if (!find_from(0, *present)) return;
+    push_scores(*present);
+    queue_.finish();
+    while (present != nullptr) {
+      Scored* other = present == &groups[0] ? &groups[1] : &groups[0];
+      if (before != nullptr) push_values(*before);
+      const int64_t row = present->row + group_rows;
+      // it takes the memory of the one before, whose values come first
+      Scored next;
+      next.scores = other->scores;
+      Scored* after = find_from(row, next) ? other : nullptr;
+      if (after != nullptr) push_scores(next);
+      weigh_group(*present, ahead);
+      queue_.finish();
+      if (after != nullptr) *other = next;
+      before = present;
+      present = after;
+    }
+    push_values(*before);
+    queue_.finish();
+    ahead.reach(1, 1);
   }
 
-  void score(int64_t row, int64_t from, int64_t to) {
+  // Finds the first group from a row on that sees some of the block.
+  bool find_from(int64_t row, Scored& scored) const {
+    for (; row < rows_; row += group_rows) {
+      find_group(call_, task_, row, rows_, {begin_, end_}, scored.group);
+      if (scored.group.sees_keys()) {
+        scored.row = row;
+        return true;
+      }
+    }
+    return false;
+  }
+
+  void push_scores(const Scored& scored) {
     const int64_t steps = tile_steps(call_.key.width);
-    const TileRows queries = {queries_of(row), lanes, 2 * tile_words};
-    settle_memory();
-    for (int64_t key = from; key < to; key += panel) {
-      const float* keys = space_.keys + key * steps * lanes;
-      TileSums::clear();
-      for (int64_t step = 0; step < steps; ++step) TileSums::add(queries, keys, step);
-      TileSums::store(space_.scores + key - from, space_.score_stride);
+    const TileRows queries = {queries_of(scored.row), lanes, 2 * tile_words};
+    const auto& group = scored.group;
+    for (int64_t key = group.from; key < group.to; key += panel) {
+      queue_.push({queries, space_.keys + key * steps * lanes, steps,
+                   scored.scores + key - group.from, space_.score_stride, false, false});
     }
   }
 
-  // Turns the scores of a row into weights, and scales what it has summed as they need it.
-  void weigh(const Group<group_rows>& group, int r, int64_t first, bool fresh) {
+  void push_values(const Scored& scored) {
+    const TileRows weights = {scored.scores, space_.score_stride, lanes};
+    const int64_t from = scored.group.from / tile_step;
+    const int64_t steps = tile_steps(scored.group.to) - from;
+    for (int64_t column = 0; column < call_.value.width; column += panel) {
+      const bool narrow = is_narrow(call_.value.width, column);
+      const float* values = space_.values + value_tiles(column, tile_steps(end_ - begin_)) +
+                            from * (narrow ? 1 : 2) * tile_words;
+      queue_.push({weights, values, steps, state_.values + scored.row * state_.stride + column,
+                   state_.stride, narrow, !scored.fresh});
+    }
+  }
+
+  void weigh_group(Scored& scored, Ahead& ahead) {
+    const int n_rows = scored.group.n_rows;
+    for (int r = 0; r < n_rows; ++r) {
+      scored.fresh = scored.fresh && state_.sum[scored.row + r] == 0;
+    }
+    settle_memory();
+    const int64_t all = queue_.steps();
+    for (int r = 0; r < n_rows; ++r) {
+      weigh(scored, r, all * (r + 1) / n_rows - all * r / n_rows);
+    }
+    ahead.reach(scored.row + group_rows, rows_);
+  }
+
+  // Turns the scores of a row into weights, and scales what it has summed as they need it; beside
+  // that so many steps of the queue.
+  void weigh(const Scored& scored, int r, int64_t steps) {
+    const Group<group_rows>& group = scored.group;
     const Row& row = group.rows[r];
     const int64_t begin = begin_ + group.from;
     const int64_t end = begin_ + group.to;
     const int64_t count = round_up(end - begin, panel);
-    float* scores = space_.scores + r * space_.score_stride;
+    float* scores = scored.scores + r * space_.score_stride;
     if (adjusts_) adjust_scores(call_, task_, row, scores - begin, begin, end);
     if (group.hides) {
       const Row seen = {row.head, row.query, row.k_begin, at_most(row.k_end, end)};
       hide_scores(seen, scores - begin, begin, begin + count);
     }
-    float& limit = state_.limit[first + r];
-    float& sum = state_.sum[first + r];
-    const float factor = raise_limit(scores, count, unit_, &limit);
-    if (!fresh && (factor != 1 || sum == 0)) scale_values(first + r, sum == 0 ? 0 : factor);
-    sum = sum * factor +
-          exponentiate<true>(scores, count, unit_, take_limit(scores, count, unit_, limit));
+    const int64_t index = scored.row + r;
+    float& limit = state_.limit[index];
+    float& sum = state_.sum[index];
+    const float factor = follow_limit(scores, count, &limit);
+    if (!scored.fresh && (factor != 1 || sum == 0)) scale_values(index, sum == 0 ? 0 : factor);
+    const float minus = take_limit(scores, count, unit_, limit);
+    sum = sum * factor + exponentiate_beside(scores, count, minus, steps);
+  }
+
+  // Raises the limit of a row if its scores have grown by more than the slack; returns the factor
+  // that the sums of the row so far take.
+  float follow_limit(const float* scores, int64_t count, float* limit) const {
+    Floats top[2] = {load(scores), load(scores + lanes)};
+    for (int64_t i = panel; i < count; i += panel) {
+      for (int j = 0; j < 2; ++j) top[j] = larger(top[j], load(scores + i + j * lanes));
+    }
+    const float largest = largest_lane(larger(top[0], top[1]));
+    const float before = *limit;
+    if (!(largest > before + slack_)) return 1;
+    *limit = largest;
+    return factor_between(before, largest, unit_);
+  }
+
+  // Weights in place of scores, as pairs, and their sum.
+  float exponentiate_beside(float* scores, int64_t count, float limit, int64_t steps) {
+    const Floats by = broadcast(unit_);
+    const Floats minus = broadcast(-limit);
+    Floats sum[2] = {zero(), zero()};
+    const auto weigh_two = [&](int64_t i) {
+      Floats weights[2];
+      for (int j = 0; j < 2; ++j) {
+        weights[j] = exp2_of_negative(multiply_add(load(scores + i + j * lanes), by, minus));
+        sum[j] = add(sum[j], weights[j]);
+      }
+      store(scores + i / 2, narrow_to_pairs(weights[0], weights[1]));
+      keep_order(sum[0], sum[1]);
+    };
+    int64_t i = 0;
+    for (; i + 4 * panel <= count && steps > 0; i += 4 * panel, --steps) {
+      queue_.advance([&](int part) { weigh_two(i + part * panel); });
+    }
+    for (; i < count; i += panel) weigh_two(i);
+    for (; steps > 0; --steps) queue_.advance(nothing_beside);
+    return sum_lanes(add(sum[0], sum[1]));
   }
 
   void scale_values(int64_t row, float factor) {
@@ -137,28 +238,6 @@ class TiledTask {
     }
   }
 
-  void add_values(int64_t row, int64_t from, int64_t to, bool fresh) {
-    settle_memory();
-    for (int64_t column = 0; column < call_.value.width; column += panel) {
-      if (is_narrow(call_.value.width, column)) {
-        add_columns<NarrowTileSums, 1>(row, column, from, to, fresh);
-      } else {
-        add_columns<TileSums, 2>(row, column, from, to, fresh);
-      }
-    }
-  }
-
-  template <class Sums, int Columns>
-  void add_columns(int64_t row, int64_t column, int64_t from, int64_t to, bool fresh) {
-    const TileRows weights = {space_.scores, space_.score_stride, lanes};
-    const float* values = space_.values + value_tiles(column, tile_steps(end_ - begin_)) +
-                          from / tile_step * Columns * tile_words;
-    float* out = state_.values + row * state_.stride + column;
-    fresh ? Sums::clear() : Sums::load(out, state_.stride);
-    for (int64_t step = 0; step < tile_steps(to - from); ++step) Sums::add(weights, values, step);
-    Sums::store(out, state_.stride);
-  }
-
   const AttentionCall& call_;
   const AttentionTask& task_;
   TileSpace space_;
@@ -166,6 +245,8 @@ class TiledTask {
   State state_;
   bool adjusts_;
   float unit_;
+  float slack_;  // of limits
+  TileQueue queue_;
   int64_t begin_ = 0;  // the packed block of keys
   int64_t end_ = 0;
 };

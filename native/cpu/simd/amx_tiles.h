@@ -28,6 +28,8 @@ class Tiles {
       config.row_bytes[i] = tile_bytes;
       config.rows[i] = tile_rows;
     }
+    // GCC's intrinsic says that it reads the first 8 bytes alone
+    __asm__ volatile("" : : "m"(config));
     _tile_loadconfig(&config);
   }
   ~Tiles() { _tile_release(); }
