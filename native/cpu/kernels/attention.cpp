@@ -3,6 +3,7 @@
 
 #include "kernels/attention_packed.h"
 #include "kernels/attention_streamed.h"
+#include "kernels/attention_tiles.h"
 
 namespace tesseral::TESSERAL_TARGET {
 namespace {
@@ -11,9 +12,17 @@ bool streams(const AttentionCall& call, const AttentionTask& task) {
   return rows_of(call, task) <= at_most(call.stream_rows, stream_max_rows);
 }
 
+int64_t packed_floats(const AttentionCall& call) {
+  if (!multiplies_pairs(call)) return Workspace<false>::floats(call);
+#if defined(TESSERAL_TILES)
+  return TileSpace::floats(call);
+#else
+  return Workspace<true>::floats(call);
+#endif
+}
+
 int64_t scratch_floats(const AttentionCall& call) {
-  const int64_t packed = at_least(Workspace<false>::floats(call), Workspace<true>::floats(call));
-  return at_least(packed, StreamedTask::floats(call));
+  return at_least(packed_floats(call), StreamedTask::floats(call));
 }
 
 void run(const AttentionCall& call, const AttentionTask& task, float* scratch) {
@@ -22,13 +31,21 @@ void run(const AttentionCall& call, const AttentionTask& task, float* scratch) {
     for (int64_t i = 0; i < scratch_floats(call); ++i) scratch[i] = nan;
   }
   if (streams(call, task)) return StreamedTask(call, task, scratch).run();
-#if defined(TESSERAL_BF16_DOT)
+#if defined(TESSERAL_TILES)
+  if (multiplies_pairs(call)) return TiledTask(call, task, scratch).run();
+#elif defined(TESSERAL_BF16_DOT)
   if (multiplies_pairs(call)) return PackedTask<true>(call, task, scratch).run();
 #endif
   PackedTask<false>(call, task, scratch).run();
 }
 
-int64_t state_floats(const AttentionCall& call, int64_t rows) { return State::floats(call, rows); }
+int64_t state_floats(const AttentionCall& call, int64_t rows) {
+#if defined(TESSERAL_TILES)
+  const bool tiled = multiplies_pairs(call) && rows > at_most(call.stream_rows, stream_max_rows);
+  if (tiled) return TileSpace::state_floats(call, rows);
+#endif
+  return State::floats(call, rows);
+}
 
 void merge(const AttentionCall& call, const AttentionTask* tasks, int64_t n_tasks) {
   const int64_t rows = rows_of(call, tasks[0]);

@@ -248,6 +248,80 @@ struct Workspace {
   }
 };
 
+// Rows that are multiplied together, and the keys of a packed block that some of them sees.
+template <int Most>
+struct Group {
+  Row rows[Most];
+  int n_rows;
+  int64_t from;  // counted from the start of the block, whole panels
+  int64_t to;
+  bool hides;  // whether some row does not see some of these keys
+
+  bool sees_keys() const { return from < to; }
+};
+
+// Brings keys [begin, end) down to those that some row sees under a boolean mask.
+inline void skip_masked(const AttentionCall& call, const AttentionTask& task, const Row* rows,
+                        int n_rows, int64_t& begin, int64_t& end) {
+  const DenseMask& mask = call.mask;
+  if (!has_dense_mask(call) || mask.element != Element::boolean || mask.column != 1) return;
+  const int64_t batch = call.sequences[task.sequence].batch;
+  int64_t first = end;
+  int64_t stop = begin;
+  const char* before = nullptr;
+  for (int r = 0; r < n_rows; ++r) {
+    const char* p = row_of(mask.rows, batch, rows[r].head, rows[r].query);
+    if (p == before) continue;
+    before = p;
+    int64_t key = begin;
+    while (key < first && !p[key]) ++key;
+    first = key;
+    key = end;
+    while (key > stop && !p[key - 1]) --key;
+    stop = key;
+  }
+  begin = first;
+  end = at_least(first, stop);
+}
+
+// Rows [row, row + Most) of a task that has `n_rows`, against the block of keys [begin, end).
+template <int Most>
+void find_group(const AttentionCall& call, const AttentionTask& task, int64_t row, int64_t n_rows,
+                KeyRange block, Group<Most>& group) {
+  group.n_rows = static_cast<int>(at_most(Most, n_rows - row));
+  group.from = group.to = 0;
+  group.hides = false;
+  KeyRange some = {block.end, block.begin};
+  KeyRange all = block;
+  RowWalk walk(call, task, row);
+  for (int r = 0; r < group.n_rows; ++r) {
+    const Row& each = group.rows[r] = walk.next();
+    some = {at_most(some.begin, each.k_begin), at_least(some.end, each.k_end)};
+    all = {at_least(all.begin, each.k_begin), at_most(all.end, each.k_end)};
+  }
+  some = {at_least(some.begin, block.begin), at_most(some.end, block.end)};
+  if (some.begin < some.end) {
+    skip_masked(call, task, group.rows, group.n_rows, some.begin, some.end);
+  }
+  if (some.begin >= some.end) return;
+  group.from = (some.begin - block.begin) / panel * panel;
+  group.to = some.end - block.begin;
+  group.hides = all.begin > block.begin + group.from || all.end < some.end ||
+                (group.to - group.from) % panel != 0;
+}
+
+// What is needed after the block that ends at `key`, of keys that end at `end`: the next one, or
+// the first of the next task.
+inline Ahead after_block(const AttentionCall& call, const AttentionTask& task, int64_t key,
+                         int64_t end) {
+  if (key < end || task.next == nullptr) {
+    return {call, task, key, at_most(key + call.key_block, end), 0};
+  }
+  const KeyRange keys = visible_keys(call, *task.next);
+  return {call, *task.next, keys.begin, at_most(keys.begin + call.key_block, keys.end),
+          rows_of(call, *task.next)};
+}
+
 template <bool Pairs>
 class PackedTask {
  public:
@@ -271,7 +345,7 @@ class PackedTask {
       end_ = at_most(begin_ + call_.key_block, keys.end);
       pack_keys<Pairs>(call_, task_, begin_, end_, space_.keys);
       pack_values<Pairs>(call_, task_, begin_, end_, space_.values);
-      Ahead ahead = after_block(keys.end);
+      Ahead ahead = after_block(call_, task_, end_, keys.end);
       for (int64_t row = 0; row < rows_; row += gemm_rows) {
         ahead.reach(row + gemm_rows, rows_);
         run_group(row);
@@ -282,64 +356,13 @@ class PackedTask {
   }
 
  private:
-  // What is needed after the present block: the next one, or the first of the next task.
-  Ahead after_block(int64_t end) const {
-    if (end_ < end || task_.next == nullptr) {
-      return {call_, task_, end_, at_most(end_ + call_.key_block, end), 0};
-    }
-    const KeyRange keys = visible_keys(call_, *task_.next);
-    return {call_, *task_.next, keys.begin, at_most(keys.begin + call_.key_block, keys.end),
-            rows_of(call_, *task_.next)};
-  }
-
-  // Brings keys [begin, end) down to those that some row of the group sees under a boolean mask.
-  void skip_masked(const Row* rows, int n_rows, int64_t& begin, int64_t& end) const {
-    const DenseMask& mask = call_.mask;
-    if (!has_dense_mask(call_) || mask.element != Element::boolean || mask.column != 1) return;
-    const int64_t batch = call_.sequences[task_.sequence].batch;
-    int64_t first = end;
-    int64_t stop = begin;
-    const char* before = nullptr;
-    for (int r = 0; r < n_rows; ++r) {
-      const char* p = row_of(mask.rows, batch, rows[r].head, rows[r].query);
-      if (p == before) continue;
-      before = p;
-      int64_t key = begin;
-      while (key < first && !p[key]) ++key;
-      first = key;
-      key = end;
-      while (key > stop && !p[key - 1]) --key;
-      stop = key;
-    }
-    begin = first;
-    end = at_least(first, stop);
-  }
-
   // Rows [row, row + gemm_rows) against the packed block.
   void run_group(int64_t row) {
-    const auto n_rows = static_cast<int>(at_most(gemm_rows, rows_ - row));
-    Row rows[gemm_rows];
-    int64_t begin = end_;
-    int64_t end = begin_;
-    int64_t full_begin = begin_;
-    int64_t full_end = end_;
-    RowWalk walk(call_, task_, row);
-    for (int r = 0; r < n_rows; ++r) {
-      rows[r] = walk.next();
-      begin = at_most(begin, rows[r].k_begin);
-      end = at_least(end, rows[r].k_end);
-      full_begin = at_least(full_begin, rows[r].k_begin);
-      full_end = at_most(full_end, rows[r].k_end);
-    }
-    begin = at_least(begin, begin_);
-    end = at_most(end, end_);
-    if (begin < end) skip_masked(rows, n_rows, begin, end);
-    if (begin >= end) return;
-    // from a whole panel on, counted from the start of the block
-    const int64_t from = (begin - begin_) / panel * panel;
-    const int64_t to = end - begin_;
+    Group<gemm_rows> group;
+    find_group(call_, task_, row, rows_, {begin_, end_}, group);
+    if (!group.sees_keys()) return;
+    const auto& [rows, n_rows, from, to, hides] = group;
     score(n_rows, row, from, to);
-    const bool hides = full_begin > begin_ + from || full_end < end || (to - from) % panel != 0;
     bool fresh = true;  // whether nothing has been summed yet
     float factors[gemm_rows];
     for (int r = 0; r < n_rows; ++r) {
