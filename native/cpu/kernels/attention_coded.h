@@ -7,7 +7,7 @@
 // and codes are summed exactly in int32.
 #pragma once
 
-#include "kernels/attention_rows.h"
+#include "kernels/attention_feed.h"
 
 #if defined(TESSERAL_INT8_DOT)
 
@@ -142,19 +142,20 @@ inline void unfold_codes(const KeyValueRows& source, const char* row, int64_t by
 
 // scores[r][key] = sum over columns of the integers of query r and the codes of a key, which
 // unfold to Vectors vectors. The two highest digits are joined before the sum, which stays below
-// 2^31: at most attention_max_dim * 255 * largest_integer<2>().
+// 2^31: at most attention_max_dim * 255 * largest_integer<2>(). Takes a step of `feed` for every
+// key.
 template <int Digits, int Rows, int Vectors>
 void sum_coded_keys(const KeyValueRows& source, const char* first, int64_t count,
-                    const CodedQuery* queries, float* scores, int64_t score_row) {
+                    const CodedQuery* queries, float* scores, int64_t score_row, Feed& feed) {
   constexpr int n_keys = lanes / Rows;
   constexpr int64_t stride = Vectors * code_bytes;
   const int64_t bytes = row_bytes(source);
   const int flip = flip_of(source);
   for (int64_t key = 0; key < count; key += n_keys) {
+    feed.step(n_keys);
     Codes codes[n_keys][Vectors];
     TESSERAL_UNROLL
     for (int k = 0; k < n_keys; ++k) {
-      prefetch(first + (key + k + coded_block) * source.rows.row, bytes);
       unfold_codes<Vectors>(source, first + at_most(key + k, count - 1) * source.rows.row, bytes,
                             flip, codes[k]);
     }
@@ -188,7 +189,7 @@ void sum_coded_keys(const KeyValueRows& source, const char* first, int64_t count
     alignas(64) float joined[lanes];
     store(joined, totals);
     for (int r = 0; r < Rows; ++r) {
-      for (int k = 0; k < n_keys; ++k) scores[r * score_row + key + k] = joined[r * n_keys + k];
+      std::memcpy(scores + r * score_row + key, joined + r * n_keys, n_keys * sizeof(float));
     }
   }
 }
@@ -197,10 +198,10 @@ void sum_coded_keys(const KeyValueRows& source, const char* first, int64_t count
 template <int Digits, int Rows>
 void multiply_coded_keys(const KeyValueRows& source, const char* first, int64_t count,
                          const CodedQuery* queries, const float* scales, const float* offsets,
-                         float* scores, int64_t score_row) {
+                         float* scores, int64_t score_row, Feed& feed) {
   const auto sum_keys = [&](auto vectors) {
     sum_coded_keys<Digits, Rows, decltype(vectors)::value>(source, first, count, queries, scores,
-                                                           score_row);
+                                                           score_row, feed);
   };
   switch (code_chunks(source) * parts_of(source)) {
     case 1:
@@ -225,18 +226,22 @@ void multiply_coded_keys(const KeyValueRows& source, const char* first, int64_t 
   }
 }
 
+// Steps that interleave_values, and add_coded_values for so many rows, take of their feed.
+inline int64_t coded_value_steps(const KeyValueRows& source, int64_t count, int64_t rows) {
+  return (1 + rows) * 2 * code_chunks(source) * ((count + 3) / 4);
+}
+
 // Lays out the values of a run four keys side by side: [chunk][group of 4 keys][4 vectors].
 inline void interleave_values(const KeyValueRows& source, const char* first, int64_t count,
-                              std::uint8_t* out) {
+                              std::uint8_t* out, Feed& feed) {
   const int64_t bytes = row_bytes(source);
   const int64_t groups = (count + 3) / 4;
   const int flip = flip_of(source);
   for (int64_t group = 0; group < groups; ++group) {
+    if (group % feed_pace == 0) feed.step(feed_pace * 2 * code_chunks(source));
     const char* row[4];
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < 4; ++i)
       row[i] = first + at_most(4 * group + i, count - 1) * source.rows.row;
-      prefetch(first + (4 * group + i + coded_block) * source.rows.row, bytes);
-    }
     for (int64_t begin = 0; begin < bytes; begin += code_bytes) {
       Codes rows[4];
       Codes columns[4];
@@ -253,7 +258,7 @@ inline void interleave_values(const KeyValueRows& source, const char* first, int
 template <int Digits>
 void add_coded_values(const KeyValueRows& source, const std::uint8_t* interleaved, int64_t count,
                       const float* weights, const float* scales, const float* offsets, float factor,
-                      float* values) {
+                      float* values, Feed& feed) {
   const int64_t groups = (count + 3) / 4;
   constexpr int64_t stride = stream_stride;
   alignas(64) std::int8_t digits[Digits * stride];
@@ -286,6 +291,7 @@ void add_coded_values(const KeyValueRows& source, const std::uint8_t* interleave
         for (Sums& sum : digit) sum = no_sums();
       }
       for (int64_t group = 0; group < groups; ++group) {
+        if (group % feed_pace == 0) feed.step(feed_pace * 2);
         for (int j = 0; j < 4; ++j) {
           const Codes codes = load_codes(from + (4 * group + j) * code_bytes);
           for (int d = 0; d < Digits; ++d) {
@@ -312,6 +318,7 @@ void add_coded_values(const KeyValueRows& source, const std::uint8_t* interleave
           }
         }
         for (int64_t group = 0; group < groups; ++group) {
+          if (group % feed_pace == 0) feed.step(feed_pace);
           for (int j = 0; j < 2; ++j) {
             const Codes packed = load_codes(from + (4 * group + pair + j) * code_bytes);
             const Codes low = low_codes(packed);

@@ -5,7 +5,7 @@
 // weights, which are rounded to bfloat16.
 #pragma once
 
-#include "kernels/attention_rows.h"
+#include "kernels/attention_feed.h"
 #include "simd/unroll.h"
 
 #if defined(TESSERAL_BF16_DOT)
@@ -27,20 +27,18 @@ struct PairRows {
 };
 
 // scores[r][key] = queries[r] . keys[key]; queries are pairs, padded with zeros to
-// `query_stride` floats.
+// `query_stride` floats. Takes a step of `feed` for every key.
 template <int Rows>
 void multiply_key_pairs(const PairRows& keys, int64_t count, const float* queries,
-                        int64_t query_stride, float* scores) {
+                        int64_t query_stride, float* scores, Feed& feed) {
   constexpr int n_keys = lanes / Rows;
   const int64_t whole = keys.width / pair_columns * pair_columns;
   const auto rest = static_cast<int>(keys.width - whole);
   for (int64_t key = 0; key < count; key += n_keys) {
+    feed.step(n_keys);
     const std::uint16_t* row[n_keys];
     TESSERAL_UNROLL
-    for (int k = 0; k < n_keys; ++k) {
-      row[k] = keys.at(at_most(key + k, count - 1));
-      prefetch_near(reinterpret_cast<const char*>(keys.at(key + k + stream_ahead)), 2 * keys.width);
-    }
+    for (int k = 0; k < n_keys; ++k) row[k] = keys.at(at_most(key + k, count - 1));
     Floats sums[lanes];
     TESSERAL_UNROLL
     for (int i = 0; i < lanes; ++i) sums[i] = zero();
@@ -66,18 +64,18 @@ void multiply_key_pairs(const PairRows& keys, int64_t count, const float* querie
     alignas(64) float totals[lanes];
     store(totals, sum_each(sums));
     for (int r = 0; r < Rows; ++r) {
-      for (int k = 0; k < n_keys; ++k) scores[r * stream_stride + key + k] = totals[r * n_keys + k];
+      std::memcpy(scores + r * stream_stride + key, totals + r * n_keys, n_keys * sizeof(float));
     }
   }
 }
 
 // values[r][column...] = factors[r] * values[r][column...] + sum over keys of
 // weights[r][key] * rows[key][column...], for Columns vectors of which the last two hold
-// `last_count` numbers. Weights are pairs.
+// `last_count` numbers. Weights are pairs. Takes a step of `feed` for every number.
 template <int Rows, int Columns>
 void add_value_pair_columns(const PairRows& source, int64_t count, int64_t column, int last_count,
                             const float* weights, const float* factors, float* values,
-                            int64_t stride) {
+                            int64_t stride, Feed& feed) {
   static_assert(Columns % 2 == 0, "two vectors of numbers make two vectors of pairs");
   alignas(64) const std::uint16_t nothing[attention_max_dim] = {};
   Floats sums[Rows][Columns];
@@ -95,10 +93,7 @@ void add_value_pair_columns(const PairRows& source, int64_t count, int64_t colum
   for (int64_t key = 0; key < count; key += 2) {
     const std::uint16_t* first = source.at(key) + column;
     const std::uint16_t* second = (key + 1 < count ? source.at(key + 1) : nothing) + column;
-    for (int64_t i = 0; i < 2; ++i) {
-      prefetch_near(reinterpret_cast<const char*>(source.at(key + i + stream_ahead) + column),
-                    2 * Columns * lanes);
-    }
+    if (key % feed_pace == 0) feed.step(feed_pace * Columns * lanes);
     Floats x[Columns];
     TESSERAL_UNROLL
     for (int c = 0; c < Columns; c += 2) {
@@ -133,12 +128,13 @@ void add_value_pair_columns(const PairRows& source, int64_t count, int64_t colum
 
 template <int Rows, int Columns>
 void add_value_pairs_by(const PairRows& source, int64_t count, int64_t& column,
-                        const float* weights, const float* factors, float* values, int64_t stride) {
+                        const float* weights, const float* factors, float* values, int64_t stride,
+                        Feed& feed) {
   constexpr int64_t before_last = (Columns - 2) * lanes;
   for (; source.width - column > before_last; column += Columns * lanes) {
     const int64_t last = at_most(pair_columns, source.width - column - before_last);
     add_value_pair_columns<Rows, Columns>(source, count, column, static_cast<int>(last), weights,
-                                          factors, values, stride);
+                                          factors, values, stride, feed);
   }
 }
 
@@ -146,16 +142,16 @@ void add_value_pairs_by(const PairRows& source, int64_t count, int64_t& column,
 // ahead, and the next two rows find them in the L1 cache.
 template <int Rows>
 void add_value_pairs(const PairRows& source, int64_t count, const float* weights,
-                     const float* factors, float* values, int64_t stride) {
+                     const float* factors, float* values, int64_t stride, Feed& feed) {
   if constexpr (Rows > 2) {
-    add_value_pairs<2>(source, count, weights, factors, values, stride);
+    add_value_pairs<2>(source, count, weights, factors, values, stride, feed);
     add_value_pairs<Rows - 2>(source, count, weights + 2 * stream_stride, factors + 2,
-                              values + 2 * stride, stride);
+                              values + 2 * stride, stride, feed);
   } else {
     int64_t column = 0;
-    add_value_pairs_by<Rows, 8>(source, count, column, weights, factors, values, stride);
-    add_value_pairs_by<Rows, 4>(source, count, column, weights, factors, values, stride);
-    add_value_pairs_by<Rows, 2>(source, count, column, weights, factors, values, stride);
+    add_value_pairs_by<Rows, 8>(source, count, column, weights, factors, values, stride, feed);
+    add_value_pairs_by<Rows, 4>(source, count, column, weights, factors, values, stride, feed);
+    add_value_pairs_by<Rows, 2>(source, count, column, weights, factors, values, stride, feed);
   }
 }
 

@@ -22,9 +22,7 @@ constexpr float log2_e = 1.44269504088896340736f;
 constexpr float infinity = __builtin_inff();
 
 constexpr int64_t stream_block = 128;  // keys that are read in place at a time, at most
-constexpr int64_t coded_block = 64;    // codes of keys that are
-constexpr int64_t stream_ahead = 16;   // keys from one that is read to the one that is asked for
-constexpr int64_t page_bytes = 4096;   // the smallest that memory is mapped in
+constexpr int64_t coded_block = 128;   // codes of keys that are
 constexpr int64_t stream_stride = stream_block + lanes;
 
 inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -76,10 +74,7 @@ inline Floats load_some(Element element, const char* p, int count) {
 
 inline int64_t bytes_of(Element element) { return element == Element::f32 ? 4 : 2; }
 
-// Asks for memory that is needed next, or later.
-inline void prefetch_near(const char* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 3);
-}
+// Asks for memory that is needed later.
 inline void prefetch(const char* p, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
 }

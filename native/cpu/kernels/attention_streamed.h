@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "kernels/attention_coded.h"
+#include "kernels/attention_feed.h"
 #include "kernels/attention_pairs.h"
 #include "kernels/attention_rows.h"
 #include "simd/unroll.h"
@@ -60,19 +61,17 @@ inline void order_query(float* query, int64_t width) {
 }
 
 // scores[r][key] = queries[r] . keys[key]; queries are padded with zeros to `query_stride`, and
-// ordered as the type wants.
+// ordered as the type wants. Takes a step of `feed` for every key.
 template <Element Type, int Rows>
 void multiply_keys(const Stream<Type>& keys, int64_t count, int64_t width, const float* queries,
-                   int64_t query_stride, float* scores) {
+                   int64_t query_stride, float* scores, Feed& feed) {
   constexpr int n_keys = lanes / Rows;
   const int64_t whole = width / lanes * lanes;
   const auto rest = static_cast<int>(width - whole);
   for (int64_t key = 0; key < count; key += n_keys) {
+    feed.step(n_keys);
     const char* row[n_keys];
-    for (int k = 0; k < n_keys; ++k) {
-      row[k] = keys.at(at_most(key + k, count - 1));
-      prefetch_near(keys.at(key + k) + stream_ahead * keys.stride, width * keys.size);
-    }
+    for (int k = 0; k < n_keys; ++k) row[k] = keys.at(at_most(key + k, count - 1));
     Floats sums[lanes];
     for (int i = 0; i < lanes; ++i) sums[i] = zero();
     int64_t column = 0;
@@ -113,16 +112,18 @@ void multiply_keys(const Stream<Type>& keys, int64_t count, int64_t width, const
     alignas(64) float totals[lanes];
     store(totals, sum_each(sums));
     for (int r = 0; r < Rows; ++r) {
-      for (int k = 0; k < n_keys; ++k) scores[r * stream_stride + key + k] = totals[r * n_keys + k];
+      std::memcpy(scores + r * stream_stride + key, totals + r * n_keys, n_keys * sizeof(float));
     }
   }
 }
 
 // values[r][column...] = factors[r] * values[r][column...] + sum over keys of
 // weights[r][key] * keys[key][column...], for Columns vectors of columns, in halves or in order.
+// Takes a step of `feed` for every number.
 template <Element Type, int Rows, int Columns, bool Halves>
 void add_value_columns(const Stream<Type>& source, int64_t count, int64_t column, int last_count,
-                       const float* weights, const float* factors, float* values, int64_t stride) {
+                       const float* weights, const float* factors, float* values, int64_t stride,
+                       Feed& feed) {
   static_assert(!Halves || Columns % 2 == 0, "halves come in pairs of vectors");
   constexpr int step = Halves ? 2 : 1;
   Floats sums[Rows][Columns];
@@ -139,9 +140,8 @@ void add_value_columns(const Stream<Type>& source, int64_t count, int64_t column
     }
   }
   for (int64_t key = 0; key < count; ++key) {
+    if (key % feed_pace == 0) feed.step(feed_pace * Columns * lanes);
     const char* row = source.at(key);
-    prefetch_near(row + column * source.size + stream_ahead * source.stride,
-                  Columns * lanes * source.size);
     Floats x[Columns];
     TESSERAL_UNROLL
     for (int c = 0; c < Columns; c += step) {
@@ -176,16 +176,17 @@ void add_value_columns(const Stream<Type>& source, int64_t count, int64_t column
 
 template <Element Type, int Rows, int Columns>
 void add_values_by(const Stream<Type>& source, int64_t count, int64_t& column, int64_t width,
-                   const float* weights, const float* factors, float* values, int64_t stride) {
+                   const float* weights, const float* factors, float* values, int64_t stride,
+                   Feed& feed) {
   while (width - column > (Columns - 1) * lanes) {
     const auto last = static_cast<int>(at_most(lanes, width - column - (Columns - 1) * lanes));
     constexpr bool halves = Stream<Type>::in_halves && Columns % 2 == 0;
     if (halves && last == lanes) {
       add_value_columns<Type, Rows, Columns, halves>(source, count, column, last, weights, factors,
-                                                     values, stride);
+                                                     values, stride, feed);
     } else {
       add_value_columns<Type, Rows, Columns, false>(source, count, column, last, weights, factors,
-                                                    values, stride);
+                                                    values, stride, feed);
     }
     column += Columns * lanes;
   }
@@ -193,16 +194,18 @@ void add_values_by(const Stream<Type>& source, int64_t count, int64_t& column, i
 
 template <Element Type, int Rows>
 void add_streamed_values(const Stream<Type>& source, int64_t count, int64_t width,
-                         const float* weights, const float* factors, float* values,
-                         int64_t stride) {
+                         const float* weights, const float* factors, float* values, int64_t stride,
+                         Feed& feed) {
   constexpr int columns = lanes < 16 ? 8 / Rows : (Rows == 4 ? 4 : 8);
   int64_t column = 0;
-  add_values_by<Type, Rows, columns>(source, count, column, width, weights, factors, values,
-                                     stride);
+  add_values_by<Type, Rows, columns>(source, count, column, width, weights, factors, values, stride,
+                                     feed);
   if constexpr (columns > 2) {
-    add_values_by<Type, Rows, 2>(source, count, column, width, weights, factors, values, stride);
+    add_values_by<Type, Rows, 2>(source, count, column, width, weights, factors, values, stride,
+                                 feed);
   }
-  add_values_by<Type, Rows, 1>(source, count, column, width, weights, factors, values, stride);
+  add_values_by<Type, Rows, 1>(source, count, column, width, weights, factors, values, stride,
+                               feed);
 }
 
 // Rows that few-row kernels take at most.
@@ -243,17 +246,37 @@ class StreamedTask {
     }
     copy_queries();
     encode_queries();
+    KeysAhead now = keys_ahead(begin, end);
+    Feed(call_.key, now, 1).step();
     for (int64_t key = begin; key < end;) {
-      const KeyRun run = find_keys(call_, sequence_, key, at_most(end, key + block_));
-      run_block(key, run, key + run.count < end ? nullptr : task_.next);
-      key += run.count;
+      const int64_t after = key + now.run.count;
+      const KeysAhead next = after < end ? keys_ahead(after, end) : keys_of_next_task();
+      run_block(key, now.run, next);
+      key = after;
+      now = next;
     }
     if (task_.state == nullptr) write_output(call_, task_, state_);
   }
 
  private:
-  // Keys of a block: 32 KiB of them, so that reading turns from keys to values and back seldom, in
-  // the near cache, which values of four rows are read from twice.
+  // The first block of keys in [begin, end).
+  KeysAhead keys_ahead(int64_t begin, int64_t end) const {
+    if (begin >= end) return {};
+    return {find_keys(call_, sequence_, begin, at_most(end, begin + block_)), task_.kv_head};
+  }
+
+  // The first keys of what this thread will probably do next.
+  KeysAhead keys_of_next_task() const {
+    if (task_.next == nullptr) return {};
+    const KeyRange keys = visible_keys(call_, *task_.next);
+    if (keys.begin >= keys.end) return {};
+    const Sequence& sequence = call_.sequences[task_.next->sequence];
+    const int64_t end = at_most(keys.begin + block_, keys.end);
+    return {find_keys(call_, sequence, keys.begin, end), task_.next->kv_head};
+  }
+
+  // Keys of a block: up to 32 KiB of them, in the near cache, which values of four rows are read
+  // from twice.
   static int64_t block_of(const AttentionCall& call) {
     if (is_coded(call.key.element) || is_coded(call.value.element)) return coded_block;
     return row_bytes(call.key) * stream_block <= 1 << 15 ? stream_block : stream_block / 2;
@@ -297,7 +320,7 @@ class StreamedTask {
     each_row_group([&](auto n_rows, int64_t row) {
       multiply_coded_keys<Digits, decltype(n_rows)::value>(
           call_.key, first, run.count, coded_queries_ + row, scales(), scales() + coded_block,
-          scores_ + row * stream_stride, stream_stride);
+          scores_ + row * stream_stride, stream_stride, feed_);
     });
   }
 
@@ -307,10 +330,11 @@ class StreamedTask {
     float* offsets = scales() + coded_block;
     auto* interleaved = reinterpret_cast<std::uint8_t*>(offsets + coded_block);
     load_scales(call_.value, run, task_.kv_head, scales(), offsets);
-    interleave_values(call_.value, first, run.count, interleaved);
+    interleave_values(call_.value, first, run.count, interleaved, feed_);
     for (int64_t r = 0; r < rows_; ++r) {
       add_coded_values<Digits>(call_.value, interleaved, run.count, scores_ + r * stream_stride,
-                               scales(), offsets, factors[r], state_.values + r * state_.stride);
+                               scales(), offsets, factors[r], state_.values + r * state_.stride,
+                               feed_);
     }
   }
 #else
@@ -329,7 +353,7 @@ class StreamedTask {
       return each_row_group([&](auto n_rows, int64_t row) {
         multiply_key_pairs<decltype(n_rows)::value>(pair_rows_of(call_.key, run), run.count,
                                                     queries_ + row * query_stride_, query_stride_,
-                                                    scores_ + row * stream_stride);
+                                                    scores_ + row * stream_stride, feed_);
       });
     }
 #endif
@@ -337,7 +361,7 @@ class StreamedTask {
       each_row_group([&](auto n_rows, int64_t row) {
         multiply_keys<std::decay_t<decltype(keys)>::type, decltype(n_rows)::value>(
             keys, run.count, call_.key.width, queries_ + row * query_stride_, query_stride_,
-            scores_ + row * stream_stride);
+            scores_ + row * stream_stride, feed_);
       });
     });
   }
@@ -354,7 +378,7 @@ class StreamedTask {
       return each_row_group([&](auto n_rows, int64_t row) {
         add_value_pairs<decltype(n_rows)::value>(
             pair_rows_of(call_.value, run), run.count, scores_ + row * stream_stride, factors + row,
-            state_.values + row * state_.stride, state_.stride);
+            state_.values + row * state_.stride, state_.stride, feed_);
       });
     }
 #endif
@@ -362,7 +386,7 @@ class StreamedTask {
       each_row_group([&](auto n_rows, int64_t row) {
         add_streamed_values<std::decay_t<decltype(values)>::type, decltype(n_rows)::value>(
             values, run.count, call_.value.width, scores_ + row * stream_stride, factors + row,
-            state_.values + row * state_.stride, state_.stride);
+            state_.values + row * state_.stride, state_.stride, feed_);
       });
     });
   }
@@ -384,31 +408,29 @@ class StreamedTask {
     }
   }
 
-  // Asks for the first block of `next`, unless that is null, between its two products.
-  void run_block(int64_t key, const KeyRun& run, const AttentionTask* next) {
-    open_pages(call_.key, run);
+  // While keys are multiplied, the values of the block are on their way; meanwhile of these, the
+  // keys of the next.
+  void run_block(int64_t key, const KeyRun& run, const KeysAhead& next) {
+    feed_ = Feed(call_.value, {run, task_.kv_head}, row_groups() * run.count);
     multiply_run(run);
-    if (next != nullptr) {
-      const KeyRange keys = visible_keys(call_, *next);
-      const int64_t end = at_most(keys.begin + block_, keys.end);
-      Ahead(call_, *next, keys.begin, end, rows_of(call_, *next)).reach(1, 1);
-    }
     float factors[stream_max_rows];
     for (int64_t r = 0; r < rows_; ++r) factors[r] = weigh(r, key, run.count);
-    open_pages(call_.value, run);
+    feed_ = Feed(call_.key, next, value_steps(run.count));
+    feed_scales(call_.key, next);
+    feed_scales(call_.value, next);
     add_run(run, factors);
   }
 
-  // Asks for one line of each page of the next block: where a page is, takes as long to find out
-  // as to read it, and the chip reads ahead up to the end of a page only. Inlined always: GCC takes
-  // a function that only asks for memory for one without effect, and drops its calls.
-  [[gnu::always_inline]] void open_pages(const KeyValueRows& source, const KeyRun& run) const {
-    const int64_t stride = source.rows.row;
-    if (stride <= 0) return;
-    const char* p = row_of(source.rows, run.batch, task_.kv_head, run.row + block_);
-    const int64_t rows = at_least(1, page_bytes / stride);
-    for (int64_t i = 0; i < run.count; i += rows) __builtin_prefetch(p + i * stride, 0, 2);
+  // Steps that add_run takes.
+  int64_t value_steps(int64_t count) const {
+#if defined(TESSERAL_INT8_DOT)
+    if (multiplies_codes(call_.value)) return coded_value_steps(call_.value, count, rows_);
+#endif
+    return row_groups() * count * call_.value.width;
   }
+
+  // Calls that each_row_group makes.
+  int64_t row_groups() const { return rows_ / 4 + rows_ % 4 / 2 + rows_ % 2; }
 
   template <int N>
   struct Count {
@@ -482,6 +504,7 @@ class StreamedTask {
   bool adjusts_;
   float unit_;
   bool pairs_;
+  Feed feed_;
   Row places_[stream_max_rows];
 #if defined(TESSERAL_INT8_DOT)
   CodedQuery coded_queries_[stream_max_rows];
