@@ -126,7 +126,7 @@ def _sizes(
 def _planned(model: Any, sizes: _Sizes) -> "MemoryPlan":
     """Return the plan for a model, or for the one in a directory, if it can be run."""
     from tesseral.llm import plan_memory
-    from tesseral.llm.cooperative.plan import longest
+    from tesseral.llm.cooperative.shape import longest
 
     gpu, host, context, bits = sizes
     tokens = longest(model) if context is None else context

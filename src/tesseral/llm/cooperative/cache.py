@@ -13,7 +13,8 @@ from tesseral._errors import ParameterError
 from tesseral.llm.attention_interface import IMPLEMENTATION
 from tesseral.llm.cache import QuantizedKVLayer, kv_codecs, windows_of
 from tesseral.llm.cooperative.conveyor import Conveyor
-from tesseral.llm.cooperative.layers import DeviceLayer, HostLayer, PlacedLayer, Shared
+from tesseral.llm.cooperative.host_layer import HostLayer, Shared
+from tesseral.llm.cooperative.layers import DeviceLayer, PlacedLayer
 from tesseral.llm.cooperative.link import Link
 from tesseral.llm.cooperative.plan import MemoryPlan
 from tesseral.llm.cooperative.room import Pair, Room, encode, plain_codec
