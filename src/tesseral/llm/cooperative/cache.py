@@ -135,8 +135,9 @@ class CooperativeCache(Cache):  # type: ignore[misc]  # transformers is untyped 
         plan, like = self.plan, self._likes[index]
         if self._shared is None:
             q_heads, kv_heads = text.num_attention_heads, like[0].shape[1]
+            far = [self._likes[number] for number in plan.host_layers]
             self._shared = Shared(
-                conveyor=Conveyor(self._link, like, max(1, plan.strip_tokens)),
+                conveyor=Conveyor(self._link, far, max(1, plan.strip_tokens)),
                 split=Split(most=plan.strip_tokens, fixed=passing),
                 cooperate=cooperate,
                 group=q_heads // kv_heads,

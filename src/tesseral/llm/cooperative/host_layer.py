@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from tesseral.attention import attention
-from tesseral.core.packed import PackedTensor
 from tesseral.llm.cooperative.conveyor import Conveyor, Strip, copy_rows
 from tesseral.llm.cooperative.layers import (
     FEW_ROWS,
@@ -100,11 +99,11 @@ class HostLayer(PlacedLayer):
         self._shared.conveyor.forget()
 
     def _write(self, states: Pair) -> None:
-        self._own, self._pending = states, []
         start = self._length
         if not self.link.remote:
             self.room.put(states, start)
             return
+        self._own, self._pending = states, []
         parts, count = parts_of(states), states[0].shape[2]
         places = [array.narrow(2, start, count) for array in self.room.flat]
         if self._shared.cooperate and count * self._shared.group <= FEW_ROWS:
@@ -212,6 +211,7 @@ class HostLayer(PlacedLayer):
         if self is not shared.layers[0]:
             return
         now, moved = perf_counter(), shared.conveyor.moved
+        shared.conveyor.watched = shared.split.watches
         if shared.step_began is not None and shared.split.watches:
             done = [move for move in moved if move[2].query()]
             shared.split.learn(
@@ -238,8 +238,8 @@ class HostLayer(PlacedLayer):
 
     def _pieces(self, query: Tensor) -> int:
         """Return how many tokens of a strip are attended to at once."""
-        coded = isinstance(self.room.states(0, 0)[0], PackedTensor)
-        return DENSE_TOKENS if coded and not self._is_few(query) else self._shared.conveyor.tokens
+        makes_numbers = self.room.coded and not self._is_few(query)
+        return DENSE_TOKENS if makes_numbers else self._shared.conveyor.tokens
 
     def _ready(self, query: Tensor, states: Pair) -> Pair:
         """Return states as the device's kernels for so many queries take them."""

@@ -9,7 +9,6 @@ from transformers.cache_utils import CacheLayerMixin
 
 from tesseral._errors import BackendError, ParameterError
 from tesseral.attention import attention
-from tesseral.core.packed import PackedTensor
 from tesseral.llm.cooperative.link import Link
 from tesseral.llm.cooperative.parts import PartialSum, attend, part_of
 from tesseral.llm.cooperative.room import Pair, Room, dense, encode
@@ -171,10 +170,8 @@ class DeviceLayer(PlacedLayer):
         return output
 
     def _attended(self, query: Tensor, rules: dict[str, Any]) -> Tensor:
-        whole = self.room.states(0, self._length)
-        coded = isinstance(whole[0], PackedTensor)
-        if not self.link.remote or not coded or self._is_few(query):
-            output: Any = attention(query, *whole, **rules)
+        if not self.link.remote or not self.room.coded or self._is_few(query):
+            output: Any = attention(query, *self.room.states(0, self._length), **rules)
             return cast(Tensor, output)
         refuse_window(rules)
         # kernels for many queries take numbers, so codes become numbers some at a time

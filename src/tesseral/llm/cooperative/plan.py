@@ -212,14 +212,15 @@ def _place(
         n_layers=len(shape.windows),
         _sliding=len(sliding),
     )
-    if plain and near < 1:
-        needed = gpu_bytes - free + layer
+    least = layer if plain else 0
+    if free < least:
+        held = f"one layer's keys and values of {context} tokens" if plain else "its windows"
         return replace(
             plan,
             refusal=f"plan_memory: {_gb(gpu_bytes)} of device memory do not hold the model and "
-            f"one layer's keys and values of {context} tokens; that takes {_gb(needed)}: weights "
-            f"{_gb(shape.weight_bytes)}, activations {_gb(activations)}, buffers "
-            f"{_gb(plan.strip_bytes)}, a layer {_gb(layer)}.",
+            f"{held}; that takes {_gb(gpu_bytes - free + least)}: weights "
+            f"{_gb(shape.weight_bytes)}, activations {_gb(activations)}, windows "
+            f"{_gb(window_bytes)}, buffers {_gb(plan.strip_bytes)}, a layer {_gb(least)}.",
         )
     if plan.host_needed > host_bytes:
         return replace(

@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from tesseral._errors import ParameterError, UnsupportedModelError
 from tesseral.core.packing import packed_length, storage_bits
+from tesseral.llm.budget import inner_size
 from tesseral.llm.cache import windows_of
 from tesseral.llm.footprint import disk_bytes, held_bytes
 from tesseral.llm.loading import quiet, read_config, stored_dtype
@@ -37,7 +38,7 @@ class Shape:
     windows : tuple of (int or None)
         Size of each layer's sliding window, ``None`` where it sees everything.
     q_heads, kv_heads, head_dim, hidden, inner, vocabulary : int
-        Sizes; ``inner`` are the channels inside the MLP.
+        Sizes; ``inner`` are the channels inside the MLP, of all experts that a token chooses.
     dtype : torch.dtype
         Of activations, and of keys and values that are not quantised.
     key_bits, value_bits : int
@@ -95,7 +96,8 @@ def describe(model: PreTrainedModel | str | Path, kv_bits: int | None = None) ->
     text: Any = config.get_text_config(decoder=True)
     bits = _checked_bits(own, kv_bits)
     kinds = set(getattr(text, "layer_types", None) or ())
-    if config.is_encoder_decoder or kinds - {"full_attention", "sliding_attention"}:
+    ordinary = kinds <= {"full_attention", "sliding_attention"}
+    if config.is_encoder_decoder or not ordinary or getattr(text, "kv_lora_rank", None):
         raise UnsupportedModelError(
             f"plan_memory: {text.model_type} has layers other than full and sliding attention of "
             "a decoder; use transformers' own caches for it."
@@ -108,7 +110,7 @@ def describe(model: PreTrainedModel | str | Path, kv_bits: int | None = None) ->
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         hidden=text.hidden_size,
-        inner=text.intermediate_size,
+        inner=inner_size(text),
         vocabulary=text.vocab_size,
         dtype=dtype,
         key_bits=bits[0],
