@@ -1,6 +1,6 @@
 """The layers of caches that attend by themselves, and those that do so on the device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -61,7 +61,7 @@ class PlacedLayer(CacheLayerMixin):  # type: ignore[misc]
         ShapeError, ParameterError
             If they are of another batch than was planned, or too many.
         """
-        self.room.check(key_states.shape, self._length)
+        self._check(key_states.shape)
         self.link.between("rest of the model", begins=False)
         self._write(encode(self._codec, key_states, value_states))
         self._length += key_states.shape[2]
@@ -145,6 +145,9 @@ class PlacedLayer(CacheLayerMixin):  # type: ignore[misc]
 
     def prefetch(self) -> None:
         """Do nothing: strips come by themselves."""
+
+    def _check(self, shape: Sequence[int]) -> None:
+        self.room.check(shape, self._length)
 
     def _write(self, states: Pair) -> None:
         raise NotImplementedError

@@ -82,8 +82,16 @@ class Room:
         )
         return key, value
 
-    def check(self, shape: Sequence[int], start: int) -> None:
+    def check(self, shape: Sequence[int], start: int, what: str = "CooperativeCache") -> None:
         """Refuse tokens that do not fit.
+
+        Parameters
+        ----------
+        shape : (batch, kv_heads, new, head_dim)
+        start : int
+            Tokens there are.
+        what : str
+            Named in errors.
 
         Raises
         ------
@@ -94,17 +102,17 @@ class Room:
         """
         if tuple(shape[:2]) != self.rows:
             raise ShapeError(
-                f"CooperativeCache: new tokens for (batch, kv_heads) = {tuple(shape[:2])} do not "
+                f"{what}: new tokens for (batch, kv_heads) = {tuple(shape[:2])} do not "
                 f"fit the plan, which is for {self.rows}."
             )
         if shape[3] != self.like[0].shape[3]:
             raise ShapeError(
-                f"CooperativeCache: keys of {shape[3]} numbers a head do not fit the plan, which "
+                f"{what}: keys of {shape[3]} numbers a head do not fit the plan, which "
                 f"is for {self.like[0].shape[3]}; use transformers' DynamicCache for this model."
             )
         if start + shape[2] > self.room:
             raise ParameterError(
-                f"CooperativeCache: {start + shape[2]} tokens do not fit a plan for {self.room}; "
+                f"{what}: {start + shape[2]} tokens do not fit a plan for {self.room}; "
                 "plan for a longer context."
             )
 

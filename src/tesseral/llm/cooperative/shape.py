@@ -83,7 +83,9 @@ def _config_of(model: PreTrainedModel | str | Path) -> Any:
     return model.config
 
 
-def describe(model: PreTrainedModel | str | Path, kv_bits: int | None = None) -> Shape:
+def describe(
+    model: PreTrainedModel | str | Path, kv_bits: int | None = None, what: str = "plan_memory"
+) -> Shape:
     """Return what of a model, or a model directory, decides about memory."""
     if isinstance(model, str | Path):
         path = Path(model)
@@ -94,12 +96,12 @@ def describe(model: PreTrainedModel | str | Path, kv_bits: int | None = None) ->
         dtype, weights, config = model.dtype, held_bytes(model), model.config
         own = _bits_of_codecs(model)
     text: Any = config.get_text_config(decoder=True)
-    bits = _checked_bits(own, kv_bits)
+    bits = _checked_bits(own, kv_bits, what)
     kinds = set(getattr(text, "layer_types", None) or ())
     ordinary = kinds <= {"full_attention", "sliding_attention"}
     if config.is_encoder_decoder or not ordinary or getattr(text, "kv_lora_rank", None):
         raise UnsupportedModelError(
-            f"plan_memory: {text.model_type} has layers other than full and sliding attention of "
+            f"{what}: {text.model_type} has layers other than full and sliding attention of "
             "a decoder; use transformers' own caches for it."
         )
     heads = text.num_attention_heads
@@ -118,15 +120,15 @@ def describe(model: PreTrainedModel | str | Path, kv_bits: int | None = None) ->
     )
 
 
-def _checked_bits(own: tuple[int, int] | None, asked: int | None) -> tuple[int, int]:
+def _checked_bits(own: tuple[int, int] | None, asked: int | None, what: str) -> tuple[int, int]:
     """Return the widths of keys and values: a quantised model's own, or what is asked for."""
     if asked is not None and asked not in (4, 8, OFF):
-        raise ParameterError(f"plan_memory: kv_bits must be 16, 8 or 4, got {asked}.")
+        raise ParameterError(f"{what}: kv_bits must be 16, 8 or 4, got {asked}.")
     if own is None:
         return (asked or OFF,) * 2
     if asked is not None and {asked} != set(own):
         raise ParameterError(
-            f"plan_memory: kv_bits={asked} does not fit a model that keeps its keys in {own[0]} "
+            f"{what}: kv_bits={asked} does not fit a model that keeps its keys in {own[0]} "
             f"and its values in {own[1]} bits; leave it out."
         )
     return own
