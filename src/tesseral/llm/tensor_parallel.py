@@ -26,9 +26,9 @@ from tesseral.attention.distributed import (
     linear_all_reduce,
     measure_linear_costs,
 )
-from tesseral.attention.distributed.faults import Step
 from tesseral.llm.loading import load, read_config, stored_dtype
 from tesseral.quantization.linear import QuantizedLinear
+from tesseral.runtime.ranks import Step
 
 COLUMNS, ROWS = "colwise", "rowwise"
 _WHOLE = frozenset(

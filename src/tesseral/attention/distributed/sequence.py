@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tesseral._errors import ShapeError
 from tesseral.attention.api import attention
-from tesseral.attention.distributed.faults import Step, check_alike
+from tesseral.runtime.ranks import Step, check_alike
 
 _GATHERED, _RING = "gathered_attention", "ring_attention"
 

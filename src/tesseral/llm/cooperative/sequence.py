@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from tesseral._errors import ParameterError
-from tesseral.attention.distributed.faults import check_alike
 from tesseral.attention.distributed.sequence import merge_ranks
 from tesseral.llm.cooperative.forms import codecs_of, nothing_of, sliding_layer
 from tesseral.llm.cooperative.layers import PlacedLayer, ranges, refuse_window, sliced
@@ -19,6 +18,7 @@ from tesseral.llm.cooperative.plan import CHUNK
 from tesseral.llm.cooperative.room import Pair, Room, dense
 from tesseral.llm.cooperative.shape import DENSE_TOKENS, describe
 from tesseral.quantization.kvcodec import KVCodec
+from tesseral.runtime.ranks import check_alike
 
 _NAME = "SequenceCache"
 
