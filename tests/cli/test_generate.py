@@ -13,6 +13,9 @@ from tesseral.quantization import QuantizationConfig
 PROMPT = ("--prompt", "It was the best")
 
 
+MORE = ["--max-new-tokens", "9"]
+
+
 def test_the_continuation_goes_to_stdout_and_the_speed_to_stderr(run, original):
     result = run("generate", original, *PROMPT, "--max-new-tokens", 9)
     model, tokenizer = load(original)
@@ -70,6 +73,8 @@ def test_words_are_written_as_they_come(run, monkeypatch):
         (["--gpu-memory", "1MB"], "0.00 GB of device memory do not hold the model"),
         (["--gpu-memory", "1GB", "--context", 30], "do not fit a plan for 30"),
         (["--context", 30], "--context is for --gpu-memory"),
+        (["--divide", "context"], "--divide is for ranks; start them by torchrun"),
+        (["--divide", "tokens"], "--divide must be model or context, got 'tokens'"),
     ],
 )
 def test_what_cannot_be_generated_is_refused(options, said, refused, original):
@@ -95,13 +100,14 @@ def test_a_missing_model_is_refused(refused, tmp_path):
     assert "there is no such model directory" in refused("generate", tmp_path / "no", *PROMPT)
 
 
-def test_ranks_of_torchrun_write_what_one_process_writes(run, tmp_path):
+@pytest.mark.parametrize("divide", [(), ("--divide", "context")], ids=["model", "context"])
+def test_ranks_of_torchrun_write_what_one_process_writes(run, tmp_path, divide):
     model = save(tiny_llama(), tmp_path / "model")
-    expected = run("generate", model, *PROMPT, "--max-new-tokens", 9).stdout
+    expected = run("generate", model, *PROMPT, *MORE).stdout
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     ours = ("--no-python", sys.executable, "-c", "from tesseral.cli.main import main; main()")
     found = subprocess.run(
-        [sys.executable, *torchrun, *ours, "generate", model, *PROMPT, "--max-new-tokens", "9"],
+        [sys.executable, *torchrun, *ours, "generate", model, *PROMPT, *MORE, *divide],
         capture_output=True,
         check=False,
         text=True,

@@ -119,3 +119,41 @@ def test_devices_and_ranks_at_once_are_refused(tmp_path):
     config = QuantizationConfig(**SETTINGS, propagate=False)
     with pytest.raises(ParameterError, match="devices or ranks, not both"):
         quantize(model, config, TEXT, tmp_path / "out", devices=2, ranks=object())
+
+
+def test_others_need_not_wait_while_the_first_rank_writes(tmp_path):
+    save(tiny_llama(), tmp_path / "model")
+    slow = """
+STOP = None
+import time
+from tesseral.llm import pipeline
+written = pipeline._write
+def write_slowly(*given, **more):
+    time.sleep(8)
+    written(*given, **more)
+pipeline._write = write_slowly
+"""
+    began = (tmp_path / "model").stat().st_mtime
+    codes, errors = run_ranks(slow + PROGRAM, 2, tmp_path, limit_s=5)
+    assert codes == [0, 0], "\n".join(errors)
+    assert (tmp_path / "out" / "config.json").stat().st_mtime > began + 8
+
+
+def test_a_rank_that_dies_is_named_with_the_step(tmp_path):
+    save(tiny_llama(), tmp_path / "model")
+    dying = """
+STOP = None
+import os
+from tesseral.quantization.calibration import ranks as module
+summed = module.Ranks.sum
+def sum_or_die(self, tensors):
+    if self.rank == 1:
+        os._exit(7)
+    summed(self, tensors)
+module.Ranks.sum = sum_or_die
+"""
+    codes, errors = run_ranks(dying + PROGRAM, 2, tmp_path, tail="", limit_s=20)
+    assert codes[1] == 7
+    assert codes[0] not in (0, None)
+    expected = "calibration: rank 0 of 2 could not sum the slopes of a step; no word from rank 1"
+    assert expected in errors[0]

@@ -1,6 +1,7 @@
 """``tesseral generate``: continue a prompt, word by word."""
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,13 +60,22 @@ def generate(
             show_default="the model's",
         ),
     ] = None,
+    divide: Annotated[
+        str | None,
+        typer.Option(
+            metavar="model|context",
+            help="What ranks of torchrun divide: the model, or keys and values of the context.",
+            show_default="model",
+        ),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print text and speed as JSON, when all is done.")
     ] = False,
 ) -> None:
     """Continue a prompt with a language model; its speed goes to stderr.
 
-    Started by torchrun, the model is divided among its ranks, and the first one writes.
+    Started by torchrun, the model is divided among its ranks, or the context's keys and values
+    are, and the first one writes.
 
     Example: tesseral generate embedded --prompt "The old man opened the door and"
     """
@@ -75,9 +85,13 @@ def generate(
     from tesseral.llm.streaming import TextWriter
 
     directory = model_directory(model)
-    sizes = _sizes(gpu_memory, host_memory, context, kv_bits)
+    sizes = _sizes(gpu_memory, host_memory, context, None if divide == "context" else kv_bits)
+    _check_divide(divide, sizes)
     with ExitStack() as stack:
-        loaded, tokenizer, rank, plan = _loaded(directory, device, sizes, stack)
+        loaded, tokenizer, rank, plan = _loaded(directory, device, sizes, stack, divide)
+        cache = None
+        if divide == "context":
+            cache = partial(llm.SequenceCache, loaded, kv_bits=kv_bits)
         writer = TextWriter(tokenizer, (lambda _: None) if json or rank else _write)
         started = monotonic()
         text = llm.generate(
@@ -89,6 +103,7 @@ def generate(
             seed=seed,
             streamer=writer,
             plan=plan,
+            cache=cache,
         )
         elapsed, count = monotonic() - started, writer.n_tokens
     if rank:
@@ -123,10 +138,22 @@ def _sizes(
     return parse_bytes(gpu_memory, "--gpu-memory"), host, context, kv_bits
 
 
+def _check_divide(divide: str | None, sizes: _Sizes | None) -> None:
+    """Refuse to divide what cannot be, or where there is nobody to divide it among."""
+    from tesseral.attention.distributed.launch import launched
+
+    if divide not in (None, "model", "context"):
+        raise ParameterError(f"generate: --divide must be model or context, got {divide!r}.")
+    if divide is not None and not launched():
+        raise ParameterError("generate: --divide is for ranks; start them by torchrun.")
+    if sizes is not None and launched():
+        raise ParameterError("generate: --gpu-memory is for one process; leave torchrun out.")
+
+
 def _planned(model: Any, sizes: _Sizes) -> "MemoryPlan":
     """Return the plan for a model, or for the one in a directory, if it can be run."""
     from tesseral.llm import plan_memory
-    from tesseral.llm.cooperative.plan import longest
+    from tesseral.llm.cooperative.shape import longest
 
     gpu, host, context, bits = sizes
     tokens = longest(model) if context is None else context
@@ -145,7 +172,7 @@ def _one_prompt(prompt: str | None, file: Path | None) -> str:
 
 
 def _loaded(
-    directory: Path, device: str, sizes: _Sizes | None, stack: ExitStack
+    directory: Path, device: str, sizes: _Sizes | None, stack: ExitStack, divide: str | None
 ) -> tuple[Any, Any, int, "MemoryPlan | None"]:
     """Return model, tokenizer, which rank this is and where its cache is to be."""
     from tesseral import llm
@@ -156,12 +183,11 @@ def _loaded(
             _planned(directory, sizes)  # said before anything is loaded
         loaded, tokenizer = llm.load(directory, device=device)
         return loaded, tokenizer, 0, None if sizes is None else _planned(loaded, sizes)
-    if sizes is not None:
-        raise ParameterError("generate: --gpu-memory is for one process; leave torchrun out.")
     import torch.distributed as dist
 
     rank_device = stack.enter_context(joined())
-    loaded, tokenizer = llm.load_parallel(directory, device=rank_device)
+    load = llm.load if divide == "context" else llm.load_parallel
+    loaded, tokenizer = load(directory, device=rank_device)
     return loaded, tokenizer, dist.get_rank(), None
 
 

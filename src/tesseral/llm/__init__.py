@@ -7,7 +7,7 @@ transformers, so that ``AutoModelForCausalLM.from_pretrained`` reads a quantised
 from tesseral.llm.attention_interface import register
 from tesseral.llm.batching import continuous_batching, generate_batch
 from tesseral.llm.cache import QuantizedKVCache
-from tesseral.llm.cooperative import CooperativeCache, MemoryPlan, plan_memory
+from tesseral.llm.cooperative import CooperativeCache, MemoryPlan, SequenceCache, plan_memory
 from tesseral.llm.evaluate import perplexity
 from tesseral.llm.generation import generate
 from tesseral.llm.loading import load
@@ -22,6 +22,7 @@ __all__ = [
     "CooperativeCache",
     "MemoryPlan",
     "QuantizedKVCache",
+    "SequenceCache",
     "TesseralConfig",
     "TesseralQuantizer",
     "continuous_batching",

@@ -78,7 +78,7 @@ def budget(model: PreTrainedModel, config: QuantizationConfig, samples: int, len
     """
     sizes = [sum(p.numel() for p in block.parameters()) for block in blocks_of(model)]
     text = model.config.get_text_config()
-    hidden, inner = text.hidden_size, _inner(text)
+    hidden, inner = text.hidden_size, inner_size(text)
     weights, outside, inside = _LEARNING if config.learns else _FREEZING
     tokens = min(config.batch_size, samples) * length
     memory = max(sizes) * weights + tokens * (hidden * outside + inner * inside)
@@ -145,7 +145,7 @@ def check(needed: Budget, out: Path, device: torch.device) -> None:
         )
 
 
-def _inner(config: Any) -> int:
+def inner_size(config: Any) -> int:
     """Return the channels that a token has inside of the MLP, of all experts that it chooses."""
     experts = getattr(config, "num_experts_per_tok", None) or 1
     inner = getattr(config, "moe_intermediate_size", None) or config.intermediate_size

@@ -82,7 +82,8 @@ def quantize(
     -------
     Path
         ``out``: safetensors, ``config.json`` with the configuration, the tokenizer, and a
-        model card.
+        model card. Of several ranks the first one returns when it is there, others when all
+        blocks are done.
 
     Raises
     ------
@@ -141,9 +142,11 @@ def quantize(
         entering = quantize_blocks_apart(*work, read=read, devices=places)
     else:
         entering = quantize_blocks(*work, read=partial(read, device=places[0]), ranks=ranks)
+    if ranks is not None:
+        ranks.wait()  # here all are done; writing may take longer than they wait for one another
     if ranks is None or ranks.rank == 0:
         _write(lazy, tokenizer, progress, config, entering, source, out, dtype, overwrite=overwrite)
-    progress.remove()
+        progress.remove()
     return out
 
 

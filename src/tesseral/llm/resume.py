@@ -234,12 +234,6 @@ class SharedProgress(Progress):
             super().save(block, state, facts)
         self._ranks.wait()
 
-    def remove(self) -> None:
-        """See :meth:`Progress.remove`."""
-        self._ranks.wait()
-        if self._ranks.rank == 0:
-            super().remove()
-
 
 def _sweep(out: Path, partial: Path) -> None:
     """Remove what killed runs left under temporary names."""

@@ -26,9 +26,9 @@ from tesseral.attention.distributed import (
     linear_all_reduce,
     measure_linear_costs,
 )
-from tesseral.attention.distributed.faults import Step
 from tesseral.llm.loading import load, read_config, stored_dtype
 from tesseral.quantization.linear import QuantizedLinear
+from tesseral.runtime.ranks import Step
 
 COLUMNS, ROWS = "colwise", "rowwise"
 _WHOLE = frozenset(
@@ -220,9 +220,10 @@ def overlap_sums(
 
 def gathered(x: Tensor, group: Any) -> Tensor:
     """Return the last axis of all ranks, one after the other."""
+    x = x.contiguous()
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
     with Step("tensor parallelism", f"gather {tuple(x.shape)}", group):
-        dist.all_gather(parts, x.contiguous(), group=group)
+        dist.all_gather(parts, x, group=group)
     return torch.cat(parts, dim=-1)
 
 

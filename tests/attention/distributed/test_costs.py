@@ -10,7 +10,6 @@ from tesseral.attention.distributed import (
     Line,
     OverlapCosts,
     choose_plan,
-    choose_tiles,
     plans,
 )
 
@@ -57,7 +56,7 @@ def test_no_prediction_is_below_either_line_alone(tiles, fixed, each, is_causal)
 def test_what_is_chosen_adds_up_and_is_predicted_no_slower_than_one_tile():
     for q_len in (1, 2, 3, 17, 512, 5000):
         for is_causal in (False, True):
-            tiles = choose_tiles(COSTS, q_len, is_causal=is_causal)
+            tiles = choose_plan(COSTS, q_len, is_causal=is_causal).tiles
             assert sum(tiles) == q_len
             assert min(tiles) >= 1
             assert COSTS.predict(tiles) <= COSTS.predict((q_len,)) * 1.001
@@ -73,11 +72,12 @@ def test_on_more_ranks_each_computes_less_and_sends_more():
 
 
 def test_a_link_whose_cost_is_fixed_is_used_once():
-    assert choose_tiles(replace(COSTS, link=Line(1e3, 0.0)), 512) == (512,)
+    assert not choose_plan(replace(COSTS, link=Line(1e3, 0.0)), 512).overlaps
 
 
 def test_the_first_tile_is_the_smallest():
-    tiles = choose_tiles(OverlapCosts(rows=Line(0, 1), scores=Line(0, 0), link=Line(0, 1)), 4096)
+    costs = OverlapCosts(rows=Line(0, 1), scores=Line(0, 0), link=Line(0, 1))
+    tiles = choose_plan(costs, 4096).tiles
     assert len(tiles) > 2
     assert tiles[0] == min(tiles) < tiles[1]
 

@@ -1,18 +1,23 @@
 """A cooperative cache changes where keys and values lie, and nothing else."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import DynamicCache
 
-from support.codec import attach_codecs
+from support.codec import FakeCodec, attach_codecs
 from support.models import tiny_gemma3, tiny_llama, token_ids
 from tesseral._errors import ParameterError, ShapeError
 from tesseral.llm import CooperativeCache, QuantizedKVCache, plan_memory
-from tesseral.llm.cooperative.link import Link
+from tesseral.llm.cooperative import layers
+from tesseral.llm.cooperative.link import Link, pinned
 
 CONTEXT = 96
+
+maps = Path("/proc/self/maps")
+needs_maps = pytest.mark.skipif(not maps.exists(), reason="the system tells no map of memory")
 
 
 def planned(model, *, host=1, batch=2, strip=10, context=CONTEXT, **asked):
@@ -87,6 +92,72 @@ def test_codes_of_a_quantised_model_are_its_own(bits):
     cache = CooperativeCache(model, planned(model, host=1), passing=7, link=remote())
     torch.testing.assert_close(run(model, cache, tokens, LENGTHS), expected, atol=1e-5, rtol=0)
     assert (cache.plan.key_bits, cache.plan.value_bits) == bits
+
+
+@pytest.mark.parametrize("cooperate", [True, False], ids=["cpu", "copied"])
+def test_layers_of_the_host_may_differ_in_their_widths(cooperate):
+    model = attach_codecs(tiny_llama("tesseral", num_hidden_layers=3), 4, 4).double()
+    for layer, bits in zip(model.model.layers, ((4, 4), (8, 4), (16, 8)), strict=True):
+        layer.self_attn.kv_codec = FakeCodec(8, *bits).double()
+    tokens = tokens_of()
+    expected = run(model, QuantizedKVCache(model), tokens, LENGTHS)
+    plan = planned(model, host=3)
+    cache = CooperativeCache(model, plan, link=remote(), passing=7, cooperate=cooperate)
+    torch.testing.assert_close(run(model, cache, tokens, LENGTHS), expected, atol=1e-5, rtol=0)
+    assert cache._shared.conveyor.nbytes <= plan.layer_bytes * 2 * 10 // CONTEXT + 4096
+
+
+def test_numbers_are_made_of_codes_some_at_a_time_where_only_values_are_coded(monkeypatch):
+    model = attach_codecs(tiny_llama("tesseral"), 16, 4).double()
+    tokens, asked = tokens_of((90,)), []
+    monkeypatch.setattr(layers, "DENSE_TOKENS", 32)
+    monkeypatch.setattr(layers, "FEW_ROWS", 8)
+    original = layers.dense
+    monkeypatch.setattr(
+        layers,
+        "dense",
+        lambda states, dtype: asked.append(states[1].shape[2]) or original(states, dtype),
+    )
+    cache = CooperativeCache(model, planned(model, host=0), link=remote())
+    got = run(model, cache, tokens, (60, 30))
+    expected = run(model, QuantizedKVCache(model), tokens, (60, 30))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    assert max(asked) < 90
+
+
+def test_nothing_but_the_room_is_kept_where_host_and_device_are_one():
+    model = tiny_llama("tesseral")
+    cache = CooperativeCache(model, planned(model, host=2))
+    run(model, cache, tokens_of(), LENGTHS)
+    assert all(layer._own is None for layer in cache.layers)
+
+
+def test_keys_of_another_size_are_refused():
+    model, other = tiny_llama("tesseral"), tiny_llama("tesseral", head_dim=16)
+    cache = CooperativeCache(other, planned(other))
+    with pytest.raises(ShapeError, match=r"keys of 8 numbers a head do not fit the plan.* for 16"):
+        run(model, cache, token_ids(2, 3), (3,))
+
+
+@needs_maps
+def test_memory_is_unregistered_before_it_goes_back_to_the_system(monkeypatch):
+    told = []
+
+    class Runtime:
+        def cudaHostRegister(self, address, *_):
+            told.append(address)
+            return 0
+
+        def cudaHostUnregister(self, address):
+            lines = (line.split()[0].split("-") for line in maps.read_text().splitlines())
+            told.append(any(int(a, 16) <= address < int(b, 16) for a, b in lines))
+
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    array = pinned((3 << 20,), torch.uint8)
+    assert told == [array.data_ptr()]
+    del array
+    assert told[1:] == [True]
 
 
 def test_padding_is_hidden_in_every_part():

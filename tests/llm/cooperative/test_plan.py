@@ -3,7 +3,7 @@
 import pytest
 
 from support.checkpoints import save
-from support.models import tiny_gemma3, tiny_llama, tiny_t5
+from support.models import tiny_gemma3, tiny_llama, tiny_mistral, tiny_mixtral, tiny_t5
 from tesseral._errors import ParameterError, UnsupportedModelError
 from tesseral.llm import plan_memory
 from tesseral.llm.cooperative.plan import spread
@@ -108,3 +108,29 @@ def test_a_table_names_all_that_takes_memory():
     names = [row[0] for row in plan.table()[1]]
     assert names[-2:] == ["all", "may be taken"]
     assert "of 1 layers" in names
+
+
+def test_windows_that_do_not_fit_are_refused_too():
+    model = tiny_mistral("tesseral", sliding_window=16)
+    whole = plan_memory(model, 100, BIG, BIG)
+    assert whole.host_layers == ()
+    assert plan_memory(model, 100, whole.gpu_needed, BIG).refusal is None
+    refusal = plan_memory(model, 100, whole.gpu_needed - 1, BIG, chunk=whole.chunk).refusal
+    assert refusal is not None
+    assert "do not hold the model and its windows" in refusal
+
+
+def test_activations_are_those_of_all_experts_that_a_token_chooses():
+    sizes = {"hidden_size": 32, "intermediate_size": 256, "num_local_experts": 4}
+    one, two = (
+        plan_memory(tiny_mixtral("tesseral", **sizes, num_experts_per_tok=n), 4096, BIG, BIG)
+        for n in (1, 2)
+    )
+    assert two.activation_bytes - one.activation_bytes >= 4096 * 256 * 4
+
+
+def test_a_model_whose_keys_are_not_those_of_its_heads_is_refused():
+    model = tiny_llama("tesseral")
+    model.config.kv_lora_rank = 4
+    with pytest.raises(UnsupportedModelError, match="layers other than full and sliding"):
+        plan_memory(model, 100, BIG, BIG)

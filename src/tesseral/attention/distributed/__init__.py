@@ -11,7 +11,6 @@ from tesseral.attention.distributed.peers import PeerMemory, Peers, peers_refuse
 from tesseral.attention.distributed.plans import (
     OverlapPlan,
     choose_plan,
-    choose_tiles,
     plans,
 )
 from tesseral.attention.distributed.sequence import gathered_attention, ring_attention
@@ -24,7 +23,6 @@ __all__ = [
     "Peers",
     "attention_all_reduce",
     "choose_plan",
-    "choose_tiles",
     "fastest",
     "gathered_attention",
     "linear_all_reduce",

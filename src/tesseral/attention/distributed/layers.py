@@ -10,11 +10,11 @@ from torch import Tensor
 from tesseral._errors import ParameterError, ShapeError
 from tesseral.attention.api import attention
 from tesseral.attention.distributed.direct import sum_through_peers
-from tesseral.attention.distributed.faults import Step
 from tesseral.attention.distributed.overlap import Reduce, spans, sum_by_tiles
 from tesseral.attention.distributed.peers import Peers
 from tesseral.attention.distributed.rows import Projected, Strips
 from tesseral.attention.mask import Window
+from tesseral.runtime.ranks import Step
 
 _ATTENTION = "attention_all_reduce"
 _LINEAR = "linear_all_reduce"

@@ -14,10 +14,10 @@ from torch import Tensor
 from tesseral.attention.api import attention
 from tesseral.attention.distributed.costs import Line, OverlapCosts
 from tesseral.attention.distributed.direct import sum_through_peers
-from tesseral.attention.distributed.faults import check_alike
 from tesseral.attention.distributed.overlap import Reduce
 from tesseral.attention.distributed.peers import Peers
 from tesseral.attention.distributed.plans import OverlapPlan
+from tesseral.runtime.ranks import check_alike
 
 _REPEATS, _REPEATS_ON_HOST = 5, 3
 _LOG = logging.getLogger(__name__)

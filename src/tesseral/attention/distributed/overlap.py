@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tesseral._errors import ParameterError
-from tesseral.attention.distributed.faults import Step
+from tesseral.runtime.ranks import Step
 
 
 class Compute(Protocol):

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tesseral._errors import DistributedError, ParameterError
-from tesseral.attention.distributed.faults import check_alike
+from tesseral.runtime.ranks import check_alike
 
 CHANNELS = 16
 """Signals of a rank to another one that may be under way at once; the last says "all sent"."""

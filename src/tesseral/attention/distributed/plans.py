@@ -153,50 +153,6 @@ def _sizes(edges: Sequence[int]) -> tuple[int, ...]:
     return tuple(stop - start for start, stop in pairwise(edges) if stop > start)
 
 
-def choose_tiles(
-    costs: OverlapCosts, q_len: int, *, kv_len: int | None = None, is_causal: bool = False
-) -> tuple[int, ...]:
-    """Return the tiles that are predicted to end first; one if overlapping does not pay.
-
-    Tiles take about equal time to compute, but for the first, which takes half of that, so
-    that sums begin early.
-
-    Parameters
-    ----------
-    costs : OverlapCosts
-        The same on every rank, as :func:`measure_costs` returns them.
-    q_len : int
-        Queries.
-    kv_len : int, optional
-        Keys; ``q_len`` by default. 0 for a linear layer.
-    is_causal : bool
-        Whether later queries see more keys.
-
-    Examples
-    --------
-    >>> from dataclasses import replace
-    >>> from tesseral.attention.distributed import Line
-    >>> slow_link = OverlapCosts(rows=Line(0, 1e-6), scores=Line(0, 0), link=Line(1e-5, 1e-6))
-    >>> len(choose_tiles(slow_link, 4096)) > 1
-    True
-    >>> choose_tiles(replace(slow_link, link=Line(1e-2, 0)), 4096)
-    (4096,)
-    """
-    keys = q_len if kv_len is None else kv_len
-    options = {
-        _equal_work(costs, count, q_len=q_len, kv_len=keys, is_causal=is_causal)
-        for count in _COUNTS
-        if count <= q_len
-    }
-
-    def seconds(tiles: Sequence[int]) -> float:
-        return costs.predict(tiles, kv_len=keys, is_causal=is_causal)
-
-    best = min(sorted(options, key=len), key=seconds)
-    plain = (q_len,)
-    return best if seconds(best) < (1 - _LEAST_GAIN) * seconds(plain) else plain
-
-
 def _equal_work(
     costs: OverlapCosts, count: int, *, q_len: int, kv_len: int, is_causal: bool
 ) -> tuple[int, ...]:

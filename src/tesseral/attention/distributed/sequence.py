@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tesseral._errors import ShapeError
 from tesseral.attention.api import attention
-from tesseral.attention.distributed.faults import Step, check_alike
+from tesseral.runtime.ranks import Step, check_alike
 
 _GATHERED, _RING = "gathered_attention", "ring_attention"
 
@@ -75,14 +75,7 @@ def gathered_attention(
     if is_causal:  # keys up to the query's own, counted from the last key here
         rules["window"] = (-1, sum(lengths[rank + 1 :]))
     out, lse = _partial(query, key, value, rules)
-    state = torch.cat([out, lse[..., None]], dim=-1)
-    states = [torch.empty_like(state) for _ in range(size)]
-    with Step(_GATHERED, "gather outputs", group):
-        dist.all_gather(states, state, group=group)
-    merged = states[0][..., :-1], states[0][..., -1]
-    for other in states[1:]:
-        merged = merge(merged, (other[..., :-1], other[..., -1]))
-    return merged[0].to(query.dtype)
+    return merge_ranks(out, lse, what=_GATHERED, group=group).to(query.dtype)
 
 
 def ring_attention(
@@ -117,7 +110,7 @@ def ring_attention(
     Raises
     ------
     ShapeError
-        If keys and values differ in shape.
+        If keys and values differ in shape, or queries are not as many.
     DistributedError
         If ranks hold parts of different shapes, or another rank fails.
     """
@@ -128,25 +121,63 @@ def ring_attention(
             "must be alike."
         )
     check_alike(_RING, (tuple(key.shape), str(key.dtype)), group)
+    if query.shape[2] != key.shape[2]:
+        raise ShapeError(
+            f"{_RING}: {query.shape[2]} queries and {key.shape[2]} keys are not the same part of a "
+            "sequence; use gathered_attention."
+        )
     rules: dict[str, Any] = {"scale": scale, "softcap": softcap, "backend": backend}
     held = torch.stack([key, value])
     state: tuple[Tensor, Tensor] | None = None
     for step in range(size):
         source = (rank - step) % size
-        coming, works = held, []
+        coming, works, what = held, [], f"pass keys on, step {step + 1} of {size}"
         if step + 1 < size:
             coming = torch.empty_like(held)
-            works = _exchange(held, coming, rank, size, group)
+            with Step(_RING, what, group):
+                works = _exchange(held, coming, rank, size, group)
         if not is_causal or source <= rank:
             causal = is_causal and source == rank
             part = _partial(query, held[0], held[1], rules | {"is_causal": causal})
             state = part if state is None else merge(state, part)
-        with Step(_RING, f"pass keys on, step {step + 1} of {size}", group):
+        with Step(_RING, what, group):
             for work in works:
                 work.wait()
         held = coming
     assert state is not None
     return state[0].to(query.dtype)
+
+
+def merge_ranks(out: Tensor, lse: Tensor, *, what: str, group: Any = None) -> Tensor:
+    """Return attention to the keys of all ranks, given that to the keys of each.
+
+    Parameters
+    ----------
+    out : float32 tensor of shape (..., value_dim)
+    lse : float32 tensor of shape (...)
+        Logarithms of the denominators; ``-inf`` of no key.
+    what : str
+        Named in errors.
+    group : ProcessGroup, optional
+
+    Returns
+    -------
+    float32 tensor of shape (..., value_dim)
+        The same bits on every rank: parts are merged in the order of ranks.
+
+    Raises
+    ------
+    DistributedError
+        If another rank fails.
+    """
+    state = torch.cat([out, lse[..., None]], dim=-1)
+    states = [torch.empty_like(state) for _ in range(dist.get_world_size(group))]
+    with Step(what, "gather outputs", group):
+        dist.all_gather(states, state, group=group)
+    merged = states[0][..., :-1], states[0][..., -1]
+    for other in states[1:]:
+        merged = merge(merged, (other[..., :-1], other[..., -1]))
+    return merged[0]
 
 
 def merge(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

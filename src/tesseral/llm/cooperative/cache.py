@@ -5,18 +5,17 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from tesseral._errors import ParameterError
-from tesseral.llm.attention_interface import IMPLEMENTATION
-from tesseral.llm.cache import QuantizedKVLayer, kv_codecs, windows_of
+from tesseral.llm.cache import windows_of
 from tesseral.llm.cooperative.conveyor import Conveyor
-from tesseral.llm.cooperative.layers import DeviceLayer, HostLayer, PlacedLayer, Shared
+from tesseral.llm.cooperative.forms import codecs_of, nothing_of, sliding_layer
+from tesseral.llm.cooperative.host_layer import HostLayer, Shared
+from tesseral.llm.cooperative.layers import DeviceLayer, PlacedLayer
 from tesseral.llm.cooperative.link import Link
 from tesseral.llm.cooperative.plan import MemoryPlan
-from tesseral.llm.cooperative.room import Pair, Room, encode, plain_codec
+from tesseral.llm.cooperative.room import Room
 from tesseral.llm.cooperative.split import Split
 from tesseral.llm.cooperative.timeline import Timeline
 from tesseral.quantization.kvcodec import KVCodec
@@ -78,16 +77,21 @@ class CooperativeCache(Cache):  # type: ignore[misc]  # transformers is untyped 
     ) -> None:
         plan.require()
         text: Any = model.config.get_text_config(decoder=True)
-        codecs = _codecs(model, plan, text.num_hidden_layers)
+        if plan.n_layers != text.num_hidden_layers:
+            raise ParameterError(
+                f"CooperativeCache: the plan is for {plan.n_layers} layers and the model has "
+                f"{text.num_hidden_layers}; plan for this model."
+            )
+        codecs = codecs_of(model, (plan.key_bits, plan.value_bits), what="CooperativeCache")
         self.plan, self._link, self._cpu = plan, link or Link(model.device), cpu
         if cpu is None and self._link.has_streams:
             self._cpu = ThreadPoolExecutor(1, "attention")
-        self._likes = [_nothing(model, plan, codec) for codec in codecs]
+        self._likes = [nothing_of(model, plan.batch, codec) for codec in codecs]
         layers: list[Any] = []
         self._shared: Shared | None = None
         for index, (codec, window) in enumerate(zip(codecs, windows_of(text), strict=True)):
             if window is not None:
-                layers.append(_sliding(model, codec, window))
+                layers.append(sliding_layer(model, codec, window))
             elif index in plan.host_layers:
                 layers.append(self._host_layer(text, codec, index, cooperate, passing))
             else:
@@ -134,8 +138,9 @@ class CooperativeCache(Cache):  # type: ignore[misc]  # transformers is untyped 
         plan, like = self.plan, self._likes[index]
         if self._shared is None:
             q_heads, kv_heads = text.num_attention_heads, like[0].shape[1]
+            far = [self._likes[number] for number in plan.host_layers]
             self._shared = Shared(
-                conveyor=Conveyor(self._link, like, max(1, plan.strip_tokens)),
+                conveyor=Conveyor(self._link, far, max(1, plan.strip_tokens)),
                 split=Split(most=plan.strip_tokens, fixed=passing),
                 cooperate=cooperate,
                 group=q_heads // kv_heads,
@@ -146,37 +151,3 @@ class CooperativeCache(Cache):  # type: ignore[misc]  # transformers is untyped 
         layer = HostLayer(room, codec, self._link, self._shared)
         self._shared.layers.append(layer)
         return layer
-
-
-def _codecs(model: PreTrainedModel, plan: MemoryPlan, n_layers: int) -> list[KVCodec | None]:
-    """Return the codec of each layer: the model's own or, of another width than 16, plain ones."""
-    implementation = model.config._attn_implementation
-    if implementation != IMPLEMENTATION:
-        raise ParameterError(
-            f"CooperativeCache: {type(model).__name__} uses attn_implementation="
-            f"{implementation!r}; call model.set_attn_implementation({IMPLEMENTATION!r}) first."
-        )
-    if plan.n_layers != n_layers:
-        raise ParameterError(
-            f"CooperativeCache: the plan is for {plan.n_layers} layers and the model has "
-            f"{n_layers}; plan for this model."
-        )
-    if any(getattr(m, "kv_codec", None) is not None for m in model.modules()):
-        return list(kv_codecs(model))
-    return [plain_codec(plan.key_bits, plan.value_bits, model.device)] * n_layers
-
-
-def _nothing(model: PreTrainedModel, plan: MemoryPlan, codec: KVCodec | None) -> Pair:
-    """Return keys and values of no token as they are stored."""
-    text: Any = model.config.get_text_config(decoder=True)
-    heads = text.num_attention_heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // heads
-    empty = torch.empty(plan.batch, kv_heads, 0, width, dtype=model.dtype, device=model.device)
-    return encode(codec, empty, empty)
-
-
-def _sliding(model: PreTrainedModel, codec: KVCodec | None, window: int) -> Any:
-    """Return a layer that keeps a window, on the device."""
-    own = any(getattr(m, "kv_codec", None) is not None for m in model.modules())
-    return QuantizedKVLayer(codec, window) if own and codec else DynamicSlidingWindowLayer(window)

@@ -1,7 +1,6 @@
 """The way between a device and the host: pinned memory, a stream each way, events."""
 
 import mmap
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from math import prod
@@ -169,7 +168,7 @@ def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     n_bytes = prod(shape) * dtype.itemsize
     if n_bytes < 1 << 20:
         return torch.zeros(shape, dtype=dtype, pin_memory=True)
-    memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = _Pinned(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     flat = torch.frombuffer(memory, dtype=torch.uint8)
@@ -178,11 +177,16 @@ def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     runtime: Any = torch.cuda.cudart()
     if int(runtime.cudaHostRegister(address, n_bytes, 0)) != 0:
         return torch.zeros(shape, dtype=dtype, pin_memory=True)
-    weakref.finalize(memory, _unregister, address)  # the array keeps it
+    memory.address = address  # the array keeps it
     return flat.view(dtype).view(shape)
 
 
-def _unregister(address: int) -> None:
-    if torch.cuda.is_initialized():
-        runtime: Any = torch.cuda.cudart()
-        runtime.cudaHostUnregister(address)
+class _Pinned(mmap.mmap):
+    """Memory that is no longer registered when it goes back to the system."""
+
+    address: int | None = None
+
+    def __del__(self) -> None:  # a finalizer by weak reference would run after that
+        if self.address is not None and torch.cuda.is_initialized():
+            runtime: Any = torch.cuda.cudart()
+            runtime.cudaHostUnregister(self.address)

@@ -42,6 +42,11 @@ class PartialSum:
         self._sum.addcmul_(output.float(), taken)
         self._lse = total
 
+    def state(self) -> tuple[Tensor, Tensor] | None:
+        """Return output and lse in float32, ``None`` where nothing was added."""
+        found = self._sum if self._alone is None else self._alone
+        return None if found is None or self._lse is None else (found.float(), self._lse.float())
+
     def result(self, dtype: torch.dtype) -> Tensor:
         """Return the attention to all keys, in the type of the queries."""
         found = self._sum if self._alone is None else self._alone

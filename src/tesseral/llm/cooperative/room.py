@@ -30,10 +30,18 @@ class Room:
         Tokens that fit.
     allocate : callable
         Returns an array of a shape and a type.
+
+    Attributes
+    ----------
+    like, room
+        As given.
+    kind : tuple
+        Equal for rooms that hold tokens in the same form.
     """
 
     def __init__(self, like: Pair, room: int, allocate: Allocate) -> None:
-        self._like, self.room = like, room
+        self.like, self.room = like, room
+        self.kind = tuple((a.dtype, *a.shape[:2], a.shape[3]) for a in parts_of(like))
         with torch.inference_mode(False):  # to be written to in any mode
             self.arrays = [
                 [allocate((*a.shape[:2], room, a.shape[3]), a.dtype) for a in arrays_of(side)]
@@ -43,8 +51,13 @@ class Room:
     @property
     def rows(self) -> tuple[int, int]:
         """Number of sequences and of key heads."""
-        batch, heads = self._like[0].shape[:2]
+        batch, heads = self.like[0].shape[:2]
         return int(batch), int(heads)
+
+    @property
+    def coded(self) -> bool:
+        """Whether keys or values are codes."""
+        return any(isinstance(side, PackedTensor) for side in self.like)
 
     @property
     def nbytes(self) -> int:
@@ -65,28 +78,41 @@ class Room:
         """Return keys and values of a range of tokens, as views."""
         key, value = (
             stored(like, [array.narrow(2, start, stop - start) for array in side])
-            for like, side in zip(self._like, self.arrays, strict=True)
+            for like, side in zip(self.like, self.arrays, strict=True)
         )
         return key, value
 
-    def check(self, shape: Sequence[int], start: int) -> None:
+    def check(self, shape: Sequence[int], start: int, what: str = "CooperativeCache") -> None:
         """Refuse tokens that do not fit.
+
+        Parameters
+        ----------
+        shape : (batch, kv_heads, new, head_dim)
+        start : int
+            Tokens there are.
+        what : str
+            Named in errors.
 
         Raises
         ------
         ShapeError
-            If batch or heads are others.
+            If batch, heads or their size are others.
         ParameterError
             If there is no room.
         """
         if tuple(shape[:2]) != self.rows:
             raise ShapeError(
-                f"CooperativeCache: new tokens for (batch, kv_heads) = {tuple(shape[:2])} do not "
+                f"{what}: new tokens for (batch, kv_heads) = {tuple(shape[:2])} do not "
                 f"fit the plan, which is for {self.rows}."
+            )
+        if shape[3] != self.like[0].shape[3]:
+            raise ShapeError(
+                f"{what}: keys of {shape[3]} numbers a head do not fit the plan, which "
+                f"is for {self.like[0].shape[3]}; use transformers' DynamicCache for this model."
             )
         if start + shape[2] > self.room:
             raise ParameterError(
-                f"CooperativeCache: {start + shape[2]} tokens do not fit a plan for {self.room}; "
+                f"{what}: {start + shape[2]} tokens do not fit a plan for {self.room}; "
                 "plan for a longer context."
             )
 
@@ -98,8 +124,11 @@ class Room:
     def reorder(self, rows: Tensor, length: int) -> None:
         """Let sequence ``i`` go on from ``rows[i]``."""
         for array in self.flat:
-            held = array.narrow(2, 0, length)
-            held.copy_(held[rows.to(array.device)])
+            order = rows.to(array.device)
+            for head in array.narrow(2, 0, length).unbind(
+                1
+            ):  # so that a copy takes one head's room
+                head.copy_(head[order])
 
 
 def stored(like: States, arrays: list[Tensor]) -> States:

@@ -7,6 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tesseral.runtime.ranks import Step
+
+_NAME = "calibration"
+
 
 class Ranks:
     """The ranks of a process group, as steps of calibration need them.
@@ -15,6 +19,11 @@ class Ranks:
     ----------
     group : ProcessGroup, optional
         All ranks by default.
+
+    Raises
+    ------
+    DistributedError
+        By every method, if another rank ended or did not come in time.
     """
 
     def __init__(self, group: Any = None) -> None:
@@ -30,15 +39,18 @@ class Ranks:
         """Sum tensors of one type over the ranks, in place and in one message."""
         held = list(tensors)
         flat = torch.cat([tensor.reshape(-1) for tensor in held])
-        dist.all_reduce(flat, group=self._group)
+        with Step(_NAME, "sum the slopes of a step", self._group):
+            dist.all_reduce(flat, group=self._group)
         for tensor, part in zip(held, flat.split([t.numel() for t in held]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
     def follow_first(self, tensors: Iterable[Tensor]) -> None:
         """Take the values that the first rank has."""
-        for tensor in tensors:
-            dist.broadcast(tensor, group=self._group, group_src=0)
+        with Step(_NAME, "take what the first rank starts from", self._group):
+            for tensor in tensors:
+                dist.broadcast(tensor, group=self._group, group_src=0)
 
     def wait(self) -> None:
         """Wait for all ranks."""
-        dist.barrier(self._group)
+        with Step(_NAME, "wait for the others", self._group):
+            dist.barrier(self._group)

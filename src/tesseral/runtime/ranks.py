@@ -4,8 +4,6 @@ import time
 from datetime import timedelta
 from typing import Any
 
-import torch.distributed as dist
-
 from tesseral._errors import DistributedError
 
 _PATIENCE_S = 3.0
@@ -34,6 +32,8 @@ class Step:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if not isinstance(error, RuntimeError) or isinstance(error, DistributedError):
             return
+        import torch.distributed as dist
+
         silent = silent_ranks(f"{self._what}/{self._step}", self._group)
         words = f"; no word from rank {', '.join(map(str, silent))}" if silent else ""
         raise DistributedError(
@@ -51,6 +51,8 @@ def check_alike(what: str, mine: Any, group: Any = None) -> None:
     DistributedError
         On all ranks, with the first one that differs from rank 0.
     """
+    import torch.distributed as dist
+
     all_of_them: list[Any] = [None] * dist.get_world_size(group)
     with Step(what, "compare what ranks have", group):
         dist.all_gather_object(all_of_them, mine, group=group)
@@ -72,6 +74,8 @@ def silent_ranks(step: str, group: Any = None, *, patience_s: float = _PATIENCE_
     group : ProcessGroup, optional
     patience_s : float
     """
+    import torch.distributed as dist
+
     size, rank = dist.get_world_size(group), dist.get_rank(group)
     try:
         store = dist.distributed_c10d._get_default_store()
