@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from tesseral._errors import DataError
 from tesseral.cli.tensors import read_tensor
 from tesseral.core import CooTensor
 from tesseral.datasets import load_peru, make_block_tensor
@@ -97,7 +98,7 @@ def test_the_output_is_not_replaced_unasked(refused, run, tmp_path, npz):
         (("--family", "gamma"), "--family must be one of"),
         (("--method", "dtm"), "--method must be one of"),
         (("--method", "score", "--refine"), "--refine goes with"),
-        (("--array", "y"), "has no array 'y'; it has names, tensor, truth, x"),
+        (("--tensor", "y"), "has no array 'y'; it has names, tensor, truth, x"),
         (("--truth", "x"), "not one cluster for each node"),
         (("--names", "x"), "does not name every node"),
     ],
@@ -118,6 +119,9 @@ def test_mistakes_are_told_in_one_line(refused, tmp_path, npz, options, words):
         ("a.csv", "i,j\n1,2\n3\n", "lines of different length"),
         ("a.csv", "i,j,value\n1,2,x\n", "must hold numbers"),
         ("a.csv", "i\n1\n", "at least two columns of nodes"),
+        ("a.csv", "1,2\n1,3\n", "needs a line of column names; its first is 1,2"),
+        ("a.csv", "i, i\n1,2\n", "two columns of one name: i, i"),
+        ("a.csv", "i,j,year\na,b,2\n", "add --weights 'year'; or name the columns of nodes"),
         ("a.parquet", "not a table", "cannot be read"),
         ("a.rda", "not written by R", "not a readable R data file"),
     ],
@@ -146,6 +150,28 @@ def test_a_list_of_edges_is_undirected_unless_said(tmp_path):
     one = read_tensor(str(path), directed=True)
     assert [n.tolist() for n in one.names] == [["a", "c"], ["a", "b"]]
     np.testing.assert_array_equal(one.tensor.to_dense(), [[0, 5], [1, 0]])
+
+
+def test_columns_of_other_names_are_named(tmp_path):
+    rows = [("Ada, Countess", "Bo", "3", "1990"), ("Bo", "Cy", "4", "1991")]
+    path = write_table(tmp_path / "mails.csv", ["Sender", "Receiver", "Mails", "Year"], rows)
+    found = read_tensor(str(path), nodes="Sender, Receiver", weights="Mails")
+    assert [n.tolist() for n in found.names] == [["Ada, Countess", "Bo", "Cy"]] * 2
+    np.testing.assert_array_equal(found.tensor.to_dense(), [[0, 3, 0], [3, 0, 4], [0, 4, 0]])
+    unweighted = read_tensor(str(path), nodes="Sender,Receiver")
+    np.testing.assert_array_equal(unweighted.tensor.to_dense(), found.tensor.to_dense() > 0)
+    by_year = read_tensor(str(path), nodes="Sender,Receiver,Year", weights="Mails", directed=True)
+    assert by_year.tensor.shape == (2, 2, 2)
+    assert by_year.tensor.to_dense().sum() == 7
+
+
+def test_a_named_column_of_weights_comes_before_a_known_one(tmp_path):
+    path = write_table(tmp_path / "a.csv", ["i", "j", "count", "w"], [("a", "b", "1", "5")])
+    assert read_tensor(str(path), weights="w").tensor.to_dense()[0, 1] == 5
+    with pytest.raises(DataError, match="no column 'v' for --weights; it has i, j, count, w"):
+        read_tensor(str(path), weights="v")
+    with pytest.raises(DataError, match="no column 'k' for --nodes"):
+        read_tensor(str(path), nodes="i,k")
 
 
 def peru_members():
@@ -191,7 +217,7 @@ def test_arrays_that_r_wrote_are_read(run, tmp_path, npz):
         tensor, truth = file["tensor"], file["truth"]
     rdata.write_rda(tmp_path / "mine.rda", {"Y": tensor, "z": truth})
     options = ("--clusters", "2", "--out", tmp_path / "out", "--overwrite", "--json")
-    result = run("cluster", tmp_path / "mine.rda", "--array", "Y", "--truth", "z", *options)
+    result = run("cluster", tmp_path / "mine.rda", "--tensor", "Y", "--truth", "z", *options)
     assert result.exit_code == 0, result.stderr
     expected = run("cluster", npz, "--truth", "truth", *options)
     found, same = json.loads(result.stdout), json.loads(expected.stdout)

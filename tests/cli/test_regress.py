@@ -99,6 +99,9 @@ def test_a_rank_is_searched_and_pictures_are_written(run, folder):
     result = run("regress", folder / "plain.npy", "--out", out)
     assert result.exit_code == 0, result.stderr
     assert "the best of" in result.stdout
+    assert result.stdout.endswith(
+        f"wrote {out}: summary.txt, coefficients in fit.npz, and pictures\n"
+    )
     written = {path.name for path in out.iterdir()}
     assert {"fit.npz", "summary.txt", "predicted_observed.png", "ranks.png"} <= written
     again = run("regress", folder / "plain.npy", "--out", out)
@@ -119,10 +122,14 @@ def test_a_rank_is_searched_and_pictures_are_written(run, folder):
         (["data.npz", "--covariates", "0=x.txt"], "neither a .csv nor a .npy file"),
         (["data.npz", "--covariates", "0=x.csv"], "x.csv does not exist"),
         (["data.npz", "--rank", "2", "--family", "poisson"], "needs counts"),
-        (["data.npz", "--formula", "2=~ age"], "name the table of mode 2 with --covariates"),
+        (["data.npz", "--formula", "2=~ age"], "has no arrays with 15 entries; name the table"),
         (["data.npz", "--formula", "~ age"], "--formula must be MODE=FORMULA"),
         (["data.npz", "--covariates", "2=x.csv", "--formula", "2=~ age"], "x.csv does not exist"),
-        (["time.csv"], "cannot be read as .npy, .npz, .rda or .rds"),
+        (["time.csv"], "is of no kind that is read; give a .npy, .npz, .rda or .rds file"),
+        (
+            ["data.npz", "--covariates", "2=groups.csv", "--formula", "2=~ agee"],
+            "The columns are age, group.",
+        ),
     ],
 )
 def test_a_mistake_is_one_clear_line(refused, folder, monkeypatch, arguments, words):

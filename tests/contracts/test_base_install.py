@@ -3,15 +3,26 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import tesseral
 from tesseral import __version__
 from tesseral.attention import attention
 from tesseral.cluster import DegreeCorrectedTensorBlockModel, clustering_error_rate
 from tesseral.datasets import load_peru, make_tensor_response
 from tesseral.regress import TensorResponseRegressor
+
+
+def test_every_file_of_the_sources_is_installed():
+    sources = Path(__file__).parents[2] / "src" / "tesseral"
+    installed = Path(tesseral.__file__).parent
+    files = {path.relative_to(sources) for path in sources.rglob("*") if path.is_file()}
+    files = {file for file in files if "__pycache__" not in file.parts}
+    assert len(files) > 100
+    assert {file.as_posix() for file in files if not (installed / file).is_file()} == set()
 
 
 def test_attention_of_arrays_is_softmax_of_products():

@@ -34,6 +34,8 @@ def read_arrays(path: Path, *, otherwise: str = "") -> dict[str, Any]:
     """
     if path.suffix.lower() in R_SUFFIXES and path.is_file():
         return read_r(path, purpose=f"reading {path.name}")
+    if path.is_file() and path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{path} is of no kind that is read; give a {KINDS} file{otherwise}.")
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -43,7 +45,8 @@ def read_arrays(path: Path, *, otherwise: str = "") -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; give a {KINDS} file{otherwise}.") from None
     except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as {KINDS}: {error}.") from None
+        why = "it is damaged, or holds Python objects" if "pickle" in str(error) else error
+        raise DataError(f"{path} cannot be read as {KINDS}: {why}.") from None
 
 
 def entry(path: Path, found: dict[str, Any], name: str | None, *, option: str) -> Any:

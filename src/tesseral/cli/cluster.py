@@ -38,8 +38,9 @@ def cluster(
     refine: Annotated[
         bool, typer.Option("--refine", help="Go on by likelihood of the family.")
     ] = False,
-    array: Annotated[
-        str | None, typer.Option(help="Array of an .npz or R file.", show_default="tensor")
+    tensor: Annotated[
+        str | None,
+        typer.Option(help="Name of the tensor in an .npz or R file.", show_default="tensor"),
     ] = None,
     names: Annotated[
         str | None, typer.Option(help="Array of such a file with the names of nodes.")
@@ -48,6 +49,22 @@ def cluster(
         str | None, typer.Option(help="Array of such a file with known clusters of mode 0.")
     ] = None,
     order: Annotated[int, typer.Option(help="Modes of the tensor that hyperedges make.")] = 3,
+    nodes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMNS",
+            help="Columns of nodes in a table, as from,to.",
+            show_default="all others",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Column of an edge list's weights.",
+            show_default="value, weight or count",
+        ),
+    ] = None,
     directed: Annotated[
         bool, typer.Option("--directed", help="Columns of an edge list are different nodes.")
     ] = False,
@@ -63,9 +80,11 @@ def cluster(
 
     A table needs a line of column names. Every line is an edge, its nodes in as many columns as the
     tensor has modes, with its weight in a column named value, weight or count if there is one; or,
-    with a column named edge, one node of a hyperedge.
+    with a column named edge, one node of a hyperedge. Columns of other names: --nodes, --weights.
 
     Example: tesseral cluster peru --clusters 5 --out peru
+
+    Example: tesseral cluster mails.csv --nodes sender,receiver --weights mails --clusters 3
     """
     from tesseral.core.constraints import check_parameter, integer
     from tesseral.report.charts import require_matplotlib
@@ -79,7 +98,14 @@ def cluster(
         method, clusters, {"symmetric": symmetric, "family": family, "refine": refine, "seed": seed}
     )
     given: NamedTensor = read_tensor(
-        data, array=array, names=names, truth=truth, order=order, directed=directed
+        data,
+        array=tensor,
+        names=names,
+        truth=truth,
+        order=order,
+        directed=directed,
+        nodes=nodes,
+        weights=weights,
     )
     record = fit_record(
         model,
@@ -162,7 +188,8 @@ def _show(record: "ClusterRecord", out: Path) -> None:
 
     for text in record.warnings:
         typer.echo(f"warning: {text}", err=True)
-    print_table(f"Clusters of {record.data}", *cluster_table(record))
+    shape = " x ".join(map(str, record.shape))
+    print_table(f"Clusters of {record.data}, {shape}", *cluster_table(record))
     print_table("Separation", *diagnosis_table(record))
     for group in record.model.symmetric_ if record.stability else ():
         rate = record.stability[group[0]].error_rate

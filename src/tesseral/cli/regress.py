@@ -144,8 +144,10 @@ def regress(
             save(model, folder, explained)
     if json:
         print_json(record)
-    else:
-        show(model, record)
+        return
+    show(model, record)
+    if out is not None:
+        typer.echo(f"wrote {out}: summary.txt, coefficients in fit.npz, and pictures")
 
 
 def read_data(
@@ -196,7 +198,8 @@ def read_data(
         table = _columns(arrays, found.tensor.shape[mode])
         if table is None:
             raise ParameterError(
-                f"--formula {mode}={text}: name the table of mode {mode} with "
+                f"--formula {mode}={text}: {data} has no arrays with "
+                f"{found.tensor.shape[mode]} entries; name the table of mode {mode} with "
                 f"--covariates {mode}=FILE.csv."
             )
         found.covariates[mode] = (text, table)

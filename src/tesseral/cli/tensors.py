@@ -47,6 +47,8 @@ def read_tensor(
     truth: str | None = None,
     order: int = 3,
     directed: bool = False,
+    nodes: str | None = None,
+    weights: str | None = None,
 ) -> NamedTensor:
     """Return the tensor in a file, or the one in the package.
 
@@ -60,6 +62,8 @@ def read_tensor(
         Modes of the tensor that hyperedges make.
     directed : bool
         Whether the columns of an edge list stand for different kinds of nodes.
+    nodes, weights : str, optional
+        Columns of an edge list: those of nodes, with commas between, and that of weights.
 
     Raises
     ------
@@ -75,10 +79,9 @@ def read_tensor(
     try:
         if path.suffix.lower() in SUFFIXES:
             return _from_arrays(path, array, names, truth)
-        if path.suffix == ".csv":
-            return _from_table(data, *_read_csv(path), order=order, directed=directed)
-        if path.suffix == ".parquet":
-            return _from_table(data, *_read_parquet(path), order=order, directed=directed)
+        if path.suffix in READERS:
+            table = _chosen(data, *READERS[path.suffix](path), nodes=nodes, weights=weights)
+            return _from_table(data, *table, order=order, directed=directed)
     except (OSError, EOFError) as error:
         raise DataError(
             f"{data} cannot be read: {getattr(error, 'strerror', None) or error}."
@@ -97,7 +100,7 @@ def _from_arrays(
     path: Path, array: str | None, names: str | None, truth: str | None
 ) -> NamedTensor:
     found = read_arrays(path, otherwise=f", an edge list, or the word {EXAMPLE}")
-    tensor = entry(path, found, array, option="--array")
+    tensor = entry(path, found, array, option="--tensor")
     named = None if names is None else (entry(path, found, names, option="--names"),) * tensor.ndim
     if named is not None and any(len(n) != d for n, d in zip(named, tensor.shape, strict=True)):
         raise DataError(f"{path}: {names!r} does not name every node of a {tensor.shape} tensor.")
@@ -114,6 +117,8 @@ def _read_csv(path: Path) -> tuple[list[str], list[Sequence[Any]]]:
         rows = [row for row in csv.reader(file) if row]
     if len(rows) < 2:
         raise DataError(f"{path} needs a line of column names and at least one edge.")
+    if _all_numbers(rows[0]):
+        raise DataError(f"{path} needs a line of column names; its first is {','.join(rows[0])}.")
     if any(len(row) != len(rows[0]) for row in rows):
         raise DataError(f"{path} has lines of different length.")
     return rows[0], list(zip(*rows[1:], strict=True))
@@ -123,6 +128,68 @@ def _read_parquet(path: Path) -> tuple[list[str], list[Sequence[Any]]]:
     reader = require("pyarrow.parquet", extra="data", purpose="reading parquet files")
     table = reader.read_table(path)
     return list(table.column_names), [column.to_pylist() for column in table.columns]
+
+
+READERS = {".csv": _read_csv, ".parquet": _read_parquet}
+"""Of tables: their column names and columns, by the end of a file's name."""
+
+
+def _chosen(
+    data: str,
+    head: list[str],
+    columns: list[Sequence[Any]],
+    *,
+    nodes: str | None,
+    weights: str | None,
+) -> tuple[list[str], list[Sequence[Any]]]:
+    """Return the columns that the options name; that of weights gets the name it is known by."""
+    head = [name.strip() for name in head]
+    by_name = dict(zip(head, columns, strict=True))
+    if len(by_name) < len(head):
+        raise DataError(f"{data} has two columns of one name: {', '.join(head)}.")
+    asked = [("--nodes", name) for name in _names(nodes)]
+    for option, name in [("--weights", weights), *asked]:
+        if name is not None and name not in by_name:
+            raise DataError(
+                f"{data} has no column {name!r} for {option}; it has {', '.join(head)}."
+            )
+    if weights is not None:
+        others = {
+            name: column
+            for name, column in by_name.items()
+            if name != weights and name.lower() not in VALUE_NAMES
+        }
+        by_name = {**others, VALUE_NAMES[0]: by_name[weights]}
+    known = [name for name in by_name if name.lower() in VALUE_NAMES]
+    if nodes is not None:
+        by_name = {name: by_name[name] for name in (*_names(nodes), *known)}
+    else:
+        _refuse_guesses(data, {name: by_name[name] for name in by_name if name not in known})
+    return list(by_name), list(by_name.values())
+
+
+def _refuse_guesses(data: str, columns: dict[str, Sequence[Any]]) -> None:
+    """Refuse numbers beside names, which may be weights, years or nodes."""
+    numbers = [name for name, column in columns.items() if _all_numbers(column)]
+    words = [name for name in columns if name not in numbers and name.lower() not in EDGE_NAMES]
+    if numbers and len(words) > 1:
+        raise DataError(
+            f"{data}: the column {numbers[0]!r} holds numbers, others names: if they weigh the "
+            f"edges, add --weights {numbers[0]!r}; or name the columns of nodes, as "
+            f"--nodes {','.join(words)!r}."
+        )
+
+
+def _all_numbers(column: Sequence[Any]) -> bool:
+    try:
+        np.asarray(column, dtype=np.float64)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _names(text: str | None) -> list[str]:
+    return [] if text is None else [name.strip() for name in text.split(",")]
 
 
 def _from_table(

@@ -213,8 +213,11 @@ def _from_formula(
     try:
         frame = formulaic.model_matrix(text, data, na_action="raise")
     except Exception as error:  # formulaic raises many kinds; every one of them is about the input
+        why = " ".join(str(error).split()).rstrip(".")
+        columns = ", ".join(map(str, getattr(data, "columns", ())))
         raise ParameterError(
-            f"{where}: the formula {text!r} for mode {mode} cannot be evaluated: {error}."
+            f"{where}: the formula {text!r} for mode {mode} cannot be evaluated: {why}."
+            + (f" The columns are {columns}." if columns else "")
         ) from None
     names = tuple(str(column) for column in frame.columns)
     return np.asarray(frame, dtype=np.float64), names, frame.model_spec
@@ -225,8 +228,10 @@ def _numbers(where: str, mode: int, item: Any) -> NDArray[np.float64]:
     try:
         matrix = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
-        hint = "; give a formula for columns that are not numbers" if _is_frame(item) else ""
-        raise DtypeError(f"{where}: covariates of mode {mode} must be numbers{hint}.") from None
+        raise DtypeError(
+            f"{where}: covariates of mode {mode} must be numbers; give a formula for columns that "
+            "are not."
+        ) from None
     if matrix.ndim == 1:
         matrix = matrix[:, None]
     if matrix.ndim != 2:
