@@ -148,7 +148,7 @@ void write_dense(const QuantizeRows& call, int64_t row, const float* x) {
 void run_pairs(const QuantizeRows& call, int64_t begin, int64_t end, float* scratch) {
   const int64_t n = call.left * call.right;
   float* output = scratch + padded(middle_floats(call));
-  const PairUnit unit;
+  [[maybe_unused]] const PairUnit unit;
   for (int64_t row = begin; row < end; ++row) {
     const Range range = transform_pairs(call, row, scratch, output);
     const float scale = scale_of(range, call.clip, call.bits);
