@@ -8,8 +8,8 @@ from tesseral._errors import DtypeError, ParameterError, ShapeError
 from tesseral.core.kronecker import kronecker_apply
 from tesseral.core.packed import PackedTensor
 from tesseral.core.packing import pack
-from tesseral.core.rows import transform_rows
 from tesseral.core.quantized_linears import QuantizedLinears
+from tesseral.core.rows import transform_rows
 from tesseral.core.weight_only import WeightOnlyLinears
 from tesseral.runtime.cpu import supported_targets
 
