@@ -51,6 +51,15 @@ def test_within_a_budget_the_text_is_the_same(run, original, tmp_path):
     assert run("generate", original, *given).stdout == expected
 
 
+def test_more_memory_than_may_be_taken_is_told(run, original, monkeypatch):
+    budget = ("--gpu-memory", "1GB", "--max-new-tokens", 2)
+    for taken, told in ((10**9, False), (10**9 + 10**8, True)):
+        monkeypatch.setattr(command, "_taken", lambda _, taken=taken: taken)
+        result = run("generate", original, *PROMPT, *budget, "--json")
+        assert json.loads(result.stdout)["device_bytes"] == taken
+        assert ("1.10 GB of the device's memory were taken, more" in result.stderr) is told
+
+
 def test_words_are_written_as_they_come(run, monkeypatch):
     written = []
     monkeypatch.setattr(command, "_write", written.append)

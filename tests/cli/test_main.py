@@ -116,6 +116,26 @@ def test_an_os_error_of_words_alone_is_shown():
     assert run_raising(OSError("odd")).stderr == "tesseral: odd\n"
 
 
+class OutOfMemoryError(RuntimeError):
+    """As torch calls it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "there is not enough memory."),
+        (MemoryError("a cache needs 9 GB"), "a cache needs 9 GB"),
+        (OutOfMemoryError("CUDA out of memory.\nTried 2 GB"), "CUDA out of memory. Tried"),
+    ],
+    ids=["bare", "ours", "torch"],
+)
+def test_memory_that_ran_out_is_one_line_and_exits_1(error, said):
+    result = run_raising(error)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"tesseral: {said}")
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_bug_keeps_its_traceback():
     result = run_raising(ZeroDivisionError("a bug"))
     assert isinstance(result.exception, ZeroDivisionError)

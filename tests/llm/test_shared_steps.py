@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from support.checkpoints import TEXT, save
-from support.models import tiny_llama
+from support.models import tiny_llama, tiny_mixtral
 from support.ranks import run_ranks
 from tesseral._errors import ParameterError
 from tesseral.llm import quantize
@@ -59,8 +59,8 @@ def alone(tmp_path_factory):
     return load_file(out / "model.safetensors"), losses
 
 
-def run(folder, size, stop=None):
-    codes, errors = run_ranks(f"STOP = {stop}\n" + PROGRAM, size, folder)
+def run(folder, size, stop=None, program=PROGRAM):
+    codes, errors = run_ranks(f"STOP = {stop}\n" + program, size, folder)
     assert codes == [0] * size, "\n".join(errors)
     return [json.loads((folder / f"losses-{rank}.json").read_text()) for rank in range(size)]
 
@@ -119,6 +119,24 @@ def test_devices_and_ranks_at_once_are_refused(tmp_path):
     config = QuantizationConfig(**SETTINGS, propagate=False)
     with pytest.raises(ParameterError, match="devices or ranks, not both"):
         quantize(model, config, TEXT, tmp_path / "out", devices=2, ranks=object())
+
+
+def test_ranks_whose_tokens_choose_other_experts_learn_what_one_process_learns(tmp_path):
+    changes = {"num_local_experts": 12, "num_experts_per_tok": 1, "num_hidden_layers": 1}
+    settings = SETTINGS | {"sequence_length": 8}
+    model = save(tiny_mixtral(**changes), tmp_path / "model")
+    losses = []
+    alone = quantize(
+        model,
+        QuantizationConfig(**settings),
+        TEXT,
+        tmp_path / "alone",
+        report=lambda step: losses.append(step.loss),
+    )
+    ranks = run(tmp_path, 2, program=PROGRAM.replace(repr(SETTINGS), repr(settings)))
+    assert ranks[0] == ranks[1]
+    assert_losses(ranks[0], [loss for loss in losses if loss is not None])
+    assert_alike(tmp_path / "out", load_file(alone / "model.safetensors"))
 
 
 def test_others_need_not_wait_while_the_first_rank_writes(tmp_path):

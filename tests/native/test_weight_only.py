@@ -8,6 +8,7 @@ from tesseral._errors import DtypeError, ParameterError, ShapeError
 from tesseral.core.kronecker import kronecker_apply
 from tesseral.core.packed import PackedTensor
 from tesseral.core.packing import pack
+from tesseral.core.quantized_linears import QuantizedLinears
 from tesseral.core.rows import transform_rows
 from tesseral.core.weight_only import WeightOnlyLinears
 from tesseral.runtime.cpu import supported_targets
@@ -125,14 +126,27 @@ def test_numpy_arrays_are_taken_too():
     np.testing.assert_array_equal(out, [[3, 2]])
 
 
+def test_layers_that_quantise_their_rows_name_what_does_not_fit():
+    layer = QuantizedLinears([None, None], torch.ones(2), 4, [stored(4, 32)[0]], [None])
+    x, out = torch.ones(2, 32), torch.empty(2, 4)
+    with pytest.raises(DtypeError, match=r"QuantizedLinears: rows must be one of .* got float64"):
+        layer(x.double(), [out])
+    with pytest.raises(ShapeError, match="QuantizedLinears: rows must have shape"):
+        layer(x[:, :31], [out])
+    with pytest.raises(ShapeError, match="QuantizedLinears: out must be 2 rows of 4"):
+        layer(x, [out.T])
+
+
 def test_arrays_that_do_not_fit_are_named():
     layer = WeightOnlyLinears([stored(4, 32)[0]], [None])
     x, out = torch.ones(2, 32), torch.empty(2, 4)
-    with pytest.raises(DtypeError, match="got float16"):
+    with pytest.raises(DtypeError, match=r"WeightOnlyLinears: rows must be one of .* got float16"):
         layer(x.half(), [out])
-    with pytest.raises(ShapeError, match="rows must have shape"):
+    with pytest.raises(DtypeError, match=r"outs one of .* got float32 and float16"):
+        layer(x, [out.half()])
+    with pytest.raises(ShapeError, match="WeightOnlyLinears: rows must have shape"):
         layer(x[:, :31], [out])
-    with pytest.raises(ShapeError, match="out must be 2 rows of 4"):
+    with pytest.raises(ShapeError, match="WeightOnlyLinears: out must be 2 rows of 4"):
         layer(x, [out.T])
     with pytest.raises(ParameterError, match="threads"):
         layer(x, [out], threads=0)

@@ -106,15 +106,23 @@ def generate(
             cache=cache,
         )
         elapsed, count = monotonic() - started, writer.n_tokens
+        taken = None if plan is None else _taken(loaded)
     if rank:
         return
     if json:
         record = {"model": model, "prompt": prompt, "text": text, "n_tokens": count}
+        record |= {} if taken is None else {"device_bytes": taken}
         print_json(record | {"elapsed_s": elapsed, "tokens_per_s": count / elapsed})
     else:
         _write("\n")
         speed = f"{count} tokens in {seconds_text(elapsed)}, {count / elapsed:.1f} tokens/s"
         typer.echo(f"{speed}, reading the prompt included", err=True)
+    if plan is not None and taken is not None and taken > plan.gpu_bytes:
+        typer.echo(
+            f"tesseral: {taken / 1e9:.2f} GB of the device's memory were taken, more than "
+            "--gpu-memory; give less to stay within it",
+            err=True,
+        )
 
 
 _Sizes = tuple[int, int | None, int | None, int | None]
@@ -148,6 +156,14 @@ def _check_divide(divide: str | None, sizes: _Sizes | None) -> None:
         raise ParameterError("generate: --divide is for ranks; start them by torchrun.")
     if sizes is not None and launched():
         raise ParameterError("generate: --gpu-memory is for one process; leave torchrun out.")
+
+
+def _taken(model: Any) -> int | None:
+    """Return the most memory of a CUDA device that was set aside; ``None`` elsewhere."""
+    import torch
+
+    cuda = model.device.type == "cuda"
+    return torch.cuda.max_memory_reserved(model.device) if cuda else None
 
 
 def _planned(model: Any, sizes: _Sizes) -> "MemoryPlan":

@@ -4,6 +4,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping
+from textwrap import shorten
 from typing import Annotated, NoReturn
 
 import typer
@@ -89,8 +90,8 @@ def _group(words: str, commands: Commands, *, completion: bool = False) -> typer
 def reporting(command: Callable[..., None]) -> Callable[..., None]:
     """Wrap a subcommand so that an expected failure becomes one line and an exit code.
 
-    A user's mistake exits 2, an operating system's refusal 1, Ctrl-C 130. Any other
-    exception is a bug and keeps its traceback.
+    A user's mistake exits 2, an operating system's refusal and memory that ran out 1, Ctrl-C 130.
+    Any other exception is a bug and keeps its traceback.
     """
 
     @functools.wraps(command)
@@ -108,8 +109,17 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
             _drop_unwritable_output()
             place = "" if error.filename is None else f": {error.filename}"
             _fail(f"{error.strerror or error}{place}", FAILURE)
+        except (MemoryError, RuntimeError) as error:
+            if not _tells_of_memory(error):
+                raise
+            _fail(shorten(str(error), 300) or "there is not enough memory.", FAILURE)
 
     return run
+
+
+def _tells_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out: the system's, or a device's as torch says it."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _drop_unwritable_output() -> None:

@@ -4,17 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from tesseral import _native
-from tesseral._errors import DtypeError
-from tesseral.core._arrays import address, dtype_name
 from tesseral.core.int4 import Int4Linears
 from tesseral.core.packed import PackedTensor
-from tesseral.core.rows import ROW_TYPES, RowQuantizer, check_dense, check_rows
-from tesseral.runtime.cpu import cpu_target, cpu_threads
-
-_OUT_TYPES = ("float32", "bfloat16")
+from tesseral.core.row_layers import RowLayers
+from tesseral.core.rows import ROW_TYPES, RowQuantizer
 
 
-class QuantizedLinears:
+class QuantizedLinears(RowLayers):
     """A :class:`~tesseral.core.rows.RowQuantizer` and the layers that read its codes.
 
     Gives what :class:`~tesseral.core.int4.Int4Linears` gives of the codes and scales, which stay
@@ -32,6 +28,8 @@ class QuantizedLinears:
     DtypeError, ShapeError, ParameterError
         If they do not fit.
     """
+
+    row_types = ROW_TYPES
 
     def __init__(
         self,
@@ -63,47 +61,12 @@ class QuantizedLinears:
             [(*addresses, n) for addresses, n in layers],
         )
 
-    def __call__(
+    def _run(
         self,
-        rows: Any,
-        outs: Sequence[Any],
-        *,
-        threads: int | None = None,
-        target: str | None = None,
+        rows: tuple[str, int, int, int],
+        outs: list[int],
+        short: bool,
+        threads: int,
+        target: str,
     ) -> None:
-        """Fill ``outs`` with the products of every weight.
-
-        Parameters
-        ----------
-        rows : float32, bfloat16 or float16 array of shape (m, in_features)
-            On the CPU; elements of a row are neighbours.
-        outs : sequence of float32 or bfloat16 arrays of shape (..., out_features_i)
-            All of one type, in C order, with m rows.
-        threads, target : optional
-            As for :func:`~tesseral.core.int4.linear_int4`.
-
-        Raises
-        ------
-        DtypeError, ShapeError, ParameterError, BackendError
-            If arrays, threads or target do not fit.
-        """
-        element, kind = dtype_name(rows), dtype_name(outs[0])
-        if element not in ROW_TYPES or kind not in _OUT_TYPES:
-            raise DtypeError(
-                f"QuantizedLinears: rows must be one of {ROW_TYPES} and outs one of {_OUT_TYPES}, "
-                f"got {element} and {kind}."
-            )
-        m = rows.shape[0]
-        stride = check_rows("rows", rows, element, (m, self.in_features))
-        for out, n in zip(outs, self.out_features, strict=True):
-            check_dense("out", out, kind, m, n)
-        self.kernel.run(
-            element,
-            address(rows),
-            stride,
-            m,
-            [address(out) for out in outs],
-            kind == "bfloat16",
-            cpu_threads(threads),
-            cpu_target(target),
-        )
+        self.kernel.run(*rows, outs, short, threads, target)

@@ -14,26 +14,30 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from tesseral._errors import ParameterError, UnsupportedModelError
-from tesseral.attention.distributed import (
-    OverlapCosts,
-    Peers,
-    choose_plan,
-    linear_all_reduce,
-    measure_linear_costs,
+from tesseral.attention.distributed import OverlapCosts, Peers, measure_linear_costs
+from tesseral.llm.divided_layers import (
+    GatheredLinear,
+    GatheredOutput,
+    SplitLinear,
+    SummedLinear,
+    divide_experts,
 )
 from tesseral.llm.loading import load, read_config, stored_dtype
 from tesseral.quantization.linear import QuantizedLinear
-from tesseral.runtime.ranks import Step
 
 COLUMNS, ROWS = "colwise", "rowwise"
+GATHERED, SPLIT = "colwise_gather_output", "rowwise_split_input"
+"""The same where what lies between is needed whole: one matrix for several, norms of all heads."""
+
+PACKED, EXPERTS = "packed_colwise", "moe_tp_experts"
+_CUT = (COLUMNS, ROWS, GATHERED, SPLIT)
 _WHOLE = frozenset(
     {
-        "colwise_gather_output",
         "colwise_rep",
         "embedding_rowwise",
         "replicate",
@@ -97,7 +101,7 @@ def tensor_parallel(model: PreTrainedModel, *, group: Any = None) -> PreTrainedM
     ParameterError
         If ranks do not divide its heads or widths; nothing is changed.
     UnsupportedModelError
-        If its plan has styles that are not known here, or it has none.
+        If its plan has styles that are not known here, or names no layer of its blocks.
     """
     size, rank = dist.get_world_size(group), dist.get_rank(group)
     styles = _styles(model)
@@ -105,84 +109,22 @@ def tensor_parallel(model: PreTrainedModel, *, group: Any = None) -> PreTrainedM
     if size == 1:
         return model
     for name, style in styles.items():
-        layer = model.get_submodule(name)
-        if style == COLUMNS:
+        layer: Any = model.get_submodule(name)
+        quantized = isinstance(layer, QuantizedLinear)
+        if style == EXPERTS:
+            divide_experts(layer, group)
+            continue
+        if quantized or style in (COLUMNS, GATHERED):
             _keep_rows(layer, rank, size)
-        elif isinstance(layer, QuantizedLinear):
-            _keep_rows(layer, rank, size)
-            _replace(model, name, GatheredLinear(layer, group))
-        else:
-            _replace(model, name, SummedLinear(layer, group))
+        if style == GATHERED or (quantized and style == SPLIT):
+            _replace(model, name, GatheredOutput(layer, group))
+        elif style == ROWS:
+            _replace(model, name, (GatheredLinear if quantized else SummedLinear)(layer, group))
+        elif style == SPLIT:
+            _replace(model, name, SplitLinear(layer, group))
     for module in model.modules():
         module.__dict__.pop("_parts", None)  # kernels of whole blocks
     return model
-
-
-class GatheredLinear(nn.Module):
-    """A layer in our format with this rank's rows; its input and output are gathered.
-
-    Parameters
-    ----------
-    linear : QuantizedLinear
-        With this rank's rows.
-    group : ProcessGroup or None
-        The ranks.
-    """
-
-    def __init__(self, linear: QuantizedLinear, group: Any) -> None:
-        super().__init__()
-        self.linear, self._group = linear, group
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the whole output for this rank's channels of the input."""
-        return gathered(self.linear(gathered(x, self._group)), self._group)
-
-
-class SummedLinear(nn.Module):
-    """A dense layer with the columns of this rank, summed over ranks tile by tile.
-
-    Parameters
-    ----------
-    linear : torch.nn.Linear
-        The whole layer.
-    group : ProcessGroup or None
-        The ranks.
-    """
-
-    def __init__(self, linear: nn.Linear, group: Any) -> None:
-        super().__init__()
-        size, rank = dist.get_world_size(group), dist.get_rank(group)
-        columns = linear.weight.detach().chunk(size, dim=1)[rank].clone()
-        self.weight = nn.Parameter(columns, requires_grad=False)
-        self.bias = linear.bias
-        self._group = group
-        self.peers: Peers | None = None
-        self.costs: OverlapCosts | None = None
-        self._plans: dict[int, dict[str, Any]] = {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the whole output for this rank's channels of the input."""
-        rows = x.reshape(1, -1, x.shape[-1]) if x.ndim != 3 else x
-        out = linear_all_reduce(rows, self.weight, **self._how(rows.shape[1]))
-        out = out.reshape(*x.shape[:-1], -1)
-        return out if self.bias is None else out + self.bias
-
-    def overlap(self, costs: OverlapCosts, peers: Peers | None = None) -> None:
-        """Cut inputs into the tiles that these costs predict to be best."""
-        self.costs, self.peers = costs, peers
-        self._plans.clear()
-
-    def _how(self, length: int) -> dict[str, Any]:
-        if self.costs is None:
-            return {"group": self._group}
-        how = self._plans.get(length)
-        if how is None:
-            plan = choose_plan(self.costs, length, kv_len=0)
-            how = {"tiles": plan.tiles, "group": self._group}
-            if plan.through == "peers":
-                how = {"tiles": plan.tiles, "peers": self.peers}
-            self._plans[length] = how
-        return how
 
 
 @torch.no_grad()
@@ -218,15 +160,6 @@ def overlap_sums(
     return list(known.values())
 
 
-def gathered(x: Tensor, group: Any) -> Tensor:
-    """Return the last axis of all ranks, one after the other."""
-    x = x.contiguous()
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size(group))]
-    with Step("tensor parallelism", f"gather {tuple(x.shape)}", group):
-        dist.all_gather(parts, x, group=group)
-    return torch.cat(parts, dim=-1)
-
-
 def _styles(model: PreTrainedModel) -> dict[str, str]:
     """Return the style of every layer that is cut, by name, rows before columns of a block."""
     plan: dict[str, str] = dict(getattr(model, "tp_plan", None) or {})
@@ -234,29 +167,49 @@ def _styles(model: PreTrainedModel) -> dict[str, str]:
         raise UnsupportedModelError(
             f"tensor parallelism: {type(model).__name__} has no tp_plan in transformers."
         )
-    unknown = {style for style in plan.values() if style not in {COLUMNS, ROWS} | _WHOLE}
+    experts = {name for name, style in plan.items() if style == EXPERTS}
+    known = {*_CUT, EXPERTS} | _WHOLE
+    unknown = {
+        style
+        for name, style in plan.items()
+        if style not in known and not (style == PACKED and name.rpartition(".")[0] in experts)
+    }
     if unknown:
         raise UnsupportedModelError(
             f"tensor parallelism: {type(model).__name__} is planned with "
-            f"{', '.join(sorted(unknown))}; {COLUMNS} and {ROWS} are known here."
+            f"{', '.join(sorted(unknown))}; {', '.join((*_CUT, PACKED, EXPERTS))} are known here."
         )
     patterns = {
         re.compile(re.escape(name).replace(r"\*", r"\d+")): style
         for name, style in plan.items()
-        if style in {COLUMNS, ROWS}
+        if style in _CUT or style == EXPERTS
     }
-    return {
+    found = {
         name: style
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | QuantizedLinear)
+        if module is not model.get_output_embeddings()
         for pattern, style in patterns.items()
-        if pattern.fullmatch(name)
+        if pattern.fullmatch(name) and _takes(module, style)
     }
+    if not found:
+        raise UnsupportedModelError(
+            f"tensor parallelism: the tp_plan of {type(model).__name__} names no layer of its "
+            "blocks."
+        )
+    return found
+
+
+def _takes(module: nn.Module, style: str) -> bool:
+    """Return whether a module can be cut; experts in our format are many layers and stay whole."""
+    if style == EXPERTS:
+        return isinstance(getattr(module, "gate_up_proj", None), nn.Parameter)
+    return isinstance(module, nn.Linear | QuantizedLinear)
 
 
 def _check(model: PreTrainedModel, styles: dict[str, str], size: int) -> None:
     config = model.config.get_text_config()
-    for what in ("num_attention_heads", "num_key_value_heads"):
+    heads = ("num_attention_heads", "num_key_value_heads")
+    for what in () if SPLIT in styles.values() else heads:  # there every rank has all heads
         count = getattr(config, what, None)
         if count is not None and count % size:
             raise ParameterError(
@@ -264,16 +217,22 @@ def _check(model: PreTrainedModel, styles: dict[str, str], size: int) -> None:
                 "ranks that does."
             )
     for name, style in styles.items():
-        layer: Any = model.get_submodule(name)
-        quantized = isinstance(layer, QuantizedLinear)
-        widths = [layer.out_features] if style == COLUMNS or quantized else []
-        widths += [layer.in_features] if style == ROWS else []
-        for width in widths:
+        for width in _widths(model.get_submodule(name), style):
             if width % size:
                 raise ParameterError(
                     f"tensor parallelism: {size} ranks do not divide the {width} channels of "
                     f"{name}."
                 )
+
+
+def _widths(layer: Any, style: str) -> list[int]:
+    """Return what ranks must divide of a layer."""
+    if style == EXPERTS:
+        return [layer.down_proj.shape[2]]
+    quantized = isinstance(layer, QuantizedLinear)
+    widths = [layer.out_features] if quantized or style in (COLUMNS, GATHERED) else []
+    gathers = style == ROWS or (style == SPLIT and not quantized)
+    return [*widths, layer.in_features] if gathers else widths
 
 
 def _keep_rows(layer: Any, rank: int, size: int) -> None:

@@ -64,10 +64,12 @@ def test_what_does_not_fit_is_told_and_the_rest_goes_on(monkeypatch):
     def refuse(plan, models, watch):
         raise torch.cuda.OutOfMemoryError("no room")
 
-    monkeypatch.setitem(module._PARTS, "prefill", refuse)
-    found = run(replace(SMOKE, steps=10), lambda _: None, ("prefill", "million"))
-    assert found["prefill"] == {"refused": "no room"}
+    for name in ("decode", "prefill"):
+        monkeypatch.setitem(module._PARTS, name, refuse)
+    found = run(replace(SMOKE, steps=10), lambda _: None, ("decode", "prefill", "million"))
+    assert found["decode"] == found["prefill"] == {"refused": "no room"}
     holds = {bar["name"]: bar["holds"] for bar in found["bars"]}
+    assert holds["decode, completes"] is False
     assert holds["prefill, completes"] is False
     assert holds["million, completes"] is True
     assert len(tables.prompts(found)[1]) == 1
@@ -83,6 +85,7 @@ def test_bars_compare_with_both_peers():
     }
     holds = {bar["name"]: bar["holds"] for bar in bars(record)}
     assert holds == {
+        "decode, completes": True,
         f"decode, times as fast as {COPIED}": True,
         f"decode, times as fast as {OFFLOADING}": False,
         "decode, share of the budget reserved": False,

@@ -12,6 +12,8 @@ from support.models import tiny_llama, token_ids
 from support.ranks import run_ranks
 from tesseral._errors import ParameterError, ShapeError, UnsupportedModelError
 from tesseral.llm import CooperativeCache, QuantizedKVCache, SequenceCache, plan_memory
+from tesseral.llm.cooperative import layers, sequence
+from tesseral.llm.cooperative.link import Link
 from tesseral.llm.cooperative.sequence import part_of_rank
 
 PROGRAM = """
@@ -159,6 +161,55 @@ def one_rank(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_beside_a_device_codes_become_numbers_some_at_a_time(monkeypatch):
+    model, pieces = MODELS["codes"](), []
+    original = sequence.dense
+    monkeypatch.setattr(sequence, "Link", lambda device: Link(device, remote=True))
+    monkeypatch.setattr(sequence, "DENSE_TOKENS", 16)
+    monkeypatch.setattr(layers, "FEW_ROWS", 4)
+    monkeypatch.setattr(
+        sequence, "dense", lambda states, dtype: pieces.append(states[0]) or original(states, dtype)
+    )
+    with torch.inference_mode():
+        got = fed(model, SequenceCache(model, sum(LENGTHS), batch=2)).numpy()
+        expected = fed(model, QuantizedKVCache(model)).numpy()
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    # of the prompt's second chunk: 40 tokens before, then its own
+    assert [piece.shape[2] for piece in pieces[2:6]] == [16, 16, 8, 23]
+
+
+ON_DEVICES = """
+import numpy as np
+from tesseral.llm import SequenceCache
+from support.chunks import LENGTHS, MODELS, TOKENS, fed, padding
+found, context = {}, sum(LENGTHS)
+with torch.inference_mode():
+    for name in ("plain", "windows", "sinks"):
+        model = MODELS[name]().to(device)
+        found[name] = fed(model, SequenceCache(model, context, batch=2), TOKENS.to(device))
+    model = MODELS["plain"]().to(device)
+    cache = SequenceCache(model, context, batch=2, kv_bits=8)
+    found["8 bits"] = fed(model, cache, TOKENS.to(device), seen=padding().to(device))
+np.savez(f"{folder}/{rank}.npz", **{name: x.cpu().numpy() for name, x in found.items()})
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_over_nccl_logits_are_those_of_one_process(tmp_path):
+    codes, errors = run_ranks(ON_DEVICES, 2, tmp_path, backend="nccl", limit_s=60)
+    assert codes == [0, 0], "\n".join(errors)
+    first, second = (np.load(tmp_path / f"{rank}.npz") for rank in range(2))
+    for name, got in first.items():
+        np.testing.assert_array_equal(got, second[name])
+        if name in MODELS:
+            model = MODELS[name]().double()
+            with torch.inference_mode():
+                oracle = fed(model, cache_of(model)).numpy()
+            np.testing.assert_allclose(got, oracle, atol=5e-3)
 
 
 @pytest.mark.usefixtures("one_rank")

@@ -76,10 +76,9 @@ def bars(record: dict[str, Any]) -> list[dict[str, Any]]:
         if "median_s" in sides.get(name, {}):
             value = sides[name]["median_s"] / sides[OURS]["median_s"]
             found.append(_bar(f"decode, times as fast as {name}", value, least))
-    for name in ("prefill", "million"):
+    for name, sign in (("decode", "sides"), ("prefill", "prefill_s"), ("million", "prefill_s")):
         if name in record:
-            completes = float("prefill_s" in record[name])
-            found.append(_bar(f"{name}, completes", completes, 1))
+            found.append(_bar(f"{name}, completes", float(sign in record[name]), 1))
     for name in ("decode", "prefill", "million"):
         part = record.get(name, {})
         peak = sides.get(OURS, {}) if name == "decode" else part

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tesseral.quantization.block import SimulatedBlock
+from tesseral.quantization.calibration.ranks import Ranks
 from tesseral.quantization.calibration.recording import Recording
 from tesseral.quantization.calibration.task import BlockTask
 
@@ -72,11 +73,27 @@ class Steps:
         loss.backward()
         loss = loss.detach()
         if self._task.ranks is not None:
-            parameters = (p for group in self._optimizer.param_groups for p in group["params"])
-            slopes = [p.grad for p in parameters if p.grad is not None]
-            self._task.ranks.sum([*slopes, loss])
+            self._sum(self._task.ranks, loss)
         self._optimizer.step()
         return loss
+
+    def _sum(self, ranks: Ranks, loss: Tensor) -> None:
+        """Sum slopes and loss over ranks, in place.
+
+        A rank whose tokens chose other experts has slopes of other parameters. What no rank has a
+        slope of keeps none, so that the optimiser leaves it alone.
+        """
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        missing = [number for number, p in enumerate(parameters) if p.grad is None]
+        slopes = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        counts = loss.new_ones(len(parameters))
+        if missing:
+            counts[missing] = 0
+        ranks.sum([*slopes, counts, loss])
+        if missing:
+            found = counts.tolist()
+            for number in missing:
+                parameters[number].grad = slopes[number] if found[number] else None
 
     def _shares(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return this rank's part of a step, weighed so that losses of ranks add up.
