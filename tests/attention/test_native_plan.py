@@ -2,7 +2,8 @@
 
 import pytest
 
-from tesseral.attention.native_plan import ROW_MULTIPLE, STREAM_ROWS, plan_native
+from tesseral.attention import native_plan
+from tesseral.attention.native_plan import ROW_MULTIPLE, STREAM_ROWS, bf16_dot_pays, plan_native
 from tesseral.attention.problem import AttentionProblem
 from tesseral.runtime.cpu import CacheSizes
 
@@ -54,3 +55,23 @@ def test_few_rows_read_the_keys_in_place_and_once():
     assert cut.kernel == "streamed"
     assert cut.q_tile == STREAM_ROWS
     assert plan(q_len=STREAM_ROWS + 1, kv_len=4096).kernel == "packed"
+
+
+@pytest.mark.parametrize(
+    ("target", "streamed", "pays"),
+    [
+        ("amx", False, True),
+        ("amx", True, False),
+        ("avx512_bf16", False, False),
+        ("avx512_bf16", True, False),
+        ("avx512", True, False),
+    ],
+)
+def test_fast_tiles_do_not_speak_for_vectors(monkeypatch, target, streamed, pays):
+    rates = {("dot_bf16", "amx"): 3349.0, ("dot_bf16", "avx512_bf16"): 112.0}
+    monkeypatch.setattr(
+        native_plan,
+        "_rate",
+        lambda kind, of: 220.0 if kind == "fma_fp32" else rates.get((kind, of), 0.0),
+    )
+    assert bf16_dot_pays.__wrapped__(target, streamed=streamed) is pays

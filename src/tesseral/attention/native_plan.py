@@ -34,6 +34,9 @@ LEAST_ROWS = 8 * ROW_MULTIPLE
 TASKS_A_THREAD = 4
 """Tasks that a thread should find, so that all end at about the same time."""
 
+VECTORS = {"amx": "avx512_bf16"}
+"""For targets whose products are of tiles, the one that has their vectors."""
+
 LEAST_SPLIT_BYTES = 2**18
 """Keys and values that a task should read, at least, when a strip is shared among several."""
 
@@ -94,7 +97,7 @@ def plan_native(
         kernel="streamed" if streamed else "packed",
         strip_rows=q_tile * problem.group,
         split_keys=_split_keys(problem, tasks, threads, streamed=streamed),
-        bf16_dot=_is_all_bfloat16(problem) and bf16_dot_pays(target),
+        bf16_dot=_is_all_bfloat16(problem) and bf16_dot_pays(target, streamed=streamed),
         target=target,
         threads=threads,
     )
@@ -102,12 +105,14 @@ def plan_native(
 
 
 @cache
-def bf16_dot_pays(target: str) -> bool:
+def bf16_dot_pays(target: str, *, streamed: bool) -> bool:
     """Return whether products of bfloat16 pairs beat those of float32 here; measured once.
 
     Some chips issue ``vdpbf16ps``, which does twice the work, at a quarter of the rate of a
-    float32 multiply-add; others at the same rate.
+    float32 multiply-add; others at the same rate. Few rows are multiplied by vectors also where
+    many are by tiles.
     """
+    target = VECTORS.get(target, target) if streamed else target
     fastest = {
         kind: max(_rate(kind, target) for _ in range(3)) for kind in ("dot_bf16", "fma_fp32")
     }
