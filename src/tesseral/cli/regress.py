@@ -51,6 +51,7 @@ def regress(
     data: Annotated[
         str,
         typer.Argument(
+            metavar="DATA",
             help=f"A .npy, .npz, .rda or .rds file, or the word {NATIONS} for the data in the "
             "package. NaN stands for a missing entry.",
             show_default=False,
