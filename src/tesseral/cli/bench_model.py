@@ -18,8 +18,8 @@ def model(
 ) -> None:
     """Predict attention on an Ascend NPU and a V100.
 
-    Nothing is run but a model of machines: it is first held against what was measured on an H200, and says
-    how far it was off.
+    Nothing is run but a model of machines: it is first held against what was measured on an H200,
+    and says how far it was off.
 
     Example: tesseral bench model --png timeline.png
     """
