@@ -160,6 +160,9 @@ def test_columns_of_other_names_are_named(tmp_path):
     np.testing.assert_array_equal(found.tensor.to_dense(), [[0, 3, 0], [3, 0, 4], [0, 4, 0]])
     unweighted = read_tensor(str(path), nodes="Sender,Receiver")
     np.testing.assert_array_equal(unweighted.tensor.to_dense(), found.tensor.to_dense() > 0)
+    spreadsheet = tmp_path / "spreadsheet.csv"
+    spreadsheet.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_tensor(str(spreadsheet), nodes="Sender,Receiver").tensor.shape == (3, 3)
     by_year = read_tensor(str(path), nodes="Sender,Receiver,Year", weights="Mails", directed=True)
     assert by_year.tensor.shape == (2, 2, 2)
     assert by_year.tensor.to_dense().sum() == 7

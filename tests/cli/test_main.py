@@ -2,6 +2,7 @@ import errno
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 
 import pytest
@@ -33,6 +34,30 @@ def test_help_names_every_command():
     result = run("--help")
     assert result.exit_code == 0
     assert all(f"  {name} " in result.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("words", [(), ("bench",)], ids=["tesseral", "bench"])
+def test_the_lists_of_commands_cut_nothing_off(words):
+    assert "..." not in run(*words, "--help").stdout.split("Commands:")[1]
+
+
+def test_a_warning_is_one_line_and_the_command_goes_on():
+    def warns() -> None:
+        warnings.warn("it is late", UserWarning, stacklevel=1)
+        print("done")  # noqa: T201
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        result = run("warns", commands={"warns": warns, "other": warns})
+    assert (result.exit_code, result.stdout) == (0, "done\n")
+    assert result.stderr == "tesseral: warning: it is late\n"
+
+
+@pytest.mark.parametrize("words", ["quantize --help", "migrate --help", "cluster --help"])
+def test_arguments_are_named_in_capitals(words):
+    usage = run(*words.split()).stdout.splitlines()[0]
+    usage = usage.translate({ord("{"): None, ord("}"): None})  # typer's, of some versions
+    assert usage.endswith(("[OPTIONS] MODEL OUT", "[OPTIONS] DATA"))
 
 
 def subcommands(commands, *before):

@@ -47,7 +47,10 @@ def analyze(
     overwrite: Overwrite = False,
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
-    """Cluster a model's attention heads, explain its rounding errors, and advise widths.
+    """Explain a model's rounding errors by tensors, and advise widths.
+
+    Attention heads are clustered by the block model, errors of rounding each layer explained by
+    tensor regression.
 
     OUT gets report.html, advice.json for quantize --advice, and the tensors as an .npz file.
 

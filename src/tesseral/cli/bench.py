@@ -13,10 +13,10 @@ from tesseral.cli.bench_linear import linear
 from tesseral.cli.bench_llm import llm
 from tesseral.cli.bench_model import model
 from tesseral.cli.bench_offload import offload
+from tesseral.cli.bench_options import Json, Overwrite, Threads, check_files, file_to_write, save
 from tesseral.cli.bench_regress import regress
 from tesseral.cli.console import print_table, progress
 from tesseral.runtime.extras import require
-from tesseral.runtime.files import atomic_file, check_output
 
 if TYPE_CHECKING:
     from tesseral.bench.attention.record import AttentionRecord
@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 
 
 def attention(
-    json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all numbers here, as JSON.")
-    ] = None,
-    png: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the table here, as a PNG image.")
-    ] = None,
+    json: Json = None,
+    png: Annotated[Path | None, file_to_write("Draw the table here, as a PNG image.")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Measure less often, and no peak memory.")
     ] = False,
@@ -40,10 +36,7 @@ def attention(
             help="Instead of the table, a grid of shapes; with --json it can be interrupted.",
         ),
     ] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(help="Threads of all sides.", show_default="as kernels use"),
-    ] = None,
+    threads: Threads = None,
     device: Annotated[
         Device,
         typer.Option(help="What to measure; auto: a CUDA device, where torch sees one."),
@@ -51,11 +44,11 @@ def attention(
     explain: Annotated[
         bool, typer.Option("--explain", help="Also show plans, and why backends refused.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that exist.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Measure our attention against torch's, and both against what this machine could do.
+    """Measure our attention against torch's.
+
+    And both against what this machine could do.
 
     Example: tesseral bench attention --json out.json --png out.png
     """
@@ -64,13 +57,7 @@ def attention(
         refuse_options({"--png": png, "--grid": grid, "--threads": threads})
         measure_on_device(json, quick=quick, explain=explain, overwrite=overwrite)
         return
-    if png is not None:
-        from tesseral.report.charts import require_matplotlib
-
-        require_matplotlib()
-        check_output(png, overwrite=overwrite)
-    if json is not None and not grid:
-        check_output(json, overwrite=overwrite)
+    check_files(None if grid else json, png=png, overwrite=overwrite)
     record = _measure(json, quick=quick, grid=grid, threads=threads, overwrite=overwrite)
     if json is not None:
         from tesseral.bench.attention.record import write_record
@@ -79,8 +66,7 @@ def attention(
     if png is not None:
         from tesseral.bench.attention.chart import chart
 
-        with atomic_file(png, overwrite=True) as temporary:
-            temporary.write_bytes(chart(record))
+        save(png, chart(record))
     _show(record, explain=explain)
 
 
@@ -118,11 +104,11 @@ def _measure(
         if file is not None and not overwrite:
             record = continue_record(record, file)
 
-        def save(record: "AttentionRecord") -> None:
+        def keep(record: "AttentionRecord") -> None:
             if file is not None:
                 write_record(record, file)
 
-        return run_grid(record, tuple(cases.grid()), watch, save)
+        return run_grid(record, tuple(cases.grid()), watch, keep)
 
 
 def _show(record: "AttentionRecord", *, explain: bool) -> None:

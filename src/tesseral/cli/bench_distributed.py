@@ -1,24 +1,20 @@
 """``tesseral bench distributed``: sums over ranks, hidden behind attention and products."""
 
-import json as json_format
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tesseral._errors import ParameterError
+from tesseral.cli.bench_options import Json, Overwrite, check_files, file_to_write, save, save_json
 from tesseral.cli.console import print_table, progress
 from tesseral.runtime.extras import require
-from tesseral.runtime.files import atomic_file, check_output
 
 
 def distributed(
-    json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all numbers here, as JSON.")
-    ] = None,
+    json: Json = None,
     png: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Draw here, as PNG, which stream did what when."),
+        Path | None, file_to_write("Draw here, as PNG, which stream did what when.")
     ] = None,
     ranks: Annotated[
         int | None,
@@ -44,24 +40,18 @@ def distributed(
         bool, typer.Option("--eager", help="Start every call from Python, on CUDA, too.")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A third of the samples.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that exist.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Measure attention, projection and AllReduce over several devices, by tiles and plain.
+    """Measure sums over several devices, by tiles and plain.
+
+    Attention, projection and AllReduce.
 
     On CUDA devices the layer is Llama 70B's; on CPUs Llama 8B's, over gloo and a slow link.
 
     Example: tesseral bench distributed --json distributed.json --png timeline.png
     """
     require("torch", extra="torch", purpose="tesseral bench distributed")
-    for file in (json, png):
-        if file is not None:
-            check_output(file, overwrite=overwrite)
-    if png is not None:
-        from tesseral.report.charts import require_matplotlib
-
-        require_matplotlib()
+    check_files(json, png=png, overwrite=overwrite)
     from tesseral.bench.distributed.cases import check_ranks
     from tesseral.bench.distributed.ranks import run_ranks
     from tesseral.bench.distributed.run import run
@@ -81,14 +71,11 @@ def distributed(
         record = run_ranks(run, count, options, lambda name: bars.update(task, description=name))
     if not record:
         return  # another rank under torchrun writes and shows
-    if json is not None:
-        with atomic_file(json, overwrite=True) as temporary:
-            temporary.write_text(json_format.dumps(record, indent=1), encoding="utf-8")
+    save_json(json, record)
     if png is not None:
         from tesseral.bench.distributed.tables import chart
 
-        with atomic_file(png, overwrite=overwrite) as temporary:
-            temporary.write_bytes(chart(record))
+        save(png, chart(record))
     show(record)
 
 

@@ -1,48 +1,42 @@
 """``tesseral bench linear``: four-bit linear layers against torch's."""
 
-import json as json_format
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tesseral._errors import BackendError, ParameterError
+from tesseral.cli.bench_options import (
+    Json,
+    Overwrite,
+    Threads,
+    check_files,
+    file_to_write,
+    save,
+    save_json,
+)
 from tesseral.cli.console import print_table, progress
 from tesseral.runtime.extras import require
-from tesseral.runtime.files import atomic_file, check_output
 
 
 def linear(
-    json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all numbers here, as JSON.")
-    ] = None,
-    png: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the ratios here, as a PNG image.")
-    ] = None,
+    json: Json = None,
+    png: Annotated[Path | None, file_to_write("Draw the ratios here, as a PNG image.")] = None,
     device: Annotated[
         str, typer.Option(help="Where to measure: cpu, or cuda with its own cases and peers.")
     ] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="Measure less often.")] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(help="Threads of all sides.", show_default="as kernels use"),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that exist.")
-    ] = False,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Measure our four-bit linear layers, transform and quantisation included, against torch's.
+    """Measure our four-bit linear layers against torch's.
+
+    Transform and quantisation are included.
 
     Example: tesseral bench linear --json linear.json --png linear.png
     """
     require("torch", extra="torch", purpose="tesseral bench linear")
-    if png is not None:
-        from tesseral.report.charts import require_matplotlib
-
-        require_matplotlib()
-    for file in (json, png):
-        if file is not None:
-            check_output(file, overwrite=overwrite)
+    check_files(json, png=png, overwrite=overwrite)
     check_device(device)
     with progress() as bars:
         task = bars.add_task("linear", total=None)
@@ -60,12 +54,9 @@ def linear(
             from tesseral.bench.linear.tables import chart
 
             record = run(quick=quick, threads=threads, watch=watch)
-    if json is not None:
-        with atomic_file(json, overwrite=overwrite) as temporary:
-            temporary.write_text(json_format.dumps(record, indent=2), encoding="utf-8")
+    save_json(json, record)
     if png is not None:
-        with atomic_file(png, overwrite=overwrite) as temporary:
-            temporary.write_bytes(chart(record))
+        save(png, chart(record))
     if device == "cuda":
         show_cuda(record)
     else:

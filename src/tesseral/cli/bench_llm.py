@@ -1,6 +1,5 @@
 """``tesseral bench llm``: language models end to end, against others on the same weights."""
 
-import json as json_format
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -10,25 +9,30 @@ import typer
 
 from tesseral._errors import ParameterError
 from tesseral.cli.bench_linear import check_device
+from tesseral.cli.bench_options import (
+    Overwrite,
+    Threads,
+    check_files,
+    file_to_write,
+    save,
+    save_json,
+)
 from tesseral.cli.console import print_table, progress
 from tesseral.cli.inputs import EMBEDDED, model_directory, require_llm
-from tesseral.runtime.files import atomic_file, check_output
 
 
 def llm(
     json: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write all numbers here, as JSON; with --models, an interrupted run goes on.",
+        file_to_write(
+            "Write all numbers here, as JSON; with --models, an interrupted run goes on."
         ),
     ] = None,
     device: Annotated[
         str, typer.Option(help="Where to measure: cpu, or cuda with a model of 8 B weights.")
     ] = "cpu",
     png: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Draw a chart of a CUDA device here, as a PNG image."),
+        Path | None, file_to_write("Draw a chart of a CUDA device here, as a PNG image.")
     ] = None,
     models: Annotated[
         Path | None,
@@ -48,17 +52,14 @@ def llm(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="A tiny model, to try the benchmark itself.")
     ] = False,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of all sides.", show_default="as kernels use")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that exists.")
-    ] = False,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Measure a model of 1.1 B random weights: ours in 4 bits, bfloat16, and llama.cpp.
+    """Measure a whole model against transformers and llama.cpp.
 
-    llama.cpp takes part where llama-cpp-python and gguf are installed. On a CUDA device the model
-    has 8 B weights, with --quick 4 of its 32 blocks, and the peer is transformers in float16.
+    It has 1.1 B random weights, ours in 4 bits. llama.cpp takes part where llama-cpp-python and
+    gguf are installed. On a CUDA device the model has 8 B weights, with --quick 4 of its 32 blocks,
+    and the peer is transformers in float16.
 
     Example: tesseral bench llm --json llm.json --models /tmp/models
     """
@@ -73,8 +74,7 @@ def llm(
     from tesseral.bench.llm.run import run
     from tesseral.bench.steps import beside
 
-    if json is not None:
-        check_output(json, overwrite=overwrite)
+    check_files(json, overwrite=overwrite)
     plan = SMOKE if smoke else QUICK if quick else FULL
     with _folder(models) as folder, progress() as bars:
         task = bars.add_task("llm", total=None)
@@ -86,9 +86,7 @@ def llm(
             quality_of=model_directory(quality_of),
             kept=None if models is None else beside(json),
         )
-    if json is not None:
-        with atomic_file(json, overwrite=overwrite) as temporary:
-            temporary.write_text(json_format.dumps(record, indent=2), encoding="utf-8")
+    save_json(json, record)
     show(record)
 
 
@@ -97,22 +95,13 @@ def on_cuda(json: Path | None, png: Path | None, *, quick: bool, overwrite: bool
     from tesseral.bench import cuda_tables as tables
     from tesseral.bench.llm.cuda import FULL, QUICK, run
 
-    for file in (json, png):
-        if file is not None:
-            check_output(file, overwrite=overwrite)
-    if png is not None:
-        from tesseral.report.charts import require_matplotlib
-
-        require_matplotlib()
+    check_files(json, png=png, overwrite=overwrite)
     with progress() as bars:
         task = bars.add_task("llm", total=None)
         record = run(QUICK if quick else FULL, lambda name: bars.update(task, description=name))
-    if json is not None:
-        with atomic_file(json, overwrite=overwrite) as temporary:
-            temporary.write_text(json_format.dumps(record, indent=2), encoding="utf-8")
+    save_json(json, record)
     if png is not None:
-        with atomic_file(png, overwrite=overwrite) as temporary:
-            temporary.write_bytes(tables.llm_chart(record))
+        save(png, tables.llm_chart(record))
     print_table(
         f"{record['plan']['layers']} blocks on {record['device']}", *tables.llm_times(record)
     )

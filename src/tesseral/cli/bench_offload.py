@@ -1,7 +1,7 @@
 """``tesseral bench offload``: contexts that a device's memory does not hold."""
 
-import json as json_format
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,23 +9,21 @@ import typer
 
 from tesseral._errors import BackendError, ParameterError
 from tesseral.cli.bench_device import Device, on_cuda
+from tesseral.cli.bench_options import Json, Overwrite, check_files, file_to_write, save, save_json
 from tesseral.cli.console import print_table, progress
 from tesseral.cli.inputs import require_llm
 from tesseral.cli.sizes import parse_bytes
-from tesseral.runtime.files import atomic_file, check_output
 
 
 def offload(
-    json: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all numbers here, as JSON.")
-    ] = None,
+    json: Json = None,
     png: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Draw who did what when here, as a PNG image."),
+        Path | None, file_to_write("Draw who did what when here, as a PNG image.")
     ] = None,
     part: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="PART",
             help="Measure only rates, logits, decode, turns, peer, prefill or million; repeatable.",
             show_default="all",
         ),
@@ -41,15 +39,14 @@ def offload(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="A tiny model on the CPU, to try the benchmark itself.")
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that exist.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Measure decoding and reading 262,144 tokens on a GPU held to 32 GB, and 1,048,576 on 8 GB.
+    """Measure contexts that a GPU's memory does not hold.
 
-    The model has 8 B random weights, its 4-layer cut reads the longest context with 4-bit keys
-    and values. Peers are transformers' DynamicCache(offloading=True), and our own pinned copy of
-    only the layers that do not fit.
+    262,144 tokens are read and decoded in 32 GB, 1,048,576 in 8 GB. The model has 8 B random
+    weights, its 4-layer cut reads the longest context with 4-bit keys and values. Peers are
+    transformers' DynamicCache(offloading=True), and our own pinned copy of only the layers that do
+    not fit.
 
     Example: tesseral bench offload --json offload.json --png offload.png
     """
@@ -69,20 +66,9 @@ def offload(
     for name, size in (("gpu_bytes", gpu_memory), ("host_bytes", host_memory)):
         if size is not None:
             changes[name] = parse_bytes(size, f"--{name.replace('bytes', 'memory')}")
-    for file in (json, png):
-        if file is not None:
-            check_output(file, overwrite=overwrite)
-    if png is not None:
-        from tesseral.report.charts import require_matplotlib
-
-        require_matplotlib()
-        if not {"decode", "prefill", "million"} & set(part or PARTS):
-            raise ParameterError("bench offload: --png draws parts decode, prefill and million.")
-
-    def save(record: dict[str, Any]) -> None:
-        if json is not None:
-            with atomic_file(json, overwrite=True) as temporary:
-                temporary.write_text(json_format.dumps(record, indent=1), encoding="utf-8")
+    check_files(json, png=png, overwrite=overwrite)
+    if png is not None and not {"decode", "prefill", "million"} & set(part or PARTS):
+        raise ParameterError("bench offload: --png draws parts decode, prefill and million.")
 
     with progress() as bars:
         task = bars.add_task("offload", total=None)
@@ -90,13 +76,12 @@ def offload(
             replace(plan, **changes),
             lambda name: bars.update(task, description=name),
             part or PARTS,
-            save,
+            partial(save_json, json),
         )
     if png is not None:
         from tesseral.bench.offload.chart import chart
 
-        with atomic_file(png, overwrite=True) as temporary:
-            temporary.write_bytes(chart(record))
+        save(png, chart(record))
     _show(record)
 
 

@@ -1,46 +1,38 @@
 """``tesseral bench regress``: how fast fits are, and what they are worth."""
 
-import json as json_format
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tesseral.cli.bench_options import (
+    Overwrite,
+    Page,
+    ResumableJson,
+    Threads,
+    check_files,
+    save,
+    save_json,
+)
 from tesseral.cli.console import print_table, progress
-from tesseral.runtime.files import atomic_file, check_output
 
 
 def regress(
-    json: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Write all numbers here, as JSON; an interrupted run goes on."
-        ),
-    ] = None,
-    page: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write figures and tables here, as HTML.")
-    ] = None,
+    json: ResumableJson = None,
+    page: Page = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer repeats and draws; no growth. A minute or so.")
     ] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(help="Threads of fits and products.", show_default="as kernels use"),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file that exists.")
-    ] = False,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Measure tensor-response regression: time in matrix products, memory, errors, intervals.
+    """Measure regression: time, memory, errors, intervals.
 
     Example: tesseral bench regress --quick --json regress.json
     """
     from tesseral.bench.regress.run import run
     from tesseral.bench.steps import beside
 
-    for file in (json, page):
-        if file is not None:
-            check_output(file, overwrite=overwrite)
+    check_files(json, page, overwrite=overwrite)
     with progress() as bars:
         task = bars.add_task("regress", total=None)
         record = run(
@@ -49,14 +41,11 @@ def regress(
             watch=lambda name: bars.update(task, description=name),
             kept=beside(json),
         )
-    if json is not None:
-        with atomic_file(json, overwrite=overwrite) as temporary:
-            temporary.write_text(json_format.dumps(record, indent=2), encoding="utf-8")
+    save_json(json, record)
     if page is not None:
         from tesseral.bench.regress.page import bench_page
 
-        with atomic_file(page, overwrite=True) as temporary:
-            temporary.write_text(bench_page(record), encoding="utf-8")
+        save(page, bench_page(record))
     show(record)
 
 

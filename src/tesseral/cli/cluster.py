@@ -21,6 +21,7 @@ def cluster(
     data: Annotated[
         str,
         typer.Argument(
+            metavar="DATA",
             help="An array (.npy, .npz, .rda, .rds), an edge list or hyperedges (.csv, .parquet), "
             f"or the word {EXAMPLE} for the legislature in the package.",
             show_default=False,
@@ -76,7 +77,9 @@ def cluster(
     overwrite: Overwrite = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Cluster every mode of a tensor; write labels, core, degrees, figures and a report.
+    """Cluster every mode of a tensor, network or hypergraph.
+
+    OUT gets labels, block means, degrees, figures and a report.
 
     A table needs a line of column names. Every line is an edge, its nodes in as many columns as the
     tensor has modes, with its weight in a column named value, weight or count if there is one; or,
@@ -188,7 +191,7 @@ def _show(record: "ClusterRecord", out: Path) -> None:
 
     for text in record.warnings:
         typer.echo(f"warning: {text}", err=True)
-    shape = " x ".join(map(str, record.shape))
+    shape = " x ".join(str(len(labels)) for labels in record.model.labels_)
     print_table(f"Clusters of {record.data}, {shape}", *cluster_table(record))
     print_table("Separation", *diagnosis_table(record))
     for group in record.model.symmetric_ if record.stability else ():

@@ -20,7 +20,7 @@ def demo(
     seeds: Annotated[int, typer.Option(help="How many seeds, counted up from the first.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")] = False,
 ) -> None:
-    """Run all four systems on what the package ships, and write a report.
+    """Run all four systems on what is shipped, and write a report.
 
     A language model is quantised in three ways and measured; attention and 4-bit layers are timed
     beside torch's; a legislature is clustered and relations among nations are explained.

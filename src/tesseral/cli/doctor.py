@@ -36,7 +36,7 @@ _REQUIREMENT = re.compile(r"""^([\w.-]+)[^;]*;.*extra\s*==\s*["']([\w-]+)["']"""
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Show what this machine can do and which implementation would run.
+    """Show what this machine can do, and what would run where.
 
     Example: tesseral doctor --json
     """

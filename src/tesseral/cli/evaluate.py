@@ -63,7 +63,9 @@ def evaluate(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Measure a model on a text: perplexity, with its cache as in generation, and sizes.
+    """Measure a model on a text: perplexity, agreement and sizes.
+
+    Perplexity goes through the cache as in generation.
 
     Example: tesseral eval lm-5m-w4a4 --against embedded --sequence-length 512
     """

@@ -72,7 +72,9 @@ def generate(
         bool, typer.Option("--json", help="Print text and speed as JSON, when all is done.")
     ] = False,
 ) -> None:
-    """Continue a prompt with a language model; its speed goes to stderr.
+    """Continue a prompt with a language model.
+
+    Its speed goes to stderr.
 
     Started by torchrun, the model is divided among its ranks, or the context's keys and values
     are, and the first one writes.

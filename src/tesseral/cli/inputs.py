@@ -14,10 +14,13 @@ EMBEDDED = "embedded"
 Model = Annotated[
     str,
     typer.Argument(
+        metavar="MODEL",
         help=f"Model directory, or the word {EMBEDDED} for the one in the package.",
         show_default=False,
     ),
 ]
+
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write.", show_default=False)]
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")]
 

@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from textwrap import shorten
 from typing import Annotated, NoReturn
@@ -44,7 +45,7 @@ COMMANDS: Commands = {
 """One file per subcommand; heavy rooms are imported inside its function."""
 
 GROUPS = {
-    "bench": "Measure ours against others, and both against what this machine could do.\n\n"
+    "bench": "Measure ours against others and against what could be.\n\n"
     "Example: tesseral bench attention --quick"
 }
 """What the help says of a group of subcommands."""
@@ -91,13 +92,15 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
     """Wrap a subcommand so that an expected failure becomes one line and an exit code.
 
     A user's mistake exits 2, an operating system's refusal and memory that ran out 1, Ctrl-C 130.
-    Any other exception is a bug and keeps its traceback.
+    Any other exception is a bug and keeps its traceback. Warnings are a line each.
     """
 
     @functools.wraps(command)
     def run(*args: object, **options: object) -> None:
         try:
-            command(*args, **options)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                command(*args, **options)
             sys.stdout.flush()  # a full disk shows here, not when the interpreter exits
         except TesseralError as error:
             _fail(str(error), USERS_MISTAKE)
@@ -120,6 +123,10 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
 def _tells_of_memory(error: Exception) -> bool:
     """Return whether memory ran out: the system's, or a device's as torch says it."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def _show_warning(message: Warning | str, *_of_the_code: object) -> None:
+    typer.echo(f"tesseral: warning: {message}", err=True)
 
 
 def _drop_unwritable_output() -> None:

@@ -5,15 +5,17 @@ from typing import Annotated
 
 import typer
 
-from tesseral.cli.inputs import Overwrite, require_llm
+from tesseral.cli.inputs import Out, Overwrite, require_llm
 
 
 def migrate(
-    model: Annotated[Path, typer.Argument(help="Directory to read.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Directory to write.", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Directory to read.", show_default=False)
+    ],
+    out: Out,
     overwrite: Overwrite = False,
 ) -> None:
-    """Rewrite a quantised model that an older version of this package wrote.
+    """Rewrite a quantised model that an older version wrote.
 
     Nothing is quantised anew; MODEL is only read.
 

@@ -12,6 +12,7 @@ from tesseral._errors import ParameterError
 from tesseral.cli.console import print_json, progress
 from tesseral.cli.inputs import (
     Model,
+    Out,
     Overwrite,
     model_directory,
     read_text,
@@ -31,12 +32,13 @@ _DEFAULTS = {field.name: field.default for field in fields(QuantizationConfig)}
 
 def _setting(name: str, meaning: str) -> Any:
     """Return an option for a field of the configuration; ``None`` means that it was not given."""
-    return typer.Option(help=meaning, show_default=str(_DEFAULTS[name]))
+    default = _DEFAULTS[name]
+    return typer.Option(help=meaning, show_default="none" if default is None else str(default))
 
 
 def quantize(
     model: Model,
-    out: Annotated[Path, typer.Argument(help="Directory to write.", show_default=False)],
+    out: Out,
     text: Annotated[
         Path | None,
         typer.Option(help="Calibration text, UTF-8.", show_default="books in the package"),
@@ -110,7 +112,7 @@ def quantize(
         typer.Option(
             "--propagate/--no-propagate",
             help="Whether blocks learn on what the quantised ones before them produce.",
-            show_default=str(_DEFAULTS["propagate"]),
+            show_default="propagate",
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,

@@ -51,6 +51,7 @@ def regress(
     data: Annotated[
         str,
         typer.Argument(
+            metavar="DATA",
             help=f"A .npy, .npz, .rda or .rds file, or the word {NATIONS} for the data in the "
             "package. NaN stands for a missing entry.",
             show_default=False,
@@ -392,7 +393,7 @@ def _covariates(
 def _table(path: Path) -> tuple[Any, tuple[str, ...]]:
     """Return the numbers in a .csv file, and its header."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             header, *lines = list(csv.reader(file))
         values = [[_number(cell) for cell in line] for line in lines if line]
         return np.array(values, dtype=np.float64), tuple(cell.strip() for cell in header)

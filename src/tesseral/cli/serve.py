@@ -24,7 +24,9 @@ def serve(
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 1024,
     max_requests: Annotated[int, typer.Option(help="Requests at a time; more are refused.")] = 256,
 ) -> None:
-    """Serve a language model to clients of OpenAI's interface, until Ctrl-C.
+    """Serve a language model to clients of OpenAI's interface.
+
+    Until Ctrl-C.
 
     Example: tesseral serve embedded --port 8000
     """

@@ -1,6 +1,5 @@
 """Reading the tensors that commands are given: arrays, edge lists and hyperedges."""
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -12,13 +11,11 @@ from numpy.typing import NDArray
 
 from tesseral._errors import DataError
 from tesseral.cli.arrays import SUFFIXES, entry, read_arrays
+from tesseral.cli.tables import EDGE_NAMES, TABLES, VALUE_NAMES, read_table
 from tesseral.core import CooTensor
 from tesseral.datasets import load_peru
-from tesseral.runtime.extras import require
 
 EXAMPLE = "peru"
-VALUE_NAMES = ("value", "weight", "count")
-EDGE_NAMES = ("edge", "hyperedge", "edge_id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,8 +76,8 @@ def read_tensor(
     try:
         if path.suffix.lower() in SUFFIXES:
             return _from_arrays(path, array, names, truth)
-        if path.suffix in READERS:
-            table = _chosen(data, *READERS[path.suffix](path), nodes=nodes, weights=weights)
+        if path.suffix in TABLES:
+            table = read_table(path, nodes=nodes, weights=weights)
             return _from_table(data, *table, order=order, directed=directed)
     except (OSError, EOFError) as error:
         raise DataError(
@@ -110,86 +107,6 @@ def _from_arrays(
             f"{path}: {truth!r} has shape {known.shape}, not one cluster for each node."
         )
     return NamedTensor(tensor=tensor, names=named, truth=known)
-
-
-def _read_csv(path: Path) -> tuple[list[str], list[Sequence[Any]]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if row]
-    if len(rows) < 2:
-        raise DataError(f"{path} needs a line of column names and at least one edge.")
-    if _all_numbers(rows[0]):
-        raise DataError(f"{path} needs a line of column names; its first is {','.join(rows[0])}.")
-    if any(len(row) != len(rows[0]) for row in rows):
-        raise DataError(f"{path} has lines of different length.")
-    return rows[0], list(zip(*rows[1:], strict=True))
-
-
-def _read_parquet(path: Path) -> tuple[list[str], list[Sequence[Any]]]:
-    reader = require("pyarrow.parquet", extra="data", purpose="reading parquet files")
-    table = reader.read_table(path)
-    return list(table.column_names), [column.to_pylist() for column in table.columns]
-
-
-READERS = {".csv": _read_csv, ".parquet": _read_parquet}
-"""Of tables: their column names and columns, by the end of a file's name."""
-
-
-def _chosen(
-    data: str,
-    head: list[str],
-    columns: list[Sequence[Any]],
-    *,
-    nodes: str | None,
-    weights: str | None,
-) -> tuple[list[str], list[Sequence[Any]]]:
-    """Return the columns that the options name; that of weights gets the name it is known by."""
-    head = [name.strip() for name in head]
-    by_name = dict(zip(head, columns, strict=True))
-    if len(by_name) < len(head):
-        raise DataError(f"{data} has two columns of one name: {', '.join(head)}.")
-    asked = [("--nodes", name) for name in _names(nodes)]
-    for option, name in [("--weights", weights), *asked]:
-        if name is not None and name not in by_name:
-            raise DataError(
-                f"{data} has no column {name!r} for {option}; it has {', '.join(head)}."
-            )
-    if weights is not None:
-        others = {
-            name: column
-            for name, column in by_name.items()
-            if name != weights and name.lower() not in VALUE_NAMES
-        }
-        by_name = {**others, VALUE_NAMES[0]: by_name[weights]}
-    known = [name for name in by_name if name.lower() in VALUE_NAMES]
-    if nodes is not None:
-        by_name = {name: by_name[name] for name in (*_names(nodes), *known)}
-    else:
-        _refuse_guesses(data, {name: by_name[name] for name in by_name if name not in known})
-    return list(by_name), list(by_name.values())
-
-
-def _refuse_guesses(data: str, columns: dict[str, Sequence[Any]]) -> None:
-    """Refuse numbers beside names, which may be weights, years or nodes."""
-    numbers = [name for name, column in columns.items() if _all_numbers(column)]
-    words = [name for name in columns if name not in numbers and name.lower() not in EDGE_NAMES]
-    if numbers and len(words) > 1:
-        raise DataError(
-            f"{data}: the column {numbers[0]!r} holds numbers, others names: if they weigh the "
-            f"edges, add --weights {numbers[0]!r}; or name the columns of nodes, as "
-            f"--nodes {','.join(words)!r}."
-        )
-
-
-def _all_numbers(column: Sequence[Any]) -> bool:
-    try:
-        np.asarray(column, dtype=np.float64)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _names(text: str | None) -> list[str]:
-    return [] if text is None else [name.strip() for name in text.split(",")]
 
 
 def _from_table(

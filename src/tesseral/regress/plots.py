@@ -186,8 +186,9 @@ def selection_curve(selection: Selection) -> Any:
     )
     best = next(trial for trial in trials if trial.rank == selection.best)
     axis.annotate(
-        "x".join(map(str, best.rank)), (best.dof, best.score), (0, -14), textcoords="offset points"
+        "x".join(map(str, best.rank)), (best.dof, best.score), (4, 6), textcoords="offset points"
     )
+    axis.set_title("ranks that were tried; the chosen one is named", fontsize=9)
     axis.set_xlabel("parameters")
     axis.set_ylabel(selection.criterion)
     return figure

@@ -298,6 +298,8 @@ def heat_map(
             axes.set_xticks(range(len(names)), names, rotation=90)
             axes.set_yticks(range(len(names)), names)
             axes.tick_params(length=0)
+        else:
+            axes.locator_params(integer=True)  # there is no cluster or node one half
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         return _svg(axes)

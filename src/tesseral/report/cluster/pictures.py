@@ -44,7 +44,9 @@ def core(block_means: Floats) -> str:
     return charts.heat_map(
         "Block means",
         columns.tolist(),
-        xlabel="blocks of the other modes, the last mode fastest",
+        xlabel="clusters of mode 1"
+        if block_means.ndim == 2
+        else "blocks of the other modes, the last mode fastest",
         ylabel="clusters of mode 0",
         columns=lines,
     )

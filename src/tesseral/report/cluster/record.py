@@ -103,8 +103,8 @@ def cluster_table(record: ClusterRecord, most: int = 8) -> Table:
         for cluster in range(record.model.n_clusters_[mode]):
             members = np.flatnonzero(labels == cluster)
             first = members[np.argsort(-theta[members], kind="stable")][:most]
-            named = ", ".join(str(record.names[mode][i]) for i in first)
-            more = ", ..." if len(members) > most else ""
+            named = "; ".join(str(record.names[mode][i]) for i in first)
+            more = "; ..." if len(members) > most else ""
             rows.append([str(mode), str(cluster), str(len(members)), named + more])
     return ["mode", "cluster", "nodes", "of largest degree"], rows
 
