@@ -2,15 +2,15 @@
 
 import pytest
 
-from tesseral.attention.native_plan import ROW_MULTIPLE, STREAM_ROWS, plan_native
+from tesseral.attention.native_plan import ROW_MULTIPLE, STREAM_ROWS, TILE_ROWS, plan_native
 from tesseral.attention.problem import AttentionProblem
-from tesseral.runtime.cpu import CacheSizes
+from tesseral.runtime.cpu import CacheSizes, supported_targets
 
 LARGE = CacheSizes(l1d=48 * 1024, l2=2**21, l3=2**25, source="sysfs")
 SMALL = CacheSizes(l1d=32 * 1024, l2=2**18, l3=2**23, source="sysfs")
 
 
-def plan(caches=LARGE, threads=2, **changes):
+def plan(caches=LARGE, threads=2, target="scalar", **changes):
     fields = {
         "batch": 1,
         "q_len": 1024,
@@ -24,7 +24,7 @@ def plan(caches=LARGE, threads=2, **changes):
         "causal": True,
         "scale": 0.1,
     }
-    return plan_native(AttentionProblem(**fields | changes), caches, "scalar", threads)
+    return plan_native(AttentionProblem(**fields | changes), caches, target, threads)
 
 
 @pytest.mark.parametrize("group", [1, 2, 5, 7])
@@ -54,3 +54,16 @@ def test_few_rows_read_the_keys_in_place_and_once():
     assert cut.kernel == "streamed"
     assert cut.q_tile == STREAM_ROWS
     assert plan(q_len=STREAM_ROWS + 1, kv_len=4096).kernel == "packed"
+
+
+@pytest.mark.skipif("amx" not in supported_targets(), reason="needs a chip with AMX")
+def test_bfloat16_of_many_rows_goes_to_tiles_where_the_chip_has_them():
+    cut = plan(target="amx", dtype="bfloat16", q_len=4096, kv_len=4096)
+    assert cut.kernel == "tiles"
+    assert cut.bf16_dot
+    assert cut.strip_rows % TILE_ROWS == 0
+    assert cut.strip_rows * (2 + 4) * 128 <= LARGE.l2 // 2
+    few = plan(target="amx", dtype="bfloat16", q_len=STREAM_ROWS)
+    assert few.kernel == "streamed"
+    for dtype in ("float32", "float16"):
+        assert plan(target="amx", dtype=dtype).kernel == "packed"
