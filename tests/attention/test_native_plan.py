@@ -2,7 +2,13 @@
 
 import pytest
 
-from tesseral.attention.native_plan import ROW_MULTIPLE, STREAM_ROWS, TILE_ROWS, plan_native
+from tesseral.attention.native_plan import (
+    ROW_MULTIPLE,
+    STREAM_ROWS,
+    TILE_ROWS,
+    TILED_STREAM_ROWS,
+    plan_native,
+)
 from tesseral.attention.problem import AttentionProblem
 from tesseral.runtime.cpu import CacheSizes, supported_targets
 
@@ -63,7 +69,7 @@ def test_bfloat16_of_many_rows_goes_to_tiles_where_the_chip_has_them():
     assert cut.bf16_dot
     assert cut.strip_rows % TILE_ROWS == 0
     assert cut.strip_rows * (2 + 4) * 128 <= LARGE.l2 // 2
-    few = plan(target="amx", dtype="bfloat16", q_len=STREAM_ROWS)
-    assert few.kernel == "streamed"
+    for q_len, kernel in ((TILED_STREAM_ROWS, "streamed"), (TILED_STREAM_ROWS + 1, "tiles")):
+        assert plan(target="amx", dtype="bfloat16", q_len=q_len).kernel == kernel
     for dtype in ("float32", "float16"):
         assert plan(target="amx", dtype=dtype).kernel == "packed"

@@ -38,17 +38,17 @@ inline const float* readable(const float* p, [[maybe_unused]] int64_t stride) {
   _tile_stored(tile, const_cast<float*>(readable(p, stride)), 4 * (stride))
 
 // Stores the tile of the product before, and starts it for the present one.
-#define TESSERAL_BEGIN_TILE(tile, row, column)                                                  \
-  {                                                                                             \
-    if (complete_ != nullptr) {                                                                 \
-      TESSERAL_STORE_TILE(tile, complete_->out + (row) * complete_->stride + (column),          \
-                          complete_->stride);                                                   \
-    }                                                                                           \
-    if (product.adds) {                                                                         \
+#define TESSERAL_BEGIN_TILE(tile, row, column)                                                   \
+  {                                                                                              \
+    if (complete_ != nullptr) {                                                                  \
+      TESSERAL_STORE_TILE(tile, complete_->out + (row) * complete_->stride + (column),           \
+                          complete_->stride);                                                    \
+    }                                                                                            \
+    if (product.adds) {                                                                          \
       TESSERAL_LOAD_TILE(tile, product.out + (row) * product.stride + (column), product.stride); \
-    } else {                                                                                    \
-      _tile_zero(tile);                                                                         \
-    }                                                                                           \
+    } else {                                                                                     \
+      _tile_zero(tile);                                                                          \
+    }                                                                                            \
   }
 
 // Tiles of rows: where the first begins, and words from row to row and from step to step.
@@ -169,9 +169,9 @@ class TileQueue {
   static constexpr int64_t most = (attention_max_dim + attention_max_key_block) / panel + 2;
   TileProduct products_[most];
   int64_t n_products_ = 0;
-  int64_t steps_ = 0;  // of all products
-  int64_t at_ = 0;     // the product that is worked on
-  int64_t step_ = 0;   // and its next step
+  int64_t steps_ = 0;                      // of all products
+  int64_t at_ = 0;                         // the product that is worked on
+  int64_t step_ = 0;                       // and its next step
   const TileProduct* complete_ = nullptr;  // whose sums are still in their tiles
 };
 
