@@ -30,6 +30,7 @@ PLANS = {
     "packed": {"kernel": "packed", "strip_rows": 28, "k_tile": 64, "split_keys": 0},
     "packed_split": {"kernel": "packed", "strip_rows": 16, "k_tile": 40, "split_keys": 33},
     "packed_pairs": {"kernel": "packed", "strip_rows": 34, "k_tile": 70, "bf16_dot": True},
+    "tiles": {"kernel": "tiles", "strip_rows": 75, "k_tile": 200, "bf16_dot": True},
 }
 every_target = pytest.mark.parametrize("target", TARGETS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
@@ -88,7 +89,13 @@ class TestPrecision:
     """At most twice as wrong as plain code, when each tile outweighs the last."""
 
     @pytest.mark.parametrize(
-        ("q_len", "kv_len", "dims"), [(1, 300, (128, 128)), (37, 90, (40, 72)), (45, 170, (80, 8))]
+        ("q_len", "kv_len", "dims"),
+        [
+            (1, 300, (128, 128)),
+            (37, 90, (40, 72)),
+            (45, 170, (80, 8)),
+            (110, 450, (128, 128)),
+        ],
     )
     def test_rising_keys(self, target, dtype, plan, q_len, kv_len, dims):
         inputs = make_inputs(

@@ -3,15 +3,22 @@
 import pytest
 
 from tesseral.attention import native_plan
-from tesseral.attention.native_plan import ROW_MULTIPLE, STREAM_ROWS, bf16_dot_pays, plan_native
+from tesseral.attention.native_plan import (
+    ROW_MULTIPLE,
+    STREAM_ROWS,
+    TILE_ROWS,
+    TILED_STREAM_ROWS,
+    bf16_dot_pays,
+    plan_native,
+)
 from tesseral.attention.problem import AttentionProblem
-from tesseral.runtime.cpu import CacheSizes
+from tesseral.runtime.cpu import CacheSizes, supported_targets
 
 LARGE = CacheSizes(l1d=48 * 1024, l2=2**21, l3=2**25, source="sysfs")
 SMALL = CacheSizes(l1d=32 * 1024, l2=2**18, l3=2**23, source="sysfs")
 
 
-def plan(caches=LARGE, threads=2, **changes):
+def plan(caches=LARGE, threads=2, target="scalar", **changes):
     fields = {
         "batch": 1,
         "q_len": 1024,
@@ -25,7 +32,7 @@ def plan(caches=LARGE, threads=2, **changes):
         "causal": True,
         "scale": 0.1,
     }
-    return plan_native(AttentionProblem(**fields | changes), caches, "scalar", threads)
+    return plan_native(AttentionProblem(**fields | changes), caches, target, threads)
 
 
 @pytest.mark.parametrize("group", [1, 2, 5, 7])
@@ -75,3 +82,16 @@ def test_fast_tiles_do_not_speak_for_vectors(monkeypatch, target, streamed, pays
         lambda kind, of: 220.0 if kind == "fma_fp32" else rates.get((kind, of), 0.0),
     )
     assert bf16_dot_pays.__wrapped__(target, streamed=streamed) is pays
+
+
+@pytest.mark.skipif("amx" not in supported_targets(), reason="needs a chip with AMX")
+def test_bfloat16_of_many_rows_goes_to_tiles_where_the_chip_has_them():
+    cut = plan(target="amx", dtype="bfloat16", q_len=4096, kv_len=4096)
+    assert cut.kernel == "tiles"
+    assert cut.bf16_dot
+    assert cut.strip_rows % TILE_ROWS == 0
+    assert cut.strip_rows * (2 + 4) * 128 <= LARGE.l2 // 2
+    for q_len, kernel in ((TILED_STREAM_ROWS, "streamed"), (TILED_STREAM_ROWS + 1, "tiles")):
+        assert plan(target="amx", dtype="bfloat16", q_len=q_len).kernel == kernel
+    for dtype in ("float32", "float16"):
+        assert plan(target="amx", dtype=dtype).kernel == "packed"

@@ -23,8 +23,8 @@ inline int64_t tile_steps(int64_t n) { return (n + tile_step - 1) / tile_step; }
 
 // Tile instructions are opaque to the compiler, and to sanitizers.
 inline void settle_memory() { __asm__ volatile("" ::: "memory"); }
-// Between tile instructions: what a and b are is computed by here.
-inline void keep_order(Floats& a, Floats& b) { __asm__ volatile("" : "+v"(a), "+v"(b)); }
+// Between tile instructions: what x is has been computed when it comes here.
+inline void keep_order(Floats& x) { __asm__ volatile("" : "+v"(x)); }
 inline const float* readable(const float* p, [[maybe_unused]] int64_t stride) {
 #if defined(__SANITIZE_ADDRESS__)
   for (int r = 0; r < tile_rows; ++r) {
@@ -38,17 +38,17 @@ inline const float* readable(const float* p, [[maybe_unused]] int64_t stride) {
   _tile_stored(tile, const_cast<float*>(readable(p, stride)), 4 * (stride))
 
 // Stores the tile of the product before, and starts it for the present one.
-#define TESSERAL_BEGIN_TILE(tile, row, column)                                                  \
-  {                                                                                             \
-    if (complete_ != nullptr) {                                                                 \
-      TESSERAL_STORE_TILE(tile, complete_->out + (row) * complete_->stride + (column),          \
-                          complete_->stride);                                                   \
-    }                                                                                           \
-    if (product.adds) {                                                                         \
+#define TESSERAL_BEGIN_TILE(tile, row, column)                                                   \
+  {                                                                                              \
+    if (complete_ != nullptr) {                                                                  \
+      TESSERAL_STORE_TILE(tile, complete_->out + (row) * complete_->stride + (column),           \
+                          complete_->stride);                                                    \
+    }                                                                                            \
+    if (product.adds) {                                                                          \
       TESSERAL_LOAD_TILE(tile, product.out + (row) * product.stride + (column), product.stride); \
-    } else {                                                                                    \
-      _tile_zero(tile);                                                                         \
-    }                                                                                           \
+    } else {                                                                                     \
+      _tile_zero(tile);                                                                          \
+    }                                                                                            \
   }
 
 // Tiles of rows: where the first begins, and words from row to row and from step to step.
@@ -74,6 +74,8 @@ struct TileProduct {
 };
 
 inline void nothing_beside(int) {}
+// What is called between tile instructions keeps its numbers in registers only if it is inlined.
+#define TESSERAL_INLINE __attribute__((always_inline)) inline
 
 // Products that are worked off step by step, so that the tile unit finds work while vectors are
 // computed with. A chip looks only a few tile loads ahead, so these turn to one another within a
@@ -88,7 +90,7 @@ class TileQueue {
   int64_t steps() const { return steps_; }
 
   template <class Beside>
-  void advance(const Beside& beside) {
+  TESSERAL_INLINE void advance(const Beside& beside) {
     if (at_ == n_products_) {
       for (int part = 0; part < 4; ++part) beside(part);
       return;
@@ -111,7 +113,7 @@ class TileQueue {
 
  private:
   template <class Beside>
-  void wide_step(const TileProduct& product, const Beside& beside) {
+  TESSERAL_INLINE void wide_step(const TileProduct& product, const Beside& beside) {
     const float* b = product.b + 2 * step_ * tile_words;
     const bool begins = step_ == 0;
     if (begins && complete_ != nullptr && complete_->narrow) store_complete();
@@ -135,7 +137,7 @@ class TileQueue {
   }
 
   template <class Beside>
-  void narrow_step(const TileProduct& product, const Beside& beside) {
+  TESSERAL_INLINE void narrow_step(const TileProduct& product, const Beside& beside) {
     const bool begins = step_ == 0;
     if (begins) store_complete();
     TESSERAL_LOAD_TILE(6, product.b + step_ * tile_words, lanes);
@@ -167,9 +169,9 @@ class TileQueue {
   static constexpr int64_t most = (attention_max_dim + attention_max_key_block) / panel + 2;
   TileProduct products_[most];
   int64_t n_products_ = 0;
-  int64_t steps_ = 0;  // of all products
-  int64_t at_ = 0;     // the product that is worked on
-  int64_t step_ = 0;   // and its next step
+  int64_t steps_ = 0;                      // of all products
+  int64_t at_ = 0;                         // the product that is worked on
+  int64_t step_ = 0;                       // and its next step
   const TileProduct* complete_ = nullptr;  // whose sums are still in their tiles
 };
 
@@ -180,6 +182,12 @@ class TileQueue {
 // Words [word, word + lanes) of each of `n_rows` rows, zeros in other rows and past their ends.
 inline void load_words(const KeyValueRows& source, const char* const* rows, int n_rows,
                        int64_t word, Floats (&block)[lanes]) {
+  if (n_rows == lanes && 2 * (word + lanes) <= source.width) {
+    for (int i = 0; i < lanes; ++i) {
+      block[i] = load(reinterpret_cast<const float*>(rows[i]) + word);
+    }
+    return;
+  }
   for (int i = 0; i < lanes; ++i) {
     block[i] = i < n_rows ? row_words<true>(source, rows[i], nullptr, word) : zero();
   }
@@ -243,6 +251,19 @@ inline int64_t value_tiles(int64_t column, int64_t steps) {
 }
 inline bool is_narrow(int64_t width, int64_t column) { return column + lanes >= width; }
 
+// Writes columns [column, column + 16) of two keys as pairs.
+inline void pack_pairs(const std::uint16_t* const (&keys)[2], int64_t column, int64_t width,
+                       float* out) {
+  if (column + lanes <= width) {
+    store(out, interleave_bf16(keys[0] + column, keys[1] + column));
+    return;
+  }
+  std::uint16_t part[2][lanes] = {};
+  const auto bytes = static_cast<std::size_t>(2 * (width - column));
+  for (int i = 0; i < 2; ++i) std::memcpy(part[i], keys[i] + column, bytes);
+  store(out, interleave_bf16(part[0], part[1]));
+}
+
 // Packs values [begin, end): for every two tiles of columns, or a last one, tiles of pairs of keys,
 // 32 keys at a step.
 inline void pack_value_tiles(const AttentionCall& call, const AttentionTask& task, int64_t begin,
@@ -251,28 +272,25 @@ inline void pack_value_tiles(const AttentionCall& call, const AttentionTask& tas
   const KeyValueRows& source = call.value;
   const int64_t steps = tile_steps(end - begin);
   alignas(64) const std::uint16_t nothing[attention_max_dim] = {};
-  for (int64_t key = begin; key < begin + steps * tile_step; key += 2) {
+  for (int64_t key = 0; key < steps * tile_step; key += 2) {
     const std::uint16_t* pair[2] = {nothing, nothing};
-    for (int i = 0; i < 2 && key + i < end; ++i) {
-      const KeyRun run = find_keys(call, sequence, key + i, end);
+    for (int i = 0; i < 2 && begin + key + i < end; ++i) {
+      const KeyRun run = find_keys(call, sequence, begin + key + i, end);
       const char* row = row_of(source.rows, run.batch, task.kv_head, run.row);
       if (sequence.blocks == nullptr) prefetch(row + lanes * source.rows.row, row_bytes(source));
       pair[i] = reinterpret_cast<const std::uint16_t*>(row);
     }
-    const int64_t step = (key - begin) / tile_step;
-    const int64_t row = (key - begin) % tile_step / 2;
-    for (int64_t column = 0; column < source.width; column += lanes) {
-      const int64_t first = column / panel * panel;
-      const int64_t tile = is_narrow(source.width, first) ? step : 2 * step + column % panel / lanes;
-      float* p = out + value_tiles(first, steps) + tile * tile_words + row * lanes;
-      if (column + lanes <= source.width) {
-        store(p, interleave_bf16(pair[0] + column, pair[1] + column));
-        continue;
+    const int64_t step = key / tile_step;
+    const int64_t row = key % tile_step / 2 * lanes;
+    for (int64_t column = 0; column < source.width; column += panel) {
+      float* p = out + value_tiles(column, steps) + row;
+      if (is_narrow(source.width, column)) {
+        pack_pairs(pair, column, source.width, p + step * tile_words);
+      } else {
+        p += 2 * step * tile_words;
+        pack_pairs(pair, column, source.width, p);
+        pack_pairs(pair, column + lanes, source.width, p + tile_words);
       }
-      std::uint16_t part[2][lanes] = {};
-      const auto bytes = static_cast<std::size_t>(2 * (source.width - column));
-      for (int i = 0; i < 2; ++i) std::memcpy(part[i], pair[i] + column, bytes);
-      store(p, interleave_bf16(part[0], part[1]));
     }
   }
 }

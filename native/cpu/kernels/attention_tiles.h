@@ -84,7 +84,7 @@ class TiledTask {
     Group<group_rows> group;
     int64_t row = 0;
     float* scores = nullptr;
-    bool fresh = true;  // whether nothing has been summed yet
+    bool fresh = false;  // whether nothing has been summed yet
   };
 
   float* queries_of(int64_t row) const {
@@ -94,26 +94,22 @@ class TiledTask {
   // All rows against the packed block. While the weights of one group are computed, tiles add the
   // values of the group before and compute the scores of the next.
   void run_block(Ahead ahead) {
-    Scored groups[2];
-    groups[0].scores = space_.scores[0];
-    groups[1].scores = space_.scores[1];
+    Scored groups[3];
     Scored* before = nullptr;
     Scored* present = &groups[0];
+    present->scores = space_.scores[0];
     if (!find_from(0, *present)) return;
     push_scores(*present);
     queue_.finish();
-    while (present != nullptr) {
-      Scored* other = present == &groups[0] ? &groups[1] : &groups[0];
+    for (int next = 1; present != nullptr; next = (next + 1) % 3) {
       if (before != nullptr) push_values(*before);
-      const int64_t row = present->row + group_rows;
-      // it takes the memory of the one before, whose values come first
-      Scored next;
-      next.scores = other->scores;
-      Scored* after = find_from(row, next) ? other : nullptr;
-      if (after != nullptr) push_scores(next);
+      // scores come into the memory of the group before, behind whose values they stand
+      Scored* after = &groups[next];
+      after->scores = space_.scores[present->scores == space_.scores[0]];
+      if (!find_from(present->row + group_rows, *after)) after = nullptr;
+      if (after != nullptr) push_scores(*after);
       weigh_group(*present, ahead);
       queue_.finish();
-      if (after != nullptr) *other = next;
       before = present;
       present = after;
     }
@@ -159,6 +155,7 @@ class TiledTask {
 
   void weigh_group(Scored& scored, Ahead& ahead) {
     const int n_rows = scored.group.n_rows;
+    scored.fresh = true;
     for (int r = 0; r < n_rows; ++r) {
       scored.fresh = scored.fresh && state_.sum[scored.row + r] == 0;
     }
@@ -211,23 +208,30 @@ class TiledTask {
   float exponentiate_beside(float* scores, int64_t count, float limit, int64_t steps) {
     const Floats by = broadcast(unit_);
     const Floats minus = broadcast(-limit);
-    Floats sum[2] = {zero(), zero()};
-    const auto weigh_two = [&](int64_t i) {
-      Floats weights[2];
-      for (int j = 0; j < 2; ++j) {
-        weights[j] = exp2_of_negative(multiply_add(load(scores + i + j * lanes), by, minus));
-        sum[j] = add(sum[j], weights[j]);
-      }
-      store(scores + i / 2, narrow_to_pairs(weights[0], weights[1]));
-      keep_order(sum[0], sum[1]);
-    };
+    Floats sum = zero();
     int64_t i = 0;
     for (; i + 4 * panel <= count && steps > 0; i += 4 * panel, --steps) {
-      queue_.advance([&](int part) { weigh_two(i + part * panel); });
+      Floats sums[4];
+      queue_.advance([&](int part) __attribute__((always_inline)) {
+        sums[part] = weigh_two(scores, i + part * panel, by, minus);
+      });
+      sum = add(sum, add(add(sums[0], sums[1]), add(sums[2], sums[3])));
     }
-    for (; i < count; i += panel) weigh_two(i);
+    for (; i < count; i += panel) sum = add(sum, weigh_two(scores, i, by, minus));
     for (; steps > 0; --steps) queue_.advance(nothing_beside);
-    return sum_lanes(add(sum[0], sum[1]));
+    return sum_lanes(sum);
+  }
+
+  // The weights of two vectors of scores, in the place of the first half of them; their sum.
+  TESSERAL_INLINE static Floats weigh_two(float* scores, int64_t i, Floats by, Floats minus) {
+    Floats weights[2];
+    for (int j = 0; j < 2; ++j) {
+      weights[j] = exp2_roughly(multiply_add(load(scores + i + j * lanes), by, minus));
+    }
+    store(scores + i / 2, narrow_to_pairs(weights[0], weights[1]));
+    Floats sum = add(weights[0], weights[1]);
+    keep_order(sum);
+    return sum;
   }
 
   void scale_values(int64_t row, float factor) {

@@ -10,4 +10,11 @@ constexpr float exp2_coefficients[exp2_degree + 1] = {
     0.05582631767074963f, 0.008989340283631166f, 0.0018775766806286125f,
 };
 
+// The same to 2.7e-6.
+constexpr int exp2_rough_degree = 4;
+constexpr float exp2_rough_coefficients[exp2_rough_degree + 1] = {
+    1.0000026226043701f,  0.69300377368927f,     0.24144303798675537f,
+    0.05201094225049019f, 0.013534457422792912f,
+};
+
 }  // namespace tesseral

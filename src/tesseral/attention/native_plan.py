@@ -10,13 +10,19 @@ from tesseral.attention.plan import TilePlan
 from tesseral.attention.problem import AttentionProblem
 from tesseral.runtime.cpu import CacheSizes
 
-Kernel: TypeAlias = Literal["packed", "streamed"]
-"""Keys packed once for many rows, or read in place for few."""
+Kernel: TypeAlias = Literal["packed", "streamed", "tiles"]
+"""Keys packed once for many rows, read in place for few, or packed for the tiles of AMX."""
 
 STREAM_ROWS = 24
 """Rows, query heads of a group counted, up to which packing keys costs more than it saves.
 
 Measured with AVX-512 on a Zen 4, for all types; at 32 rows some gain and some lose.
+"""
+
+TILED_STREAM_ROWS = 8
+"""The same where packed keys are multiplied by tiles.
+
+Measured on a Granite Rapids, 8 heads and 4096 keys: alike at 8 rows, twice as fast at 16.
 """
 
 THREAD_BYTES = 2**19
@@ -27,6 +33,9 @@ THREAD_PRODUCTS = 2**20
 
 ROW_MULTIPLE = 12
 """Rows of the widest register tile; the narrower ones divide it."""
+
+TILE_ROWS = 32
+"""Rows that are multiplied together by tiles."""
 
 LEAST_ROWS = 8 * ROW_MULTIPLE
 """Rows of a strip, at least: fewer would pack the keys too often."""
@@ -47,8 +56,9 @@ class NativePlan(TilePlan):
 
     Attributes
     ----------
-    kernel : {"packed", "streamed"}
-        Whether keys are packed for many rows or read in place for few.
+    kernel : {"packed", "streamed", "tiles"}
+        Whether keys are packed for many rows, read in place for few, or packed for products of
+        whole tiles, which AMX has for bfloat16.
     strip_rows : int
         Rows of a strip of queries, heads of a group counted, that share packed keys.
     split_keys : int
@@ -81,11 +91,16 @@ def plan_native(
     rows = problem.group * max(1, problem.q_len)
     pairs = max(1, problem.batch * problem.kv_heads)
     width = problem.head_dim + problem.value_dim
-    streamed = rows <= STREAM_ROWS
     threads = _useful_threads(problem, threads)
+    all_bfloat16 = _is_all_bfloat16(problem)
+    tiled = all_bfloat16 and target == "amx" and bf16_dot_pays(target, streamed=False)
+    streamed = rows <= (TILED_STREAM_ROWS if tiled else STREAM_ROWS)
+    tiles = tiled and not streamed
     q_tile = max(1, problem.q_len)
     if not streamed:
-        q_tile = _strip(q_tile, problem.group, pairs, threads, caches.l2 // 2 // (4 * width))
+        row_bytes = (2 if tiles else 4) * problem.head_dim + 4 * problem.value_dim
+        multiple = TILE_ROWS if tiles else ROW_MULTIPLE
+        q_tile = _strip(problem, pairs, threads, caches.l2 // 2 // row_bytes, multiple)
     tasks = pairs * -(-max(1, problem.q_len) // q_tile)
     key_block = _down(caches.l2 // 4 // (4 * width), 64)
     plan = NativePlan(
@@ -94,14 +109,20 @@ def plan_native(
         q_tile=q_tile,
         k_tile=max(64, min(key_block, _native.ATTENTION_MAX_KEY_BLOCK)),
         workspace_bytes=0,
-        kernel="streamed" if streamed else "packed",
+        kernel=_kernel(streamed=streamed, tiles=tiles),
         strip_rows=q_tile * problem.group,
         split_keys=_split_keys(problem, tasks, threads, streamed=streamed),
-        bf16_dot=_is_all_bfloat16(problem) and bf16_dot_pays(target, streamed=streamed),
+        bf16_dot=all_bfloat16 and bf16_dot_pays(target, streamed=streamed),
         target=target,
         threads=threads,
     )
     return replace(plan, workspace_bytes=_workspace_bytes(problem, plan))
+
+
+def _kernel(*, streamed: bool, tiles: bool) -> Kernel:
+    if streamed:
+        return "streamed"
+    return "tiles" if tiles else "packed"
 
 
 @cache
@@ -151,7 +172,9 @@ def _workspace_bytes(problem: AttentionProblem, plan: NativePlan) -> int:
     call = _native.AttentionCall()
     call.key = _described(problem, problem.key_format, problem.head_dim)
     call.value = _described(problem, problem.value_format, problem.value_dim)
+    call.element = getattr(_native.Element, problem.dtype)
     call.strip_rows, call.key_block = plan.strip_rows, plan.k_tile
+    call.bf16_dot = plan.bf16_dot
     scratch = plan.threads * call.scratch_bytes(plan.target)
     if plan.split_keys == 0:
         return scratch
@@ -165,9 +188,12 @@ def _described(problem: AttentionProblem, form: str, width: int) -> _native.KeyV
     return _native.KeyValueRows(getattr(_native.Element, name), width, _native.Rows(0, 0, 0, 0))
 
 
-def _strip(q_len: int, group: int, pairs: int, threads: int, most_rows: int) -> int:
+def _strip(
+    problem: AttentionProblem, pairs: int, threads: int, most_rows: int, multiple: int
+) -> int:
     """Return the query positions of a strip: strips of like length that fill register tiles."""
-    step = ROW_MULTIPLE // gcd(ROW_MULTIPLE, group)
+    q_len, group = max(1, problem.q_len), problem.group
+    step = multiple // gcd(multiple, group)
     longest = _down(most_rows // group, step)
     wanted = -(-TASKS_A_THREAD * threads // pairs)
     strips = max(-(-q_len // longest), min(wanted, q_len * group // LEAST_ROWS))
