@@ -152,7 +152,8 @@ def test_what_does_not_fit_is_refused(change, error, message):
 
 
 @pytest.mark.parametrize(
-    ("left", "right"), [(2, 32), (7, 32), (10, 64), (32, 64), (64, 64), (12, 96), (86, 32), (48, 64)]
+    ("left", "right"),
+    [(2, 32), (7, 32), (10, 64), (32, 64), (64, 64), (12, 96), (86, 32), (48, 64)],
 )
 @pytest.mark.parametrize("with_right", [True, False])
 def test_bfloat16_rows_are_within_a_rounding_of_each_product(target, left, right, with_right):

@@ -28,7 +28,6 @@ constexpr std::int64_t most_columns = 256;
 constexpr std::int64_t most_panel_bytes = 1024 * 1024;
 constexpr std::int64_t most_rows = 4096;   // that share a panel
 constexpr std::int64_t block_bytes = 512;  // of a row
-constexpr std::int64_t fetched_lines = 4;  // of later rows, with every step
 static_assert(lanes == strip_columns, "a vector holds the sums of a row of a tile");
 
 // The products of registers below; intrinsics want their numbers as literals.
@@ -162,12 +161,13 @@ struct Steps {
   std::int64_t strip;
   std::int64_t depth;
   std::int64_t count;
-  const std::int8_t* ahead;  // rows to fetch
+  const std::int8_t* ahead;  // rows to fetch,
+  std::int64_t fetched;      // so many bytes with every step
 
   void advance() {
     rows += block_rows * depth * count;
     columns += strip_columns * depth * count;
-    ahead += fetched_lines * 64 * count;
+    ahead += fetched * count;
   }
 };
 
@@ -181,8 +181,7 @@ inline void multiply_steps(const Steps& steps) {
     _tile_loadd(6, columns, tile_bytes);
     _tile_loadd(4, rows, steps.depth);
     Elements::add_upper_first();
-    TESSERAL_UNROLL
-    for (std::int64_t i = 0; i < fetched_lines; ++i) __builtin_prefetch(ahead + i * 64, 0, 2);
+    for (std::int64_t i = 0; i < steps.fetched; i += 64) __builtin_prefetch(ahead + i, 0, 2);
     _tile_loadd(7, columns + steps.strip, tile_bytes);
     Elements::add_upper_second();
     if constexpr (Lower) {
@@ -192,7 +191,7 @@ inline void multiply_steps(const Steps& steps) {
     }
     rows += block_rows * steps.depth;
     columns += strip_columns * steps.depth;
-    ahead += fetched_lines * 64;
+    ahead += steps.fetched;
   }
 }
 
@@ -245,19 +244,23 @@ void multiply_strip(const TileSizes& sizes, const Panel& panel, const Strip& str
   const bool grouped = sizes.groups > 1;
   const std::int64_t whole_groups = sizes.group < block_bytes ? block_bytes / sizes.group : 1;
   const std::int64_t block = grouped ? whole_groups * sizes.group : block_bytes;
+  // all columns together fetch the next block
+  const std::int64_t passes = (columns + block_columns - 1) / block_columns;
+  const std::int64_t fetched = (sizes.step() / 64 + passes - 1) / passes * 64;
   for (std::int64_t begin = 0; begin < sizes.row; begin += block) {
     const std::int64_t left = sizes.row - begin;
     const std::int64_t bytes = left < block ? left : block;
     const std::int8_t* rows = strip.tiles + begin * block_rows;
     Steps steps = {rows,        panel.weights + begin * strip_columns,
                    sizes.strip, sizes.depth,
-                   0,           rows + bytes * block_rows};
+                   0,           rows + bytes * block_rows,
+                   fetched};
     steps.count = (grouped ? sizes.group : bytes) / sizes.depth;
     const std::int64_t first = grouped ? begin / sizes.group : begin;
     for (std::int64_t c = 0; c < columns; c += block_columns) {
       add_block<Elements, Lower>(sizes, panel, strip, steps, first, bytes / sizes.group, c);
       steps.columns += 2 * sizes.strip;
-      steps.ahead += bytes / sizes.depth * fetched_lines * 64;
+      steps.ahead += bytes / sizes.depth * fetched;
     }
   }
 }
