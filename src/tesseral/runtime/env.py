@@ -18,7 +18,7 @@ class Variable:
 VARIABLES = (
     Variable(
         "TESSERAL_CPU_TARGET",
-        "instruction set of the native kernels: scalar, avx2, avx512, avx512_bf16, amx; others raise",
+        "instruction set of native kernels: scalar, avx2, avx512, avx512_bf16, amx; others raise",
         "the widest this machine supports",
     ),
     Variable(

@@ -52,7 +52,7 @@ def sides(case: Case, copies: Mapping[str, int]) -> dict[str, Call]:
 
 
 def in_large_pages(codes: Tensor) -> Tensor:
-    """Return a copy in large pages, where ``load`` puts what every token reads, if there are any."""
+    """Return a copy in large pages, where ``load`` puts weights, if the system gives any."""
     memory = new_map(codes.numel() + LARGE_PAGE)
     if memory is None:
         return codes
