@@ -199,7 +199,7 @@ void every_target_scales_its_sums() {
   for (const Target& candidate : targets()) {
     const Target* target = find_target(candidate.name);
     if (target == nullptr) continue;
-    for (const std::int64_t m : {1, 3, 8, 13, 20}) {
+    for (const std::int64_t m : {1, 3, 8, 13, 20, 49}) {
       for (const LinearOutput output : {LinearOutput::f32, LinearOutput::bf16}) {
         check_scaled_linear(*target, m, 129, 129, output, 1);
         check_scaled_linear(*target, m, 96, 16, output, 2);
@@ -260,6 +260,67 @@ void check_rows(const Target& target, std::int64_t m, std::int64_t left, std::in
   }
 }
 
+// Rows of bfloat16, whose products may be of pairs: codes of 8 bits within those roundings.
+void check_short_rows(const Target& target, std::int64_t m, std::int64_t left, std::int64_t right,
+                      bool with_right) {
+  std::mt19937 random(static_cast<unsigned>(m + 10 * left + 1000 * right));
+  const auto draw = [&] { return static_cast<float>(random() % 2001) / 1000 - 1; };
+  const std::int64_t n = left * right;
+  const auto at = [](std::int64_t i) { return static_cast<std::size_t>(i); };
+  std::vector<std::uint16_t> rows(at(m * n));
+  for (auto& x : rows)
+    x = static_cast<std::uint16_t>(0x3F00 | (random() % 256) | random() % 2 << 15);
+  const auto value = [&](std::int64_t i) {
+    const std::uint32_t bits = std::uint32_t{rows[at(i)]} << 16;
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return double{x};
+  };
+  std::vector<float> first(at(left * left)), second(at(right * right));
+  for (float& x : first) x = draw();
+  for (float& x : second) x = draw();
+  const std::vector<float> clip = {1, 1};
+  std::vector<std::int8_t> codes(at(m * n), 99);
+  std::vector<float> scale(at(m), -1);
+  QuantizeRows call;
+  call.element = RowElement::bf16;
+  call.rows = rows.data();
+  call.stride = call.codes_stride = n;
+  call.m = m;
+  call.left = left;
+  call.right = right;
+  call.left_factor = first.data();
+  call.right_factor = with_right ? second.data() : nullptr;
+  call.clip = clip.data();
+  call.bits = 8;
+  call.codes = codes.data();
+  call.scale = scale.data();
+  EXPECT(quantize_rows(target, call, 2) == Status::ok);
+  for (std::int64_t row = 0; row < m; ++row) {
+    std::vector<double> middle(at(n)), sizes(at(n));
+    for (std::int64_t i = 0; i < n; ++i) {
+      for (std::int64_t b = 0; b < right; ++b) {
+        const double q = with_right ? double{second[at(b * right + i % right)]} : b == i % right;
+        const double product = q * value(row * n + i / right * right + b);
+        middle[at(i)] += product;
+        sizes[at(i)] += std::abs(product);
+      }
+    }
+    for (std::int64_t i = 0; i < n; ++i) {
+      double sum = 0;
+      double size = 0;
+      for (std::int64_t a = 0; a < left; ++a) {
+        const double p = first[at(a * left + i / right)];
+        sum += p * middle[at(a * right + i % right)];
+        size += std::abs(p) * sizes[at(a * right + i % right)];
+      }
+      const double step = std::abs(double{scale[at(row)]});
+      const double found = scale[at(row)] * codes[at(row * n + i)];
+      EXPECT(std::abs(found - sum) <= 0.51 * step + 0x1p-7 * size);
+    }
+  }
+}
+
 void every_target_transforms_rows() {
   for (const Target& candidate : targets()) {
     const Target* target = find_target(candidate.name);
@@ -272,6 +333,10 @@ void every_target_transforms_rows() {
       }
     }
     check_rows(*target, 300, 12, 16, true, true, 3);
+    for (const std::int64_t left : {2, 7, 16, 33, 48}) {
+      check_short_rows(*target, 3, left, 32, true);
+      check_short_rows(*target, 2, left, 96, false);
+    }
   }
 }
 
@@ -287,7 +352,10 @@ void every_target_is_exact_at_every_edge() {
       }
     }
     check_linear(*target, 300, 110, 200, 0,
-                 3);  // several tiles both ways, on threads
+                 3);                                 // several tiles both ways, on threads
+    for (const std::int64_t m : {16, 17, 32, 33}) {  // tiles of rows, and what is left of them
+      for (const int values : {0, 1, 2}) check_linear(*target, m, 300, 1090, values, 1);
+    }
     check_linear(*target, 1, 1500, 4100, 1, 3);
   }
 }

@@ -95,10 +95,10 @@ int check_weight_only() {
     const Target* const target = find_target(candidate.name);
     if (target == nullptr) continue;
     for (const RowElement element : {RowElement::f32, RowElement::bf16}) {
-      for (const int64_t m : {1, 2, 3, 7, 9, 20}) {
+      for (const int64_t m : {1, 2, 3, 7, 9, 20, 49}) {
         for (const Shape& shape :
              {Shape{m, 1, 1, 1}, Shape{m, 5, 129, 129}, Shape{m, 70, 96, 16}, Shape{m, 3, 192, 64},
-              Shape{m, 2, 2304, 384}, Shape{m, 2, 2177, 2177}}) {
+              Shape{m, 2, 2304, 384}, Shape{m, 2, 2177, 2177}, Shape{m, 290, 200, 200}}) {
           failures += check(*target, shape, element, 2);
         }
       }

@@ -37,6 +37,8 @@ class LinearTiles {
       columns_ = ceil_div(std::clamp(share, min_streamed_bytes, max_streamed_bytes), 4 * bytes) * 4;
     } else {
       columns_ = sizes.panels.columns;
+      // narrower panels rather than fewer rows, for which weights would be unpacked again
+      while (columns_ > linear_int4_panel && across() < 4 * n_threads_) columns_ /= 2;
       rows_ = ceil_div(m_, ceil_div(m_, sizes.panels.rows));
       // a few columns must be cut in rows to keep all threads busy
       const std::int64_t wanted = ceil_div(4 * n_threads_, across());

@@ -29,8 +29,7 @@ bool is_valid(const WeightOnly& call) {
 
 Status run(const WeightOnlyKernels& kernels, WeightOnly call, const LinearPanels& sizes,
            const LinearTiles& tiles) {
-  const int64_t floats = kernels.row_floats(call, tiles.stream());
-  const Buffer<float> prepared = allocate<float>(call.m * floats);
+  const Buffer<float> prepared = allocate<float>(kernels.rows_floats(call, tiles.stream()));
   call.prepared = prepared.get();
   std::atomic<Status> status{Status::ok};
   const auto note = [&](Status done) {

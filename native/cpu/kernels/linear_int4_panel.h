@@ -56,6 +56,16 @@ void prepare_panel_row(const LinearInt4& call, int64_t row) {
   std::memset(padded + call.k, 0, static_cast<std::size_t>(bytes - call.k));
 }
 
+// scales[g * columns + c] = the scale of group g of column `column` + c, likewise.
+void transpose_scales(const LinearInt4& call, const LinearInt4Weight& weight, int64_t column,
+                      int64_t last, int64_t columns, float* scales) {
+  const int64_t groups = groups_of(call);
+  for (int64_t c = 0; c < columns; ++c) {
+    const float* scale = weight.scale + smaller(column + c, last) * groups;
+    for (int64_t g = 0; g < groups; ++g) scales[g * columns + c] = scale[g];
+  }
+}
+
 void unpack_panel(const LinearInt4& call, const LinearInt4Tile& tile) {
   const LinearInt4Weight& weight = call.weights[tile.weight];
   const int64_t last = tile.column_end - 1;

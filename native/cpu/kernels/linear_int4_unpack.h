@@ -50,15 +50,5 @@ void unpack_columns(const LinearInt4& call, const LinearInt4Weight& weight, int6
   }
 }
 
-// scales[g * columns + c] = the scale of group g of column `column` + c, likewise.
-void transpose_scales(const LinearInt4& call, const LinearInt4Weight& weight, int64_t column,
-                      int64_t last, int64_t columns, float* scales) {
-  const int64_t groups = groups_of(call);
-  for (int64_t c = 0; c < columns; ++c) {
-    const float* scale = weight.scale + smaller(column + c, last) * groups;
-    for (int64_t g = 0; g < groups; ++g) scales[g * columns + c] = scale[g];
-  }
-}
-
 }  // namespace
 }  // namespace tesseral::TESSERAL_TARGET

@@ -49,7 +49,7 @@ struct LinearInt4 {
   std::int64_t group = 0;
   LinearOutput output = LinearOutput::sums;  // int32, float32 or bfloat16
 
-  // Filled by `prepare`.
+  // Filled by `prepare`, the last two where sums need them.
   std::int8_t* rows = nullptr;         // rows_bytes, 64-byte aligned
   std::int32_t* offsets = nullptr;     // [m, k / group]: -8 * the sum of the row's group
   std::int32_t* magnitudes = nullptr;  // [m]: largest absolute value of a row, at least 1

@@ -24,14 +24,15 @@ struct WeightOnly {
   // Whether panels multiply pairs of bfloat16; rows of float32 are not rounded for it.
   bool pairs = false;
 
-  float* prepared = nullptr;  // [m, row_floats], 64-byte aligned, filled by `prepare`
+  float* prepared = nullptr;  // rows_floats, 64-byte aligned, filled by `prepare`
 };
 
 // What each instruction set provides: the two ways of LinearInt4Kernels. In a tile, `sums` holds
 // floats.
 struct WeightOnlyKernels {
   bool (*takes_pairs)(const WeightOnly& call);
-  std::int64_t (*row_floats)(const WeightOnly& call, bool stream);
+  // Of all prepared rows.
+  std::int64_t (*rows_floats)(const WeightOnly& call, bool stream);
   LinearPanels (*panel_sizes)(const WeightOnly& call);
   Status (*prepare)(const WeightOnly& call, bool stream, std::int64_t begin, std::int64_t end);
   Status (*stream)(const WeightOnly& call, const LinearInt4Tile& tile);

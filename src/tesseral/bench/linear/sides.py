@@ -13,6 +13,7 @@ from tesseral.core.packing import pack
 from tesseral.quantization.kernels.portable import PortableLinear, PortableRows
 from tesseral.quantization.kernels.weight_only_portable import PortableWeightOnly
 from tesseral.quantization.linear import QuantizedActivation, QuantizedInput, QuantizedLinear
+from tesseral.runtime.large_pages import LARGE_PAGE, new_map
 
 Call = Callable[[], object]
 _SMALLEST_INT8 = 17  # tokens that torch's product takes
@@ -34,6 +35,9 @@ def sides(case: Case, copies: Mapping[str, int]) -> dict[str, Call]:
         quantized_layer(case, quantized_input(case, generator), generator)
         for _ in range(copies["ours"])
     ]
+    if len(layers) > 1:
+        for layer in layers:
+            layer.weight_codes = in_large_pages(layer.weight_codes)
     check(layers[0], x)
     found = {"ours": taking_turns(layers, x)}
     name = f"torch {case.dtype}"
@@ -45,6 +49,16 @@ def sides(case: Case, copies: Mapping[str, int]) -> dict[str, Call]:
         weight = torch.randint(-8, 8, shape, generator=generator, dtype=torch.int8).T
         found[INT8] = lambda: torch._int_mm(codes, weight)
     return found
+
+
+def in_large_pages(codes: Tensor) -> Tensor:
+    """Return a copy in large pages, where ``load`` puts weights, if the system gives any."""
+    memory = new_map(codes.numel() + LARGE_PAGE)
+    if memory is None:
+        return codes
+    start = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % LARGE_PAGE
+    place = torch.frombuffer(memory, dtype=torch.uint8, count=codes.numel(), offset=start)
+    return place.view(codes.shape).copy_(codes)
 
 
 def input_sides(case: Case) -> dict[str, Call]:
