@@ -30,4 +30,6 @@ nb_execution_timeout = 300
 html_theme = "pydata_sphinx_theme"
 html_title = "Tesseral"
 html_show_sourcelink = False
+# pages without others below them have nothing to show there
+html_sidebars = {page: [] for page in ("start", "r_users", "benchmarks", "hardware")}
 html_theme_options = {"secondary_sidebar_items": ["page-toc"], "navigation_with_keys": False}

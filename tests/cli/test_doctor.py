@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 
 from tesseral.cli import doctor, families
 from tesseral.cli.main import COMMANDS, build
+from tesseral.report.units import caches_text
 from tesseral.runtime.cpu import cpu_target
 from tesseral.runtime.env import VARIABLES
 
@@ -73,7 +74,7 @@ def test_each_kind_of_device_is_asked_about_once(monkeypatch):
 def test_caches_are_shown_with_the_number_of_cores_that_share_them():
     caches = {"l1d": 49152, "l2": 2**21, "l3": 0, "source": "sysfs"}
     caches |= {"l1d_cores": 1, "l2_cores": 2, "l3_cores": 1}
-    words = doctor._caches_words(caches)
+    words = caches_text(caches)
     assert words == "l1d 48 KiB / 1, l2 2048 KiB / 2 cores (from sysfs)"
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from tesseral.quantization import QuantizationConfig
-from tesseral.report.units import bits_text, bytes_text, seconds_text
+from tesseral.report.units import bits_text, bytes_text, machine_rows, seconds_text
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,13 @@ def test_bits():
     assert bits_text(QuantizationConfig()) == "W4A4KV4"
     assert bits_text(QuantizationConfig(weight_bits=8, key_bits=3, value_bits=3)) == "W8A4KV3"
     assert bits_text(QuantizationConfig(kv_bits=8, value_bits=2)) == "W4A4K8V2"
+
+
+def test_a_machine_is_told_in_words():
+    caches = {"l1d": 49152, "l2": 0, "l3": 0, "source": "sysfs", "l1d_cores": 1}
+    machine = {"cpu": "x", "caches": caches, "memory_bytes": 25276059648, "accelerators": []}
+    rows = dict(machine_rows(machine | {"compiler": None, "layers": {}}))
+    assert rows["caches"] == "l1d 48 KiB / 1 cores (from sysfs)"
+    assert rows["memory_bytes"] == "25.3 GB"
+    assert (rows["accelerators"], rows["compiler"], rows["layers"]) == ("none", "not set", "none")
+    assert dict(machine_rows({"memory_bytes": None})) == {"memory_bytes": "not set"}

@@ -10,6 +10,7 @@ import typer
 
 from tesseral.cli.console import print_json, print_table
 from tesseral.cli.families import FAMILIES, Answer, ask, verdicts
+from tesseral.report.units import caches_text
 from tesseral.runtime.cpu import cpu_target, target_verdicts
 from tesseral.runtime.env import VARIABLES
 from tesseral.runtime.machine import machine_record
@@ -99,7 +100,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def show(findings: dict[str, Any]) -> None:
     """Print what :func:`examine` found as tables."""
-    machine = findings["machine"] | {"caches": _caches_words(findings["machine"]["caches"])}
+    machine = findings["machine"] | {"caches": caches_text(findings["machine"]["caches"])}
     rows = [(name, _words(value)) for name, value in machine.items()]
     print_table("Machine", ("what", "value"), rows)
     print_table("CPU targets", ("target", "verdict"), _verdict_rows(findings["cpu_targets"]))
@@ -139,16 +140,6 @@ def _words(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "; ".join(_words(entry) for entry in value) or "none"
     return "unknown" if value is None else str(value)
-
-
-def _caches_words(caches: dict[str, Any]) -> str:
-    """Return the sizes of caches, each with the number of cores that share it."""
-    words = [
-        f"{level} {caches[level] / 2**10:.0f} KiB / {caches[f'{level}_cores']}"
-        for level in ("l1d", "l2", "l3")
-        if caches[level]
-    ]
-    return f"{', '.join(words)} cores (from {caches['source']})"
 
 
 def _verdict_rows(answer: Answer) -> Iterator[tuple[str, str]]:

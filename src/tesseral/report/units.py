@@ -1,4 +1,7 @@
-"""Sizes, times and bit widths in words."""
+"""Sizes, times, bit widths and machines in words."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from tesseral.quantization.config import QuantizationConfig
 
@@ -28,3 +31,32 @@ def bits_text(config: QuantizationConfig) -> str:
     keys, values = config.cache_bits
     cache = f"KV{keys}" if keys == values else f"K{keys}V{values}"
     return f"W{config.weight_bits}A{config.activation_bits}{cache}"
+
+
+def caches_text(caches: Mapping[str, Any]) -> str:
+    """Return the sizes of caches, each with the number of cores that share it."""
+    words = [
+        f"{level} {caches[level] / 2**10:.0f} KiB / {caches[f'{level}_cores']}"
+        for level in ("l1d", "l2", "l3")
+        if caches[level]
+    ]
+    return f"{', '.join(words)} cores (from {caches['source']})"
+
+
+def value_text(value: Any) -> str:
+    """Return a plain value as a person reads it: ``not set``, ``none``, or words with commas."""
+    if isinstance(value, Mapping):
+        words = [f"{name} {value_text(entry)}" for name, entry in value.items()]
+        return ", ".join(words) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(value_text, value)) or "none"
+    return "not set" if value is None else str(value)
+
+
+def machine_rows(machine: Mapping[str, Any]) -> list[list[str]]:
+    """Return a machine record as rows of a table: what, and its value in words."""
+    words: dict[str, Callable[[Any], str]] = {"caches": caches_text, "memory_bytes": bytes_text}
+    return [
+        [name, value_text(value) if value is None else words.get(name, value_text)(value)]
+        for name, value in machine.items()
+    ]

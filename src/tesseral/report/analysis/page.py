@@ -9,6 +9,7 @@ from tesseral.llm.analysis import Analysis
 from tesseral.llm.analysis.errors import TRANSFORMS
 from tesseral.report import charts, page
 from tesseral.report.analysis.tables import effects_table, groups_table, shifts_table
+from tesseral.report.units import machine_rows
 
 _WIDTH_ROLES = {2: "none", 3: "gold", 4: "flatquant", 5: "hadamard", 6: "violet"}
 _WIDEST_ROLE = "full"
@@ -45,7 +46,7 @@ def analysis_page(found: Analysis, machine: dict[str, Any]) -> str:
             _errors(found),
             _effects(found),
             _advice(found),
-            page.section("Machine", [page.table("", ["what", "value"], _machine_rows(machine))]),
+            page.section("Machine", [page.table("", ["what", "value"], machine_rows(machine))]),
         ],
     )
 
@@ -229,7 +230,3 @@ def _advice(found: Analysis) -> str:
             page.paragraph("tesseral quantize MODEL OUT --advice advice.json uses them.", "note"),
         ],
     )
-
-
-def _machine_rows(machine: dict[str, Any]) -> list[list[str]]:
-    return [[name, str(value)] for name, value in machine.items()]

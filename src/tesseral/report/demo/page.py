@@ -1,7 +1,5 @@
 """The demo's report as one page."""
 
-from typing import Any
-
 from tesseral.report import page
 from tesseral.report.demo.flatness import flatness_section
 from tesseral.report.demo.legislature import legislature_section
@@ -10,7 +8,7 @@ from tesseral.report.demo.nations import nations_section
 from tesseral.report.demo.plan import NAMES, TRANSFORMED
 from tesseral.report.demo.record import DemoRecord
 from tesseral.report.demo.speed import attention_section, layers_section
-from tesseral.report.units import bits_text, bytes_text, seconds_text
+from tesseral.report.units import bits_text, bytes_text, machine_rows, seconds_text, value_text
 
 
 def demo_page(record: DemoRecord) -> str:
@@ -129,20 +127,12 @@ def _making(record: DemoRecord) -> str:
         "models/ beside this page and load with tesseral.llm.load."
     )
     tables = [
-        page.table(caption, ["what", "value"], [[k, _words(v)] for k, v in values.items()])
-        for caption, values in (
-            ("Settings", plan.config.to_dict() | varied),
-            ("Machine", record.machine),
+        page.table(caption, ["what", "value"], rows)
+        for caption, rows in (
+            ("Settings", [[k, value_text(v)] for k, v in (plan.config.to_dict() | varied).items()]),
+            ("Machine", machine_rows(record.machine)),
         )
     ]
     return page.section(
         "How this was made", [page.paragraph(words), page.grid(tables)], anchor="making"
     )
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_words(entry)}" for name, entry in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_words, value)) or "none"
-    return "not set" if value is None else str(value)
