@@ -43,6 +43,8 @@ def sides(case: Case, copies: Mapping[str, int]) -> dict[str, Call]:
     name = f"torch {case.dtype}"
     shape = (case.out_features, case.in_features)
     dense = [torch.randn(shape, generator=generator).to(dtype) for _ in range(copies[name])]
+    if len(dense) > 1:
+        dense = [in_large_pages(weight) for weight in dense]
     found[name] = taking_turns([torch.nn.functional.linear], x, dense)
     if case.tokens >= _SMALLEST_INT8:
         codes = torch.randint(-8, 8, x.shape, generator=generator, dtype=torch.int8)
@@ -51,14 +53,14 @@ def sides(case: Case, copies: Mapping[str, int]) -> dict[str, Call]:
     return found
 
 
-def in_large_pages(codes: Tensor) -> Tensor:
+def in_large_pages(weight: Tensor) -> Tensor:
     """Return a copy in large pages, where ``load`` puts weights, if the system gives any."""
-    memory = new_map(codes.numel() + LARGE_PAGE)
+    memory = new_map(weight.nbytes + LARGE_PAGE)
     if memory is None:
-        return codes
+        return weight
     start = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % LARGE_PAGE
-    place = torch.frombuffer(memory, dtype=torch.uint8, count=codes.numel(), offset=start)
-    return place.view(codes.shape).copy_(codes)
+    place = torch.frombuffer(memory, dtype=weight.dtype, count=weight.numel(), offset=start)
+    return place.view(weight.shape).copy_(weight)
 
 
 def input_sides(case: Case) -> dict[str, Call]:
