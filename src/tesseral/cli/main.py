@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -115,7 +115,7 @@ def reporting(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _show_warning(message: Warning | str, *_of_the_code: object) -> None:
+def _show_warning(message: Warning | str, *_: Any, **_of_the_code: Any) -> None:
     typer.echo(f"tesseral: warning: {message}", err=True)
 
 
