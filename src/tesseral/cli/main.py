@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from textwrap import shorten
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -125,7 +125,7 @@ def _tells_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
-def _show_warning(message: Warning | str, *_of_the_code: object) -> None:
+def _show_warning(message: Warning | str, *_: Any, **_of_the_code: Any) -> None:
     typer.echo(f"tesseral: warning: {message}", err=True)
 
 
