@@ -44,18 +44,18 @@ with open(f"{{folder}}/losses-{{rank}}.json", "w") as file:
 """
 
 
+def learn_alone(model, out, settings):
+    """Quantise in this process; return where, and the loss of every step."""
+    losses = []
+    config = QuantizationConfig(**settings)
+    out = quantize(model, config, TEXT, out, report=lambda step: losses.append(step.loss))
+    return out, losses
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    losses = []
-    model = save(tiny_llama(), folder / "model")
-    out = quantize(
-        model,
-        QuantizationConfig(**SETTINGS),
-        TEXT,
-        folder / "out",
-        report=lambda step: losses.append(step.loss),
-    )
+    out, losses = learn_alone(save(tiny_llama(), folder / "model"), folder / "out", SETTINGS)
     return load_file(out / "model.safetensors"), losses
 
 
@@ -101,14 +101,7 @@ def test_a_run_that_stopped_goes_on_with_another_number_of_ranks(alone, tmp_path
     model = save(tiny_llama(), tmp_path / "model")
     run(tmp_path, 2, stop=1)
     assert not (tmp_path / "out").exists()
-    seen = []
-    out = quantize(
-        model,
-        QuantizationConfig(**SETTINGS),
-        TEXT,
-        tmp_path / "out",
-        report=lambda step: seen.append(step.loss),
-    )
+    out, seen = learn_alone(model, tmp_path / "out", SETTINGS)
     assert seen[0] is None  # the first block was done
     assert_losses(seen[1:], losses[2:], first=0)
     assert_alike(out, expected)
@@ -125,14 +118,7 @@ def test_ranks_whose_tokens_choose_other_experts_learn_what_one_process_learns(t
     changes = {"num_local_experts": 12, "num_experts_per_tok": 1, "num_hidden_layers": 1}
     settings = SETTINGS | {"sequence_length": 8}
     model = save(tiny_mixtral(**changes), tmp_path / "model")
-    losses = []
-    alone = quantize(
-        model,
-        QuantizationConfig(**settings),
-        TEXT,
-        tmp_path / "alone",
-        report=lambda step: losses.append(step.loss),
-    )
+    alone, losses = learn_alone(model, tmp_path / "alone", settings)
     ranks = run(tmp_path, 2, program=PROGRAM.replace(repr(SETTINGS), repr(settings)))
     assert ranks[0] == ranks[1]
     assert_losses(ranks[0], [loss for loss in losses if loss is not None])

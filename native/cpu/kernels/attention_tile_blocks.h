@@ -21,10 +21,9 @@ static_assert(tile_rows == lanes && panel == group_rows, "a tile is as wide as i
 
 inline int64_t tile_steps(int64_t n) { return (n + tile_step - 1) / tile_step; }
 
-// Tile instructions are opaque to the compiler, and to sanitizers.
-inline void settle_memory() { __asm__ volatile("" ::: "memory"); }
 // Between tile instructions: what x is has been computed when it comes here.
 inline void keep_order(Floats& x) { __asm__ volatile("" : "+v"(x)); }
+// Sanitizers do not see what tile instructions touch.
 inline const float* readable(const float* p, [[maybe_unused]] int64_t stride) {
 #if defined(__SANITIZE_ADDRESS__)
   for (int r = 0; r < tile_rows; ++r) {
@@ -104,7 +103,7 @@ class TileQueue {
   }
   // Works off all that is left.
   void finish() {
-    settle_memory();
+    tiles_read_memory();
     while (at_ < n_products_) advance(nothing_beside);
     store_complete();
     n_products_ = at_ = 0;

@@ -159,7 +159,7 @@ class TiledTask {
     for (int r = 0; r < n_rows; ++r) {
       scored.fresh = scored.fresh && state_.sum[scored.row + r] == 0;
     }
-    settle_memory();
+    tiles_read_memory();
     const int64_t all = queue_.steps();
     for (int r = 0; r < n_rows; ++r) {
       weigh(scored, r, all * (r + 1) / n_rows - all * r / n_rows);
