@@ -124,6 +124,41 @@ def test_a_rank_holds_its_part(ranks, models, name):
         assert rank[f"{name}, held"] < share * whole
 
 
+ON_DEVICES = f"""
+import numpy as np
+from tesseral.attention.distributed import PeerMemory, peers_refused
+from tesseral.llm import load, load_parallel, overlap_sums
+from support.models import token_ids
+found = {{}}
+ids = token_ids(2, 19).to(device)
+assert peers_refused(device) is None, peers_refused(device)
+peers = PeerMemory(2 * 19, {SIZES["hidden_size"]}, dtype=torch.float32, device=device)
+with torch.no_grad():
+    for name in {NAMES!r}:
+        model, _ = load_parallel(f"{{folder}}/{{name}}", device=device)
+        found[name] = model(ids).logits
+        if name in {DENSE!r}:
+            overlap_sums(model, 19, peers=peers)
+            found[f"{{name}}, overlapped"] = model(ids).logits
+        alone, _ = load(f"{{folder}}/{{name}}", device=device)
+        found[f"{{name}}, alone"] = alone(ids).logits
+np.savez(f"{{folder}}/cuda-{{rank}}.npz", **{{name: x.cpu().numpy() for name, x in found.items()}})
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_over_nccl_logits_are_those_of_one_device(models):
+    codes, errors = run_ranks(ON_DEVICES, 2, models, backend="nccl", limit_s=60)
+    assert codes == [0, 0], "\n".join(errors)
+    first, second = (np.load(models / f"cuda-{rank}.npz") for rank in range(2))
+    for name, got in first.items():
+        np.testing.assert_array_equal(got, second[name], err_msg=name)
+        if not name.endswith("alone"):
+            expected = first[f"{name.removesuffix(', overlapped')}, alone"]
+            assert np.linalg.norm(got - expected) < 5e-3 * np.linalg.norm(expected), name
+
+
 def as_rank_0(monkeypatch, size):
     monkeypatch.setattr(dist, "get_world_size", lambda _=None: size)
     monkeypatch.setattr(dist, "get_rank", lambda _=None: 0)
