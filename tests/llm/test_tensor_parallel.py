@@ -1,5 +1,7 @@
 """A model divided among ranks says what it says on one device; others are refused."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ from support.models import (
 )
 from support.ranks import run_ranks
 from tesseral._errors import ParameterError, UnsupportedModelError
-from tesseral.llm import load, quantize, tensor_parallel
+from tesseral.llm import load, load_parallel, quantize, tensor_parallel
 from tesseral.llm.divided_layers import divide_experts
 from tesseral.quantization import QuantizationConfig
 
@@ -31,7 +33,9 @@ SIZES = {
     "head_dim": 8,
     "intermediate_size": 72,
 }
-DENSE = ("plain", "biased", "normed", "fused", "all normed", "experts", "experts and MLP")
+module = import_module("tesseral.llm.tensor_parallel")
+
+DENSE = ("plain", "half", "biased", "normed", "fused", "all normed", "experts", "experts and MLP")
 CODED = ("quantised", "grouped", "fused, quantised", "all normed, quantised", "experts, quantised")
 SUMS = {"fused": 2, "all normed": 2, "experts": 1, "experts and MLP": 2}
 """Shapes of layers that are summed tile by tile, where it is not one for each half of a block."""
@@ -40,6 +44,8 @@ NAMES = DENSE + CODED
 IDS = token_ids(2, 19)
 
 PROGRAM = f"""
+from importlib import import_module
+
 import numpy as np
 from tesseral.llm import load_parallel, overlap_sums
 from support.models import token_ids
@@ -65,6 +71,7 @@ np.savez(f"{{folder}}/{{rank}}.npz", **found)
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     save(tiny_llama(**SIZES), folder / "plain")
+    save(tiny_llama(**SIZES).bfloat16(), folder / "half")
     save(tiny_qwen2(**SIZES), folder / "biased")
     save(tiny_qwen3(**SIZES), folder / "normed")
     save(tiny_phi3(**SIZES, sliding_window=None), folder / "fused")
@@ -125,6 +132,8 @@ def test_a_rank_holds_its_part(ranks, models, name):
 
 
 ON_DEVICES = f"""
+from importlib import import_module
+
 import numpy as np
 from tesseral.attention.distributed import PeerMemory, peers_refused
 from tesseral.llm import load, load_parallel, overlap_sums
@@ -157,6 +166,31 @@ def test_over_nccl_logits_are_those_of_one_device(models):
         if not name.endswith("alone"):
             expected = first[f"{name.removesuffix(', overlapped')}, alone"]
             assert np.linalg.norm(got - expected) < 5e-3 * np.linalg.norm(expected), name
+
+
+@pytest.mark.parametrize("name", ["half", "quantised"])
+def test_only_a_part_changes_its_type_and_place(models, monkeypatch, name):
+    as_rank_0(monkeypatch, 2)
+    seen, settled = set(), []
+
+    def watched(model, **more):
+        seen.update(parameter.dtype for parameter in model.parameters())
+        return tensor_parallel(model, **more)
+
+    def settle(model):
+        settled.append(sum(t.numel() for t in model.model.layers.state_dict().values()))
+
+    monkeypatch.setattr(module, "tensor_parallel", watched)
+    monkeypatch.setattr(module, "settle", settle)
+    model, _ = load_parallel(models / name)
+    assert seen == {torch.bfloat16 if name == "half" else torch.float32}
+    assert model.config.dtype == model.dtype == torch.float32
+    whole = sum(t.numel() for t in load(models / name)[0].model.layers.state_dict().values())
+    assert settled[0] < 0.75 * whole
+    short, _ = load_parallel(models / name, dtype=torch.bfloat16)
+    expected, _ = load(models / name, dtype=torch.bfloat16)
+    types = {name: parameter.dtype for name, parameter in expected.named_parameters()}
+    assert types.items() >= {name: p.dtype for name, p in short.named_parameters()}.items()
 
 
 def as_rank_0(monkeypatch, size):

@@ -57,11 +57,29 @@ def load(
         If its quantisation has unknown keys or an unknown version, or there is no such device.
     """
     path, device = Path(path), usable_device(device)
-    description = read_config(path)
-    _check_architecture(path, description["model_type"])
-    stored = stored_dtype(path, description)
-    if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else stored
+    model = mapped_model(path, dtype_on(device, path) if dtype is None else dtype).to(device)
+    settle(model)
+    return model, read_tokenizer(path)
+
+
+def dtype_on(device: torch.device, path: Path) -> torch.dtype:
+    """Return the type that a model directory's numbers get on a device, if none is asked for.
+
+    Raises
+    ------
+    CheckpointError
+        If the directory's configuration is missing or names none.
+    """
+    stored = stored_dtype(path, read_config(path))
+    return torch.float32 if device.type == "cpu" else stored
+
+
+def mapped_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model in a directory; numbers that have this type there stay in the files.
+
+    Errors are those of :func:`load`.
+    """
+    _check_architecture(path, read_config(path)["model_type"])
     with named_failures(path, "model"):
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
@@ -75,10 +93,14 @@ def load(
             output_loading_info=True,
         )
     refuse_partial(path, report)
-    model = model.to(device).eval()
-    if device.type == "cpu" and getattr(model, "is_quantized", False):
+    found: PreTrainedModel = model.eval()
+    return found
+
+
+def settle(model: PreTrainedModel) -> None:
+    """Put the packed weights of a model on the CPU where they are read fast, for good."""
+    if model.device.type == "cpu" and getattr(model, "is_quantized", False):
         gather_weights(model)
-    return model, read_tokenizer(path)
 
 
 def usable_device(device: str | torch.device) -> torch.device:

@@ -27,7 +27,15 @@ from tesseral.llm.divided_layers import (
     SummedLinear,
     divide_experts,
 )
-from tesseral.llm.loading import load, read_config, stored_dtype
+from tesseral.llm.loading import (
+    dtype_on,
+    mapped_model,
+    read_config,
+    read_tokenizer,
+    settle,
+    stored_dtype,
+    usable_device,
+)
 from tesseral.quantization.linear import QuantizedLinear
 
 COLUMNS, ROWS = "colwise", "rowwise"
@@ -56,6 +64,8 @@ def load_parallel(
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """Load a model directory, plain or in our format, and divide it among ranks.
 
+    A rank reads its part of what is cut, and holds no more than that at any time.
+
     Start it with ``torchrun --nproc-per-node N``, with a process group made by
     ``torch.distributed.init_process_group``.
 
@@ -73,11 +83,27 @@ def load_parallel(
     ParameterError, UnsupportedModelError
         As of :func:`tensor_parallel`; others as of :func:`~tesseral.llm.load`.
     """
-    path, place = Path(path), torch.device(device)
-    if dtype is None and place.type != "cpu":
-        dtype = stored_dtype(path, read_config(path))
-    model, tokenizer = load(path, dtype=dtype)
-    return tensor_parallel(model, group=group).to(place), tokenizer
+    path, place = Path(path), usable_device(device)
+    wanted = dtype_on(place, path) if dtype is None else dtype
+    description = read_config(path)
+    quantized = description.get("quantization_config") is not None
+    # what a rank does not keep is never read, or changed to another type
+    read = wanted if quantized else stored_dtype(path, description)
+    model = tensor_parallel(mapped_model(path, read), group=group)
+    if read != wanted:
+        _change_type(model, read, wanted)
+    model.to(place)
+    settle(model)
+    return model, read_tokenizer(path)
+
+
+@torch.no_grad()
+def _change_type(model: PreTrainedModel, old: torch.dtype, new: torch.dtype) -> None:
+    """Give parameters of a type another one; others are of their own type on purpose."""
+    for parameter in model.parameters():
+        if parameter.dtype == old:
+            parameter.data = parameter.data.to(new)
+    model.config.dtype = new
 
 
 def tensor_parallel(model: PreTrainedModel, *, group: Any = None) -> PreTrainedModel:
