@@ -10,7 +10,7 @@ import typer
 
 from tesseral._errors import DataError, ParameterError
 from tesseral.cli.console import print_json
-from tesseral.cli.inputs import Model, model_directory, read_text, require_llm
+from tesseral.cli.inputs import RANK_DEFAULT, Model, model_directory, read_text, require_llm
 from tesseral.cli.sizes import parse_bytes
 from tesseral.report.units import seconds_text
 
@@ -32,7 +32,10 @@ def generate(
         float, typer.Option(help="0 takes the likeliest token; above, tokens are drawn.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Fixes what is drawn.")] = 0,
-    device: Annotated[str, typer.Option(help="Where the model is: cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where the model is: cpu or cuda.", show_default=RANK_DEFAULT),
+    ] = None,
     gpu_memory: Annotated[
         str | None,
         typer.Option(
@@ -190,7 +193,7 @@ def _one_prompt(prompt: str | None, file: Path | None) -> str:
 
 
 def _loaded(
-    directory: Path, device: str, sizes: _Sizes | None, stack: ExitStack, divide: str | None
+    directory: Path, device: str | None, sizes: _Sizes | None, stack: ExitStack, divide: str | None
 ) -> tuple[Any, Any, int, "MemoryPlan | None"]:
     """Return model, tokenizer, which rank this is and where its cache is to be."""
     from tesseral import llm
@@ -199,11 +202,11 @@ def _loaded(
     if not launched():
         if sizes is not None:
             _planned(directory, sizes)  # said before anything is loaded
-        loaded, tokenizer = llm.load(directory, device=device)
+        loaded, tokenizer = llm.load(directory, device=device or "cpu")
         return loaded, tokenizer, 0, None if sizes is None else _planned(loaded, sizes)
     import torch.distributed as dist
 
-    rank_device = stack.enter_context(joined())
+    rank_device = stack.enter_context(joined(kind=device))
     load = llm.load if divide == "context" else llm.load_parallel
     loaded, tokenizer = load(directory, device=rank_device)
     return loaded, tokenizer, dist.get_rank(), None

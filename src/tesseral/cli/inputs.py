@@ -26,6 +26,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")]
 
 Device = Annotated[str, typer.Option(help="Where the model is: cpu or cuda.")]
 
+RANK_DEFAULT = "cpu; of ranks of torchrun cuda, if each has a device"
+"""Where commands compute that may be started by torchrun, if nothing is said."""
+
 
 def require_llm(command: str) -> None:
     """Say which extra to install if language models cannot be run.

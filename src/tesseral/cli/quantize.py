@@ -11,6 +11,7 @@ import typer
 from tesseral._errors import ParameterError
 from tesseral.cli.console import print_json, progress
 from tesseral.cli.inputs import (
+    RANK_DEFAULT,
     Model,
     Out,
     Overwrite,
@@ -102,7 +103,10 @@ def quantize(
         bool, typer.Option(help="Go on with what an interrupted run left behind.")
     ] = True,
     overwrite: Overwrite = False,
-    device: Annotated[str, typer.Option(help="Where the block in work is: cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where the block in work is: cpu or cuda.", show_default=RANK_DEFAULT),
+    ] = None,
     devices: Annotated[
         int,
         typer.Option(help="Blocks in work at once, a device each; needs --no-propagate."),
@@ -196,15 +200,15 @@ def quantize(
         typer.echo(_line(record))
 
 
-def _ranks(stack: ExitStack, device: str) -> tuple[Any, str]:
+def _ranks(stack: ExitStack, device: str | None) -> tuple[Any, str]:
     """Return the ranks that torchrun started, if it did, and where this one computes."""
     from tesseral.attention.distributed.launch import joined, launched
 
     if not launched():
-        return None, device
+        return None, device or "cpu"
     from tesseral.quantization.calibration.ranks import Ranks
 
-    place = stack.enter_context(joined())
+    place = stack.enter_context(joined(kind=device))
     return Ranks(), str(place)
 
 

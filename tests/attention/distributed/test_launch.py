@@ -5,6 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from tesseral._errors import ParameterError
+from tesseral.attention.distributed.launch import joined
 
 PROGRAM = """
 import os, sys
@@ -36,3 +40,22 @@ def test_a_group_ends_with_its_threads_whatever_was_imported_meanwhile(tmp_path)
         timeout=120,
     )
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("cuda", "2 of them need as many CUDA devices, found 1"), ("cuda:1", "not cuda:1")],
+)
+def test_a_device_that_ranks_cannot_have_is_refused(monkeypatch, tmp_path, kind, words):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    ranks = joined(meeting=f"file://{tmp_path}/meeting", local_rank=0, kind=kind)
+    with pytest.raises(ParameterError, match=words), ranks:
+        pass
+
+
+def test_ranks_compute_on_the_cpu_where_that_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    meeting = f"file://{tmp_path}/meeting"
+    with joined(rank=0, size=1, meeting=meeting, local_rank=0, kind="cpu") as device:
+        assert device == torch.device("cpu")

@@ -8,6 +8,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from tesseral._errors import ParameterError
+
 if dist.is_available():
     # Its functions have the group of all ranks as a default, taken when it is imported. Whoever
     # imports it later (transformers does) keeps that group, and gloo's threads, to the end of the
@@ -28,6 +30,7 @@ def joined(
     meeting: str = "env://",
     local_rank: int | None = None,
     timeout_s: float = 120.0,
+    kind: str | None = None,
 ) -> Iterator[torch.device]:
     """Belong to a process group inside: NCCL where every rank has a CUDA device, else gloo.
 
@@ -41,15 +44,22 @@ def joined(
         Number among the ranks of this machine.
     timeout_s : float
         Longest time that a rank waits for another one.
+    kind : {"cpu", "cuda"}, optional
+        Where ranks compute; on CUDA devices if there are enough, by default.
 
     Yields
     ------
     torch.device
         Of this rank.
+
+    Raises
+    ------
+    ParameterError
+        If ``kind`` is another one, or there are fewer CUDA devices than ranks here.
     """
     local = dist.get_node_local_rank() if local_rank is None else local_rank
     here = size if size > 0 else int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
-    on_cuda = torch.cuda.device_count() >= here
+    on_cuda = _on_cuda(here, kind)
     device = torch.device("cuda", local) if on_cuda else torch.device("cpu")
     if on_cuda:
         torch.cuda.set_device(device)
@@ -67,3 +77,13 @@ def joined(
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def _on_cuda(ranks: int, kind: str | None) -> bool:
+    """Return whether ranks of this machine compute on CUDA devices, each on its own."""
+    if kind not in (None, "cpu", "cuda"):
+        raise ParameterError(f"ranks: each has a device of its own; give cpu or cuda, not {kind}.")
+    found = torch.cuda.device_count()
+    if kind == "cuda" and found < ranks:
+        raise ParameterError(f"ranks: {ranks} of them need as many CUDA devices, found {found}.")
+    return found >= ranks and kind != "cpu"
