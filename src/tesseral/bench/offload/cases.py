@@ -31,8 +31,8 @@ class Plan:
     layers : int
         Depth of the cut, for the longest context and for logits.
     steps : int
-        Tokens decoded by ours and by our copy, the first ones not timed; of transformers' cache,
-        whose steps are long, a quarter.
+        Bounds the tokens decoded, the first ones not timed: two thirds are timed of ours and as
+        many of our copy, in turns; of transformers' cache, whose steps are long, a quarter.
     new_tokens : int
         Tokens decoded after the longest prompt.
     check : int

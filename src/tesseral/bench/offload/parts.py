@@ -33,6 +33,7 @@ from tesseral.llm.random_cuda import dense_model, offloading_cache
 Watch = Callable[[str], None]
 
 _UNTIMED = 8  # first steps: the split finds out what the link can carry
+_TURNS = 4
 
 
 class Models:
@@ -121,7 +122,7 @@ def _continued(
 
 
 def decode(plan: Plan, models: Models, watch: Watch) -> dict[str, Any]:
-    """Measure steps at the end of a context whose keys and values are random."""
+    """Measure steps at the end of a context whose keys and values are random; sides in turns."""
     model = models.whole()
     memory = plan_of(plan, model, plan.context, plan.gpu_bytes)
     hold_to(plan, plan.gpu_bytes)
@@ -130,20 +131,24 @@ def decode(plan: Plan, models: Models, watch: Watch) -> dict[str, Any]:
     cache = cache_of(plan, model, memory)
     fill(cache, plan.context - 3 * plan.steps - 2)
     token = tokens_of(plan, 1)
-    sides: dict[str, Any] = {}
-    sides[OURS] = _stepped(plan, model, cache, token, plan.steps)
-    sides[OURS] |= {"passing_tokens": cache.passing, **peak_of(plan)}
-    with cache.recorded() as timeline:
-        model(token, past_key_values=cache)
-    sides[OURS]["timeline"] = as_spans(timeline)
-    watch("decode: copied")
-    cache.cooperates = False
-    sides[COPIED] = _stepped(plan, model, cache, token, plan.steps // 2 + _UNTIMED // 2)
-    with cache.recorded() as timeline:
-        model(token, past_key_values=cache)
-    sides[COPIED]["timeline"] = as_spans(timeline)
+    _steps(plan, model, cache, token, _UNTIMED)
+    found: dict[str, Any] = {"passing_tokens": cache.passing, **peak_of(plan)}
+    samples: dict[str, list[float]] = {OURS: [], COPIED: []}
+    spans = {}
+    for turn in range(_TURNS):
+        for side in (OURS, COPIED) if turn % 2 == 0 else (COPIED, OURS):
+            watch(f"decode: {side}, {turn + 1} of {_TURNS}")
+            cache.cooperates = side == OURS
+            # the first one waits for what the other side did not send ahead
+            samples[side] += _steps(plan, model, cache, token, plan.steps // 6 + 1)[1:]
+            if turn == _TURNS - 1:
+                with cache.recorded() as timeline:
+                    model(token, past_key_values=cache)
+                spans[side] = as_spans(timeline)
     del cache
     give_back(plan)
+    sides = {side: _timed(samples[side]) | {"timeline": spans[side]} for side in samples}
+    sides[OURS] |= found
     return {"memory": asdict(memory), "sides": sides}
 
 
@@ -204,6 +209,12 @@ def peer(plan: Plan, models: Models, watch: Watch) -> dict[str, Any]:
 def _stepped(
     plan: Plan, model: Any, cache: Any, token: torch.Tensor, steps: int, untimed: int = _UNTIMED
 ) -> dict[str, Any]:
+    samples = _steps(plan, model, cache, token, steps)
+    return _timed(samples[min(untimed, len(samples) - 1) :])
+
+
+def _steps(plan: Plan, model: Any, cache: Any, token: torch.Tensor, steps: int) -> list[float]:
+    """Return the seconds of each of some steps."""
     samples = []
     for _ in range(steps):
         wait(plan)
@@ -212,8 +223,12 @@ def _stepped(
         token = logits[:, -1:].argmax(-1)
         wait(plan)
         samples.append(perf_counter() - began)
-    timed = samples[min(untimed, len(samples) - 1) :]
-    return {"samples_s": samples, "median_s": median(timed), "tokens_per_s": 1 / median(timed)}
+    return samples
+
+
+def _timed(samples: list[float]) -> dict[str, Any]:
+    middle = median(samples)
+    return {"samples_s": samples, "median_s": middle, "tokens_per_s": 1 / middle}
 
 
 def prefill(plan: Plan, models: Models, watch: Watch) -> dict[str, Any]:
