@@ -4,9 +4,11 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
+from typing import get_type_hints
 
 import pytest
 import typer.main
+from typer.models import OptionInfo
 from typer.testing import CliRunner
 
 import tesseral
@@ -190,3 +192,23 @@ def test_output_that_cannot_be_written_is_one_line():
         )
     assert result.returncode == 1
     assert result.stderr == "tesseral: No space left on device\n"
+
+
+def test_an_option_like_its_metavar_is_named():
+    """Of others, typer 0.27 takes the metavar for the name."""
+
+    def options(commands):
+        for command in commands.values():
+            if isinstance(command, Mapping):
+                yield from options(command)
+                continue
+            for name, hint in get_type_hints(command, include_extras=True).items():
+                yield from ((name, more) for more in getattr(hint, "__metadata__", ()))
+
+    found = [
+        option.default  # of what is annotated it is the first name
+        for name, option in options(COMMANDS)
+        if isinstance(option, OptionInfo) and option.metavar == name.upper()
+    ]
+    assert found
+    assert all(isinstance(name, str) for name in found)

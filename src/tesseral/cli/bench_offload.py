@@ -23,6 +23,7 @@ def offload(
     part: Annotated[
         list[str] | None,
         typer.Option(
+            "--part",  # or typer 0.27 takes the metavar for its name
             metavar="PART",
             help="Measure only rates, logits, decode, turns, peer, prefill or million; repeatable.",
             show_default="all",
