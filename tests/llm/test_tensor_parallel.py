@@ -132,8 +132,6 @@ def test_a_rank_holds_its_part(ranks, models, name):
 
 
 ON_DEVICES = f"""
-from importlib import import_module
-
 import numpy as np
 from tesseral.attention.distributed import PeerMemory, peers_refused
 from tesseral.llm import load, load_parallel, overlap_sums
@@ -143,24 +141,26 @@ ids = token_ids(2, 19).to(device)
 assert peers_refused(device) is None, peers_refused(device)
 peers = PeerMemory(2 * 19, {SIZES["hidden_size"]}, dtype=torch.float32, device=device)
 with torch.no_grad():
-    for name in {NAMES!r}:
-        model, _ = load_parallel(f"{{folder}}/{{name}}", device=device)
-        found[name] = model(ids).logits
-        if name in {DENSE!r}:
-            overlap_sums(model, 19, peers=peers)
-            found[f"{{name}}, overlapped"] = model(ids).logits
+    for name in ("plain", "fused", "experts"):
         alone, _ = load(f"{{folder}}/{{name}}", device=device)
         found[f"{{name}}, alone"] = alone(ids).logits
+        model, _ = load_parallel(f"{{folder}}/{{name}}", device=device)
+        found[name] = model(ids).logits
+        overlap_sums(model, 19, peers=peers)
+        found[f"{{name}}, overlapped"] = model(ids).logits
 np.savez(f"{{folder}}/cuda-{{rank}}.npz", **{{name: x.cpu().numpy() for name, x in found.items()}})
 """
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_over_nccl_logits_are_those_of_one_device(models):
-    codes, errors = run_ranks(ON_DEVICES, 2, models, backend="nccl", limit_s=60)
+def test_over_nccl_logits_are_those_of_one_device(tmp_path):
+    save(tiny_llama(**SIZES), tmp_path / "plain")
+    save(tiny_phi3(**SIZES, sliding_window=None), tmp_path / "fused")
+    save(tiny_mixtral(**SIZES), tmp_path / "experts")
+    codes, errors = run_ranks(ON_DEVICES, 2, tmp_path, backend="nccl", limit_s=60)
     assert codes == [0, 0], "\n".join(errors)
-    first, second = (np.load(models / f"cuda-{rank}.npz") for rank in range(2))
+    first, second = (np.load(tmp_path / f"cuda-{rank}.npz") for rank in range(2))
     for name, got in first.items():
         np.testing.assert_array_equal(got, second[name], err_msg=name)
         if not name.endswith("alone"):

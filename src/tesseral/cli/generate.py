@@ -1,5 +1,6 @@
 """``tesseral generate``: continue a prompt, word by word."""
 
+import os
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ def generate(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Memory of the device that may be taken, such as 32GB; keys and values that do "
+            help="Memory of each device that may be taken, such as 32GB; keys and values that do "
             "not fit lie in the host's memory.",
         ),
     ] = None,
@@ -159,8 +160,8 @@ def _check_divide(divide: str | None, sizes: _Sizes | None) -> None:
         raise ParameterError(f"generate: --divide must be model or context, got {divide!r}.")
     if divide is not None and not launched():
         raise ParameterError("generate: --divide is for ranks; start them by torchrun.")
-    if sizes is not None and launched():
-        raise ParameterError("generate: --gpu-memory is for one process; leave torchrun out.")
+    if sizes is not None and divide == "context":
+        raise ParameterError("generate: --gpu-memory is for --divide model, not for context.")
 
 
 def _taken(model: Any) -> int | None:
@@ -171,14 +172,25 @@ def _taken(model: Any) -> int | None:
     return torch.cuda.max_memory_reserved(model.device) if cuda else None
 
 
-def _planned(model: Any, sizes: _Sizes) -> "MemoryPlan":
+def _planned(model: Any, sizes: _Sizes, ranks: int = 1) -> "MemoryPlan":
     """Return the plan for a model, or for the one in a directory, if it can be run."""
     from tesseral.llm import plan_memory
     from tesseral.llm.cooperative.shape import longest
 
     gpu, host, context, bits = sizes
     tokens = longest(model) if context is None else context
-    return plan_memory(model, tokens, gpu, host, kv_bits=bits).require()
+    return plan_memory(model, tokens, gpu, host, kv_bits=bits, ranks=ranks).require()
+
+
+def _shared(sizes: _Sizes) -> _Sizes:
+    """Return the same with a rank's part of the host's memory, the least that any rank finds."""
+    import torch.distributed as dist
+    from psutil import virtual_memory  # type: ignore[import-untyped]
+
+    gpu, host, context, bits = sizes
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, virtual_memory().available if host is None else host)
+    return gpu, min(found) // int(os.environ["LOCAL_WORLD_SIZE"]), context, bits
 
 
 def _one_prompt(prompt: str | None, file: Path | None) -> str:
@@ -207,9 +219,12 @@ def _loaded(
     import torch.distributed as dist
 
     rank_device = stack.enter_context(joined(kind=device))
+    if sizes is not None:
+        sizes = _shared(sizes)
+        _planned(directory, sizes, dist.get_world_size())
     load = llm.load if divide == "context" else llm.load_parallel
     loaded, tokenizer = load(directory, device=rank_device)
-    return loaded, tokenizer, dist.get_rank(), None
+    return loaded, tokenizer, dist.get_rank(), None if sizes is None else _planned(loaded, sizes)
 
 
 def _write(text: str) -> None:

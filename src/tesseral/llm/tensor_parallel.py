@@ -27,6 +27,7 @@ from tesseral.llm.divided_layers import (
     SummedLinear,
     divide_experts,
 )
+from tesseral.llm.division import SPLIT, check_heads
 from tesseral.llm.loading import (
     dtype_on,
     mapped_model,
@@ -39,8 +40,9 @@ from tesseral.llm.loading import (
 from tesseral.quantization.linear import QuantizedLinear
 
 COLUMNS, ROWS = "colwise", "rowwise"
-GATHERED, SPLIT = "colwise_gather_output", "rowwise_split_input"
-"""The same where what lies between is needed whole: one matrix for several, norms of all heads."""
+GATHERED = "colwise_gather_output"
+"""With :data:`~tesseral.llm.division.SPLIT`: where what lies between is needed whole, because one
+matrix stands for several, or norms are of all heads."""
 
 PACKED, EXPERTS = "packed_colwise", "moe_tp_experts"
 _CUT = (COLUMNS, ROWS, GATHERED, SPLIT)
@@ -148,6 +150,7 @@ def tensor_parallel(model: PreTrainedModel, *, group: Any = None) -> PreTrainedM
             _replace(model, name, (GatheredLinear if quantized else SummedLinear)(layer, group))
         elif style == SPLIT:
             _replace(model, name, SplitLinear(layer, group))
+    model._head_ranks = 1 if SPLIT in styles.values() else size
     for module in model.modules():
         module.__dict__.pop("_parts", None)  # kernels of whole blocks
     return model
@@ -233,15 +236,8 @@ def _takes(module: nn.Module, style: str) -> bool:
 
 
 def _check(model: PreTrainedModel, styles: dict[str, str], size: int) -> None:
-    config = model.config.get_text_config()
-    heads = ("num_attention_heads", "num_key_value_heads")
-    for what in () if SPLIT in styles.values() else heads:  # there every rank has all heads
-        count = getattr(config, what, None)
-        if count is not None and count % size:
-            raise ParameterError(
-                f"tensor parallelism: {size} ranks do not divide {what}={count}; use a number of "
-                "ranks that does."
-            )
+    if SPLIT not in styles.values():  # there every rank has all heads
+        check_heads(model.config, size)
     for name, style in styles.items():
         for width in _widths(model.get_submodule(name), style):
             if width % size:

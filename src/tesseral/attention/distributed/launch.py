@@ -72,8 +72,8 @@ def joined(
         device_id=device if on_cuda else None,
     )
     try:
-        if not on_cuda:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+        # torchrun leaves a rank one thread; on CUDA devices, too, the CPU may have work
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
         yield device
     finally:
         dist.destroy_process_group()

@@ -18,6 +18,7 @@ from tesseral.llm.cooperative.plan import MemoryPlan
 from tesseral.llm.cooperative.room import Room
 from tesseral.llm.cooperative.split import Split
 from tesseral.llm.cooperative.timeline import Timeline
+from tesseral.llm.division import heads_of
 from tesseral.quantization.kvcodec import KVCodec
 
 
@@ -137,7 +138,7 @@ class CooperativeCache(Cache):  # type: ignore[misc]  # transformers is untyped 
     ) -> HostLayer:
         plan, like = self.plan, self._likes[index]
         if self._shared is None:
-            q_heads, kv_heads = text.num_attention_heads, like[0].shape[1]
+            q_heads, kv_heads, _ = heads_of(text)
             far = [self._likes[number] for number in plan.host_layers]
             self._shared = Shared(
                 conveyor=Conveyor(self._link, far, max(1, plan.strip_tokens)),

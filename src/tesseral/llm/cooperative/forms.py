@@ -10,6 +10,7 @@ from tesseral._errors import ParameterError
 from tesseral.llm.attention_interface import IMPLEMENTATION
 from tesseral.llm.cache import QuantizedKVLayer, kv_codecs
 from tesseral.llm.cooperative.room import Pair, encode, plain_codec
+from tesseral.llm.division import head_ranks, heads_of
 from tesseral.quantization.kvcodec import KVCodec
 
 
@@ -44,9 +45,7 @@ def codecs_of(model: PreTrainedModel, bits: tuple[int, int], *, what: str) -> li
 def nothing_of(model: PreTrainedModel, batch: int, codec: KVCodec | None) -> Pair:
     """Return keys and values of no token as they are stored."""
     text: Any = model.config.get_text_config(decoder=True)
-    heads = text.num_attention_heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    _, kv_heads, width = heads_of(text, head_ranks(model))
     empty = torch.empty(batch, kv_heads, 0, width, dtype=model.dtype, device=model.device)
     return encode(codec, empty, empty)
 

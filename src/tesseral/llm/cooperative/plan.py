@@ -123,6 +123,7 @@ def plan_memory(
     batch: int = 1,
     kv_bits: int | None = None,
     chunk: int | None = None,
+    ranks: int = 1,
 ) -> MemoryPlan:
     """Say where keys and values of a long context would lie; nothing is allocated.
 
@@ -148,6 +149,9 @@ def plan_memory(
     chunk : int, optional
         Tokens of a prompt that go through the model at once; by default 8192, or fewer where
         activations would take more than an eighth of the device.
+    ranks : int
+        Among how many a model in a directory will be divided by :func:`load_parallel`; the plan
+        and all memory are one rank's. A loaded model is counted as it is.
 
     Returns
     -------
@@ -157,16 +161,17 @@ def plan_memory(
     Raises
     ------
     ParameterError
-        If a number is out of range.
+        If a number is out of range, or ranks do not divide the heads.
     UnsupportedModelError
         If the model has layers without ordinary keys and values.
     """
     host_bytes = psutil.virtual_memory().available if host_bytes is None else host_bytes
     numbers = {"context": context, "gpu_bytes": gpu_bytes, "batch": batch, "chunk": chunk or CHUNK}
+    numbers["ranks"] = ranks
     for name, number in numbers.items():
         if number < 1:
             raise ParameterError(f"plan_memory: {name} must be at least 1, got {number}.")
-    shape = describe(model, kv_bits)
+    shape = describe(model, kv_bits, ranks=ranks)
     found = _place(shape, context, gpu_bytes, host_bytes, batch, chunk)
     if found.refusal is None:
         return found

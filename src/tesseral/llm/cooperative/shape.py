@@ -12,6 +12,7 @@ from tesseral._errors import ParameterError, UnsupportedModelError
 from tesseral.core.packing import packed_length, storage_bits
 from tesseral.llm.budget import inner_size
 from tesseral.llm.cache import windows_of
+from tesseral.llm.division import check_heads, divides_heads, head_ranks, heads_of
 from tesseral.llm.footprint import disk_bytes, held_bytes
 from tesseral.llm.loading import quiet, read_config, stored_dtype
 from tesseral.llm.quantizer import METHOD, TesseralConfig
@@ -84,9 +85,13 @@ def _config_of(model: PreTrainedModel | str | Path) -> Any:
 
 
 def describe(
-    model: PreTrainedModel | str | Path, kv_bits: int | None = None, what: str = "plan_memory"
+    model: PreTrainedModel | str | Path,
+    kv_bits: int | None = None,
+    what: str = "plan_memory",
+    *,
+    ranks: int = 1,
 ) -> Shape:
-    """Return what of a model, or a model directory, decides about memory."""
+    """Return what of a model, or a model directory to be divided, decides about a rank's memory."""
     if isinstance(model, str | Path):
         path = Path(model)
         dtype = stored_dtype(path, read_config(path))
@@ -96,6 +101,14 @@ def describe(
         dtype, weights, config = model.dtype, held_bytes(model), model.config
         own = _bits_of_codecs(model)
     text: Any = config.get_text_config(decoder=True)
+    shared = head_ranks(model)
+    if isinstance(model, str | Path) and ranks > 1:
+        if divides_heads(config):
+            check_heads(config, ranks)
+            shared = ranks
+        whole = text.vocab_size * text.hidden_size * dtype.itemsize
+        whole *= 1 if config.tie_word_embeddings else 2
+        weights = whole + -(-max(0, weights - whole) // ranks)
     bits = _checked_bits(own, kv_bits, what)
     kinds = set(getattr(text, "layer_types", None) or ())
     ordinary = kinds <= {"full_attention", "sliding_attention"}
@@ -104,13 +117,13 @@ def describe(
             f"{what}: {text.model_type} has layers other than full and sliding attention of "
             "a decoder; use transformers' own caches for it."
         )
-    heads = text.num_attention_heads
+    q_heads, kv_heads, width = heads_of(text, shared)
     return Shape(
         weight_bytes=weights,
         windows=tuple(windows_of(text)),
-        q_heads=heads,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        q_heads=q_heads,
+        kv_heads=kv_heads,
+        head_dim=width,
         hidden=text.hidden_size,
         inner=inner_size(text),
         vocabulary=text.vocab_size,
