@@ -14,16 +14,20 @@ namespace tesseral::TESSERAL_TARGET {
 namespace {
 
 constexpr int64_t panel_columns = linear_int4_panel;
-constexpr int64_t quad_bytes = 4 * panel_columns;
+constexpr int64_t tile_columns = tile_vectors * lanes;
+constexpr int64_t quad_bytes = 4 * tile_columns;  // of a tile, all of whose quads lie together
 // Of k: a block of a panel is 512 KiB, or 32 where sums must be widened often.
 constexpr int64_t block_elements = words_are_ints ? 8192 : 512;
-constexpr int64_t tile_columns = tile_vectors * lanes;
+constexpr int64_t quads_at_once = words_are_ints ? 1 : 4;
 constexpr int64_t most_rows = 1024;  // that share a panel, measured
 static_assert(panel_columns % tile_columns == 0 && lanes == vector_bytes / 4, "tiles fill panels");
 
 int64_t n_quads(int64_t k) { return (k + 3) / 4; }
 // Unpacking writes whole chunks.
-int64_t panel_weight_bytes(int64_t k) { return n_chunks(k) * chunk / 4 * quad_bytes; }
+int64_t tile_weight_bytes(int64_t k) { return n_chunks(k) * chunk / 4 * quad_bytes; }
+int64_t panel_weight_bytes(int64_t k) {
+  return panel_columns / tile_columns * tile_weight_bytes(k);
+}
 LinearPanels panel_sizes(const LinearInt4& call) {
   LinearPanels sizes;
   sizes.rows = most_rows;
@@ -70,8 +74,9 @@ void unpack_panel(const LinearInt4& call, const LinearInt4Tile& tile) {
   const LinearInt4Weight& weight = call.weights[tile.weight];
   const int64_t last = tile.column_end - 1;
   for (int64_t begin = 0; begin < panel_columns; begin += lanes) {
-    unpack_columns<Offset>(call, weight, tile.column_begin + begin, last, tile.panel + begin * 4,
-                           quad_bytes);
+    uint8_t* out = tile.panel + begin / tile_columns * tile_weight_bytes(call.k);
+    unpack_columns<Offset>(call, weight, tile.column_begin + begin, last,
+                           out + begin % tile_columns * 4, quad_bytes);
   }
   if (call.output == LinearOutput::sums) return;
   transpose_scales(call, weight, tile.column_begin, last, panel_columns,
@@ -86,6 +91,25 @@ struct Strip {
   const int32_t* offsets;
   int64_t groups;
 };
+
+// words[r][v] += products of a quad.
+template <int Rows>
+inline void add_quad(const Strip& strip, const int8_t* rows, const uint8_t* panel, int64_t quad,
+                     Words (&words)[Rows][tile_vectors]) {
+  Bytes columns[tile_vectors];
+  TESSERAL_UNROLL
+  for (int v = 0; v < tile_vectors; ++v) {
+    columns[v] = load_bytes(panel + quad * quad_bytes + v * vector_bytes);
+  }
+  TESSERAL_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    const Bytes row = broadcast_quad(rows + r * strip.stride + 4 * quad);
+    TESSERAL_UNROLL
+    for (int v = 0; v < tile_vectors; ++v) {
+      words[r][v] = add_products(words[r][v], columns[v], row);
+    }
+  }
+}
 
 // sums[r][v] += products of `quads` quads; rows begin at the first of them.
 template <int Rows>
@@ -106,21 +130,15 @@ inline void multiply_quads(const Strip& strip, const int8_t* rows, const uint8_t
         }
       }
     }
-    for (const int64_t stop = smaller(quad + step, quads); quad < stop; ++quad) {
+    const int64_t stop = smaller(quad + step, quads);
+    for (; quads_at_once > 1 && quad + quads_at_once <= stop; quad += quads_at_once) {
       __builtin_prefetch(ahead + quad * 4 * Rows);
-      Bytes columns[tile_vectors];
       TESSERAL_UNROLL
-      for (int v = 0; v < tile_vectors; ++v) {
-        columns[v] = load_bytes(panel + quad * quad_bytes + v * vector_bytes);
-      }
-      TESSERAL_UNROLL
-      for (int r = 0; r < Rows; ++r) {
-        const Bytes row = broadcast_quad(rows + r * strip.stride + 4 * quad);
-        TESSERAL_UNROLL
-        for (int v = 0; v < tile_vectors; ++v) {
-          words[r][v] = add_products(words[r][v], columns[v], row);
-        }
-      }
+      for (int64_t i = 0; i < quads_at_once; ++i) add_quad<Rows>(strip, rows, panel, quad + i, words);
+    }
+    for (; quad < stop; ++quad) {
+      __builtin_prefetch(ahead + quad * 4 * Rows);
+      add_quad<Rows>(strip, rows, panel, quad, words);
     }
     TESSERAL_UNROLL
     for (int r = 0; r < Rows; ++r) {
@@ -205,7 +223,7 @@ template <int Rows>
 template <int Rows>
 void add_block(const LinearInt4& call, const Strip& strip, const uint8_t* panel, int64_t column,
                int64_t begin, int64_t end, int32_t* sums) {
-  const uint8_t* columns = panel + 4 * column;
+  const uint8_t* columns = panel + column / tile_columns * tile_weight_bytes(call.k);
   if (strip.groups == 1) {
     return add_integers<Rows>(strip, strip.rows + begin, columns + n_quads(begin) * quad_bytes,
                               n_quads(end - begin), begin == 0, sums);

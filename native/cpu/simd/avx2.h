@@ -69,7 +69,13 @@ constexpr bool words_are_ints = false;
 inline Words zero_words() { return _mm256_setzero_si256(); }
 inline Words add_words(Words a, Words b) { return _mm256_add_epi16(a, b); }
 inline Words add_products(Words sum, Bytes unsigned_bytes, Bytes signed_bytes) {
-  return _mm256_add_epi16(sum, _mm256_maddubs_epi16(unsigned_bytes, signed_bytes));
+  // both instructions by hand: GCC would compute many products first, and keep sums on the stack
+  // for want of registers
+  Words products;
+  __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
+          : "+x"(sum), "=&x"(products)
+          : "x"(unsigned_bytes), "x"(signed_bytes));
+  return sum;
 }
 inline Ints add_widened(Ints sum, Words words) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
