@@ -1,10 +1,16 @@
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import coo_array
 
 from tesseral._errors import EvidenceWarning, ParameterError
-from tesseral.cluster import DegreeCorrectedTensorBlockModel, diagnose, stability
-from tesseral.cluster._parts import halves
+from tesseral.cluster import (
+    DegreeCorrectedTensorBlockModel,
+    clustering_error_rate,
+    diagnose,
+    stability,
+)
+from tesseral.cluster._parts import folds
 from tesseral.cluster._stability import _compare
 from tesseral.core import CooTensor
 from tesseral.core.ties import find_ties
@@ -108,10 +114,39 @@ def test_a_node_is_not_counted_among_its_companions():
 
 def test_an_entry_and_its_reorderings_stay_together():
     X = np.random.default_rng(0).random((6, 6, 6))
-    first, second = halves(X, None, ((0, 1, 2),), np.random.default_rng(1))
-    np.testing.assert_array_equal(first.mask, ~second.mask)
-    assert find_ties(first.mask) == ((0, 1, 2),)
-    assert 0.3 < first.mask.mean() < 0.7
+    dealt = list(folds(X, None, ((0, 1, 2),), 3, np.random.default_rng(1)))
+    for others, itself in dealt:
+        np.testing.assert_array_equal(others.mask, ~itself.mask)
+        assert find_ties(itself.mask) == ((0, 1, 2),)
+        assert 0.2 < itself.mask.mean() < 0.5
+    np.testing.assert_array_equal(sum(1 * itself.mask for _, itself in dealt), 1)
+
+
+def network(n_nodes, chances, seed):
+    """Return a network of teams, with chances of an edge within one and between two."""
+    rng, team = np.random.default_rng(seed), np.arange(n_nodes) % 4
+    chance = np.where(team[:, None] == team, *chances)
+    edges = np.triu(rng.random(chance.shape) < chance, 1).astype(float)
+    return edges + edges.T, team
+
+
+def test_a_small_network_whose_teams_are_found_is_not_called_impossible():
+    for seed in range(3):
+        edges, team = network(60, (0.5, 0.05), seed)
+        model = Model(4).fit(edges)
+        assert clustering_error_rate(team, model.labels_[0]) == 0
+        (entry, _) = diagnose(model, edges, random_state=0)
+        assert entry.regime == "polynomial time"
+        assert entry.signal_to_noise > 0.3
+
+
+def test_a_sparse_tensor_has_the_ratio_of_the_same_dense_one():
+    edges, _ = network(60, (0.8, 0.1), 0)
+    dense, sparse = (
+        diagnose(Model(4, family="poisson").fit(X), X, random_state=0)[0]
+        for X in (edges, coo_array(edges))
+    )
+    assert sparse.signal_to_noise == pytest.approx(dense.signal_to_noise, rel=0.3)
 
 
 def test_options_of_resampling_are_checked():

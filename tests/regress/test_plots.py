@@ -29,6 +29,8 @@ def test_slices_show_the_coefficients_of_each_covariate(model):
     axis = drawn(plots.coefficient_slices(model, 2, [0, 2]))
     np.testing.assert_array_equal(axis.images[0].get_array(), model.coef_[:, :, 0])
     assert axis.get_title() == "x0"
+    limits = [axis.images[0].get_clim()[1] for axis in axis.figure.axes[:2]]
+    assert limits == [np.abs(model.coef_[:, :, k]).max() for k in (0, 2)]
 
 
 def test_loadings_carry_the_names_of_their_rows(model):

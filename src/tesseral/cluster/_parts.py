@@ -1,5 +1,6 @@
 """Random parts of a tensor; an entry and its reorderings over tied modes stay together."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,32 +35,43 @@ class Part:
 
 def part(X: Any, mask: Any, ties: Ties, share: float, rng: np.random.Generator) -> Part:
     """Return a random share of the entries."""
-    return _split(X, mask, ties, share, rng)[0]
+    return next(_dealt(X, mask, ties, [share], rng))[0]
 
 
-def halves(X: Any, mask: Any, ties: Ties, rng: np.random.Generator) -> tuple[Part, Part]:
-    """Return two parts that have no entry in common, and together all of them."""
-    return _split(X, mask, ties, 0.5, rng)
+def folds(
+    X: Any, mask: Any, ties: Ties, n: int, rng: np.random.Generator
+) -> Iterator[tuple[Part, Part]]:
+    """Deal the entries into ``n`` parts, and yield for each all others and itself."""
+    for itself, others in _dealt(X, mask, ties, [k / n for k in range(1, n)], rng):
+        yield others, itself
 
 
-def _split(
-    X: Any, mask: Any, ties: Ties, share: float, rng: np.random.Generator
-) -> tuple[Part, Part]:
+def _dealt(
+    X: Any, mask: Any, ties: Ties, bounds: list[float], rng: np.random.Generator
+) -> Iterator[tuple[Part, Part]]:
+    """Deal the entries into parts with given cumulated shares; yield each, and all others."""
     data = read("resampling", X, mask)
     found = data.find_ties()
     if is_sparse(X):
         tensor = CooTensor.from_sparse(X)
-        kept, gone = _chosen_entries(tensor, ties, share, rng), np.isnan(tensor.values)
-        first, second = (_stored(tensor, those | gone, found) for those in (kept, ~kept))
-        return first, second
+        drawn, gone = _draws_of_entries(tensor, ties, rng), np.isnan(tensor.values)
+        dealt = np.searchsorted(bounds, drawn, side="right")
+        for k in range(len(bounds) + 1):
+            here, there = (
+                _stored(tensor, those | gone, found) for those in (dealt == k, dealt != k)
+            )
+            yield here, there
+        return
     if data.entries is None:
         raise ParameterError("resampling: needs an array in memory or a sparse tensor.")
     drawn = symmetrize(rng.random(data.source.shape), ties)
-    seen = drawn <= np.quantile(drawn, share)
-    return tuple(  # type: ignore[return-value]  # there are two
-        Part(tensor=data.entries, mask=_observed(data, those), ties=found)
-        for those in (seen, ~seen)
-    )
+    dealt = np.searchsorted(np.quantile(drawn, bounds), drawn)
+    for k in range(len(bounds) + 1):
+        here, there = (
+            Part(tensor=data.entries, mask=_observed(data, those), ties=found)
+            for those in (dealt == k, dealt != k)
+        )
+        yield here, there
 
 
 def _observed(data: Data, seen: NDArray[Any]) -> Any:
@@ -77,12 +89,11 @@ def _stored(tensor: CooTensor, kept: NDArray[Any], ties: Ties) -> Part:
     )
 
 
-def _chosen_entries(
-    tensor: CooTensor, ties: Ties, share: float, rng: np.random.Generator
-) -> NDArray[Any]:
+def _draws_of_entries(tensor: CooTensor, ties: Ties, rng: np.random.Generator) -> NDArray[Any]:
+    """Return a uniform number for each entry, the same for its reorderings."""
     coords = tensor.coords.copy()
     for group in ties:
         coords[list(group)] = np.sort(coords[list(group)], axis=0)
     flat = np.ravel_multi_index(tuple(coords), tensor.shape)
     orbit: NDArray[Any] = np.unique(flat, return_inverse=True)[1]
-    return np.asarray((rng.random(orbit.max() + 1) < share)[orbit])
+    return rng.random(orbit.max() + 1)[orbit]

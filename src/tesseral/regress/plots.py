@@ -28,6 +28,9 @@ def coefficient_slices(
 ) -> Any:
     """Draw slices of the coefficients along a mode as coloured matrices, one for each index.
 
+    Each has a scale of its own: covariates have units of their own, and beside the largest the
+    others would be white.
+
     Parameters
     ----------
     model : TensorResponseRegressor
@@ -45,12 +48,12 @@ def coefficient_slices(
     slices = [_matrix(np.take(host(model.coef_), index, axis=number)) for index in chosen]
     rows, columns = _shown_modes(model, number)
     figure, axes = _figure(len(chosen))
-    limit = max(float(np.abs(part).max()) for part in slices) or 1.0
     for axis, index, part in zip(axes, chosen, slices, strict=True):
+        limit = float(np.abs(part).max()) or 1.0
         image = axis.imshow(part, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
         axis.set_title(names[index])
         _label(axis, model, rows, columns)
-    figure.colorbar(image, ax=axes, label="coefficient")
+        figure.colorbar(image, ax=axis)
     return figure
 
 
