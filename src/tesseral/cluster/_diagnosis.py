@@ -107,7 +107,8 @@ def diagnose(
     measured = np.median([_measured(model, others, itself) for others, itself in parts], axis=0)
     nodes = [len(labels) for labels in model.labels_]
     found = tuple(
-        _in_words(*of_mode, n, len(nodes)) for of_mode, n in zip(measured, nodes, strict=True)
+        _in_words(separation, ratio, n, len(nodes))
+        for (separation, ratio), n in zip(measured.tolist(), nodes, strict=True)
     )
     poor = [mode for mode, entry in enumerate(found) if entry.regime != REGIMES[-1]]
     if poor:
