@@ -5,7 +5,7 @@ import pytest
 from support.checkpoints import TEXT, contents
 from tesseral.quantization import QuantizationConfig
 from tesseral.report.demo import plan as plans
-from tesseral.report.demo.plan import NAMES, DemoPlan
+from tesseral.report.demo.plan import DEMO_CONFIG, NAMES, DemoPlan
 
 
 @pytest.fixture
@@ -13,8 +13,8 @@ def tiny(original, monkeypatch):
     """Let the demo work on a tiny model, and return the arguments its plan was asked for."""
     asked = []
 
-    def plan(seed, n_seeds):
-        asked.append((seed, n_seeds))
+    def plan(seed, n_seeds, samples):
+        asked.append((seed, n_seeds, samples))
         return DemoPlan(
             model=original,
             calibration=TEXT,
@@ -34,7 +34,7 @@ def test_tables_and_stages_are_printed_and_the_report_is_written(run, tiny, tmp_
     out = tmp_path / "demo"
     result = run("demo", "--out", out)
     assert result.exit_code == 0, result.stderr
-    assert tiny == [(0, 1)]
+    assert tiny == [(0, 1, DEMO_CONFIG.samples)]
     words = " ".join(result.stdout.split())
     for name in NAMES.values():
         assert words.count(f"│ {name} │") == 2
@@ -56,9 +56,9 @@ def no_charts(monkeypatch):
 @pytest.mark.usefixtures("no_charts")
 def test_json_holds_every_number_and_where_the_report_is(run, tiny, tmp_path):
     out = tmp_path / "demo"
-    result = run("demo", "--out", out, "--seed", 5, "--seeds", 2, "--json")
+    result = run("demo", "--out", out, "--seed", 5, "--seeds", 2, "--samples", 8, "--json")
     record = json.loads(result.stdout)
-    assert tiny == [(5, 2)]
+    assert tiny == [(5, 2, 8)]
     assert record["report"] == str(out / "report.html")
     assert record["seeds"] == [5, 6]
     assert len(record["models"]) == 1 + 1 + 2 * 2

@@ -7,6 +7,7 @@ from tesseral._errors import DtypeError, MissingExtraError, ParameterError, Shap
 from tesseral.datasets import make_tensor_response
 from tesseral.regress import TensorResponseRegressor
 from tesseral.regress._covariates import parse_covariates
+from tesseral.regress._summary import _table
 
 GROUPS = ["a", "b", "c"] * 8
 
@@ -110,6 +111,14 @@ def test_the_summary_reads_like_a_regression_table():
     assert len(summary.coefficients) == 3
     z = [abs(record["z"]) for record in summary.coefficients]
     assert z == sorted(z, reverse=True)
+
+
+def test_numbers_of_a_summary_never_run_together():
+    record = {"covariate": "dose", "coef": -0.00012345, "P>|z|": 2.553e-271, "adjusted": 0.0}
+    line = _table([record], list(record))[-1]
+    assert line.split() == ["dose", "-0.000123", "<1e-99", "<1e-99"]
+    record = {"covariate": "dose", "coef": -1.2345e-05, "P>|z|": 2.5534e-45, "adjusted": 0.5}
+    assert _table([record], list(record))[-1].split()[1:] == ["-1.23e-05", "2.553e-45", "0.5"]
 
 
 def test_a_summary_without_standard_errors_says_why():

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "kernels/attention_feed.h"
+#include "kernels/attention_scales.h"
 
 #if defined(TESSERAL_INT8_DOT)
 
@@ -19,7 +20,14 @@
 namespace tesseral::TESSERAL_TARGET {
 namespace {
 
-constexpr int max_digits = 3;
+// Digits of a number, by the type of queries.
+constexpr int short_digits = 2;
+constexpr int wide_digits = 3;
+
+// Bytes of the most digits that a row of queries takes, of four vectors for each part of a row of
+// codes at most, and of what a run of values is laid out in.
+constexpr int64_t coded_query_bytes = wide_digits * 2 * attention_max_dim;
+constexpr int64_t coded_value_bytes = coded_block * 512;
 
 // Largest integer whose digits all fit a signed byte after carries.
 template <int Digits>
@@ -36,18 +44,6 @@ inline Floats join_digits(const Sums* sums, int64_t stride) {
   return x;
 }
 
-// What turns floats of magnitude up to `largest` into integers, and back.
-struct Steps {
-  float per_unit;
-  float step;
-
-  template <int Digits>
-  static Steps of(float largest) {
-    if (!(largest > 0) || largest == infinity) return {0, largest == infinity ? largest : 0};
-    return {largest_integer<Digits>() / largest, largest / largest_integer<Digits>()};
-  }
-};
-
 inline int64_t code_chunks(const KeyValueRows& source) {
   return (row_bytes(source) + code_bytes - 1) / code_bytes;
 }
@@ -55,40 +51,10 @@ inline int64_t code_chunks(const KeyValueRows& source) {
 // Vectors that a chunk of packed bytes unfolds to.
 inline int parts_of(const KeyValueRows& source) { return source.element == Element::bits4 ? 2 : 1; }
 
-inline int flip_of(const KeyValueRows& source) {
-  if (source.offset.data != nullptr) return 0;
-  return source.element == Element::bits4 ? 0x88 : 0x80;
-}
-
-inline bool multiplies_codes(const KeyValueRows& source) {
-  return source.element == Element::bits8 || source.element == Element::bits4;
-}
-
-// Scales and offsets of consecutive rows as float32.
-inline void load_scales(const KeyValueRows& source, const KeyRun& run, int64_t head, float* scales,
-                        float* offsets) {
-  const auto load_all = [&](const Rows& rows, float* out) {
-    const char* p = row_of(rows, run.batch, head, run.row);
-    int64_t i = 0;
-    if (rows.row == bytes_of(source.scale_element)) {
-      for (; i + lanes <= run.count; i += lanes) {
-        store(out + i, load_lanes(source.scale_element, p + i * rows.row));
-      }
-    }
-    for (; i < run.count; ++i) out[i] = load_one(source.scale_element, p + i * rows.row);
-    for (; i < round_up(run.count, lanes); ++i) out[i] = 0;
-  };
-  load_all(source.scale, scales);
-  if (source.offset.data != nullptr) return load_all(source.offset, offsets);
-  const auto half = static_cast<float>(1 << (bits_of(source.element) - 1));
-  for (int64_t i = 0; i < run.count; i += lanes) {
-    store(offsets + i, multiply(load(scales + i), broadcast(-half)));
-  }
-}
-
 // A query row as digits in the order in which codes unfold.
 struct CodedQuery {
-  std::int8_t* digits;  // [digit][chunk][part][64]
+  using Word = std::int8_t;
+  Word* words;  // digits: [digit][chunk][part][64]
   float step;
   float sum;
 
@@ -97,12 +63,8 @@ struct CodedQuery {
     const int64_t chunks = code_chunks(keys);
     const int parts = parts_of(keys);
     const int64_t stride = chunks * parts * code_bytes;
-    float largest = 0;
-    for (int64_t i = 0; i < keys.width; ++i) {
-      const float size = __builtin_fabsf(query[i]);
-      largest = size > largest || size != size ? size : largest;
-    }
-    const Steps steps = Steps::of<Digits>(largest);
+    const float largest = largest_of(query, keys.width);
+    const Steps steps = Steps::of(largest, largest_integer<Digits>());
     step = largest != largest ? largest : steps.step;
     alignas(64) float ordered[4 * attention_max_dim] = {};
     for (int64_t i = 0; i < keys.width; ++i) {
@@ -111,7 +73,7 @@ struct CodedQuery {
     }
     Floats integers = zero();
     for (int64_t i = 0; i < stride; i += lanes) {
-      integers = add(integers, store_digits<Digits>(load(ordered + i), digits + i, stride));
+      integers = add(integers, store_digits<Digits>(load(ordered + i), words + i, stride));
     }
     sum = sum_lanes(integers) * step;
   }
@@ -164,7 +126,7 @@ void sum_coded_keys(const KeyValueRows& source, const char* first, int64_t count
       for (int v = 0; v < Vectors; ++v) {
         TESSERAL_UNROLL
         for (int r = 0; r < Rows; ++r) {
-          const Codes query = load_codes(queries[r].digits + digit * stride + v * code_bytes);
+          const Codes query = load_codes(queries[r].words + digit * stride + v * code_bytes);
           TESSERAL_UNROLL
           for (int k = 0; k < n_keys; ++k) {
             sums[r * n_keys + k] = add_products(sums[r * n_keys + k], codes[k][v], query);
@@ -226,9 +188,9 @@ void multiply_coded_keys(const KeyValueRows& source, const char* first, int64_t 
   }
 }
 
-// Steps that interleave_values, and add_coded_values for so many rows, take of their feed.
-inline int64_t coded_value_steps(const KeyValueRows& source, int64_t count, int64_t rows) {
-  return (1 + rows) * 2 * code_chunks(source) * ((count + 3) / 4);
+// Steps that add_coded_run takes of its feed.
+inline int64_t coded_value_steps(const AttentionCall& call, int64_t count, int64_t rows) {
+  return (1 + rows) * 2 * code_chunks(call.value) * ((count + 3) / 4);
 }
 
 // Lays out the values of a run four keys side by side: [chunk][group of 4 keys][4 vectors].
@@ -272,7 +234,7 @@ void add_coded_values(const KeyValueRows& source, const std::uint8_t* interleave
     top = larger(top, magnitude(x));
     shift = multiply_add(weight, load(offsets + i), shift);
   }
-  const Steps steps = Steps::of<Digits>(largest_lane(top));
+  const Steps steps = Steps::of(largest_lane(top), largest_integer<Digits>());
   for (int64_t i = 0; i < count; i += lanes) {
     store_digits<Digits>(multiply(load(scaled + i), broadcast(steps.per_unit)), digits + i, stride);
   }
@@ -345,6 +307,19 @@ void add_coded_values(const KeyValueRows& source, const std::uint8_t* interleave
         if (column + lanes < source.width) add_columns(values + column + lanes, halves[1][j]);
       }
     }
+  }
+}
+
+// Adds, to all rows of values, the products of their weights and a run of values.
+template <int Digits>
+void add_coded_run(const KeyValueRows& source, const char* first, int64_t count, int64_t rows,
+                   const float* weights, const float* scales, const float* offsets, void* memory,
+                   const float* factors, float* values, int64_t stride, Feed& feed) {
+  auto* interleaved = static_cast<std::uint8_t*>(memory);
+  interleave_values(source, first, count, interleaved, feed);
+  for (int64_t r = 0; r < rows; ++r) {
+    add_coded_values<Digits>(source, interleaved, count, weights + r * stream_stride, scales,
+                             offsets, factors[r], values + r * stride, feed);
   }
 }
 

@@ -14,6 +14,10 @@ struct KeysAhead {
   int64_t kv_head = 0;
 };
 
+// Lines of a row that are asked for at a time: with AVX-512 the whole row. On chips without it rows
+// come one line at a time, since many requests at once would keep what is computed from its own.
+constexpr int64_t feed_lines = lanes < 16 ? 1 : attention_max_dim * 4 / 64;
+
 // Asks for rows of memory, some with every step of other work, so that memory is read at an even
 // pace while the chip computes. Rows are taken from four places in turns: where a page is, takes as
 // long to find out as to read a line of it, and meanwhile lines of other pages are on their way.
@@ -25,7 +29,8 @@ class Feed {
       : next_(row_of(source.rows, ahead.run.batch, ahead.kv_head, ahead.run.row)),
         stride_(source.rows.row),
         bytes_(row_bytes(source)),
-        rounds_((ahead.run.count + 3) / 4),
+        part_((ahead.run.count + 3) / 4 * stride_),
+        rounds_((ahead.run.count + 3) / 4 * rounds_of(bytes_)),
         left_(rounds_),
         steps_(steps) {}
 
@@ -35,22 +40,31 @@ class Feed {
     due_ += steps * rounds_;
     for (; due_ >= steps_ && left_ > 0; --left_) {
       due_ -= steps_;
-      const int64_t part = rounds_ * stride_;
-      for (const char* p = next_; p < next_ + bytes_; p += 64) {
+      const int64_t end = at_most(bytes_, at_ + 64 * feed_lines);
+      for (; at_ < end; at_ += 64) {
+        const char* p = next_ + at_;
         __builtin_prefetch(p, 0, 2);
-        __builtin_prefetch(p + part, 0, 2);
-        __builtin_prefetch(p + 2 * part, 0, 2);
-        __builtin_prefetch(p + 3 * part, 0, 2);
+        __builtin_prefetch(p + part_, 0, 2);
+        __builtin_prefetch(p + 2 * part_, 0, 2);
+        __builtin_prefetch(p + 3 * part_, 0, 2);
       }
+      if (at_ < bytes_) continue;
+      at_ = 0;
       next_ += stride_;
     }
   }
 
  private:
-  const char* next_ = nullptr;  // of the first place
+  static int64_t rounds_of(int64_t bytes) {
+    return (bytes + 64 * feed_lines - 1) / (64 * feed_lines);
+  }
+
+  const char* next_ = nullptr;  // row of the first place
+  int64_t at_ = 0;              // byte of the row
   int64_t stride_ = 0;
   int64_t bytes_ = 0;
-  int64_t rounds_ = 0;  // of four rows
+  int64_t part_ = 0;    // bytes from one place to the next
+  int64_t rounds_ = 0;  // of the lines of four rows
   int64_t left_ = 0;    // rounds that have not been asked for
   int64_t steps_ = 1;
   int64_t due_ = 0;  // rounds to ask for, times steps

@@ -44,7 +44,9 @@ inline void multiply_tile(const float* a, const float* b, int64_t steps,
     for (int c = 0; c < Columns; ++c) sums[r][c] = zero();
   }
   for (int64_t step = 0; step < steps; ++step) {
-    for (int c = 0; c < Columns; ++c) __builtin_prefetch(b + (8 * Width + c) * lanes);
+    if constexpr (lanes >= 16) {  // a step of less is a line at most, which chips read ahead
+      for (int c = 0; c < Columns; ++c) __builtin_prefetch(b + (8 * Width + c) * lanes);
+    }
     Floats columns[Columns];
     for (int c = 0; c < Columns; ++c) columns[c] = load(b + c * lanes);
     for (int r = 0; r < Rows; ++r) {

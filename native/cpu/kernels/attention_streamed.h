@@ -4,7 +4,7 @@
 // key serves them all. Keys come in small blocks; the scores of a block stay in the L1 cache.
 // Dense keys and values are widened as they are loaded, or multiplied as pairs of bfloat16
 // (attention_pairs.h); codes are widened to a buffer first, or multiplied as integers
-// (attention_coded.h), where the target can.
+// (attention_coded.h, attention_words.h), where the target can.
 #pragma once
 
 #include <type_traits>
@@ -13,7 +13,12 @@
 #include "kernels/attention_feed.h"
 #include "kernels/attention_pairs.h"
 #include "kernels/attention_rows.h"
+#include "kernels/attention_words.h"
 #include "simd/unroll.h"
+
+#if defined(TESSERAL_INT8_DOT) || defined(TESSERAL_INT16_DOT)
+#define TESSERAL_CODED_DOT
+#endif
 
 namespace tesseral::TESSERAL_TARGET {
 namespace {
@@ -60,6 +65,35 @@ inline void order_query(float* query, int64_t width) {
   }
 }
 
+// Adds to sums[r * n_keys + k] the products of query r and key k over 2 * lanes columns.
+template <Element Type, int Rows>
+inline void add_key_columns(const char* const (&row)[lanes / Rows], int64_t column,
+                            const float* queries, int64_t query_stride, Floats (&sums)[lanes]) {
+  constexpr int n_keys = lanes / Rows;
+  // keys whose numbers are in registers at a time: of 16 registers, sums take 8
+  constexpr int at_once = lanes < 16 && n_keys > 2 ? 2 : n_keys;
+  TESSERAL_UNROLL
+  for (int first = 0; first < n_keys; first += at_once) {
+    Floats x[at_once][2];
+    TESSERAL_UNROLL
+    for (int k = 0; k < at_once; ++k) {
+      Stream<Type>::load_two(row[first + k], column, x[k][0], x[k][1]);
+    }
+    TESSERAL_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      TESSERAL_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const Floats query = load(queries + r * query_stride + half * lanes);
+        TESSERAL_UNROLL
+        for (int k = 0; k < at_once; ++k) {
+          Floats& sum = sums[r * n_keys + first + k];
+          sum = multiply_add(x[k][half], query, sum);
+        }
+      }
+    }
+  }
+}
+
 // scores[r][key] = queries[r] . keys[key]; queries are padded with zeros to `query_stride`, and
 // ordered as the type wants. Takes a step of `feed` for every key.
 template <Element Type, int Rows>
@@ -76,19 +110,7 @@ void multiply_keys(const Stream<Type>& keys, int64_t count, int64_t width, const
     for (int i = 0; i < lanes; ++i) sums[i] = zero();
     int64_t column = 0;
     for (; column + 2 * lanes <= width; column += 2 * lanes) {
-      Floats query[Rows][2];
-      for (int r = 0; r < Rows; ++r) {
-        query[r][0] = load(queries + r * query_stride + column);
-        query[r][1] = load(queries + r * query_stride + column + lanes);
-      }
-      for (int k = 0; k < n_keys; ++k) {
-        Floats x[2];
-        keys.load_two(row[k], column, x[0], x[1]);
-        for (int r = 0; r < Rows; ++r) {
-          Floats& sum = sums[r * n_keys + k];
-          sum = multiply_add(x[1], query[r][1], multiply_add(x[0], query[r][0], sum));
-        }
-      }
+      add_key_columns<Type, Rows>(row, column, queries + column, query_stride, sums);
     }
     for (; column < whole; column += lanes) {
       Floats query[Rows];
@@ -286,32 +308,28 @@ class StreamedTask {
     return coded_block * round_up(at_least(call.key.width, call.value.width), lanes);
   }
 
-#if defined(TESSERAL_INT8_DOT)
-  // Digits of all queries, of four vectors for each part of a row of codes at most.
+#if defined(TESSERAL_CODED_DOT)
   static int64_t coded_floats(const AttentionCall& call) {
     const bool coded = multiplies_codes(call.key) || multiplies_codes(call.value);
-    return coded ? (stream_max_rows * max_digits * 2 * attention_max_dim + coded_block * 512) / 4 +
-                       4 * coded_block
+    return coded ? (stream_max_rows * coded_query_bytes + coded_value_bytes) / 4 + 4 * coded_block
                  : 0;
   }
 
   void encode_queries() {
     if (!multiplies_codes(call_.key)) return;
-    auto* digits = reinterpret_cast<std::int8_t*>(coded_);
     for (int64_t r = 0; r < rows_; ++r) {
-      coded_queries_[r].digits = digits + r * max_digits * 2 * attention_max_dim;
+      char* words = reinterpret_cast<char*>(coded_) + r * coded_query_bytes;
+      coded_queries_[r].words = reinterpret_cast<CodedQuery::Word*>(words);
       const float* query = queries_ + r * query_stride_;
       if (call_.element == Element::f32) {
-        coded_queries_[r].template encode<3>(call_.key, query);
+        coded_queries_[r].template encode<wide_digits>(call_.key, query);
       } else {
-        coded_queries_[r].template encode<2>(call_.key, query);
+        coded_queries_[r].template encode<short_digits>(call_.key, query);
       }
     }
   }
 
-  float* scales() const {
-    return coded_ + stream_max_rows * max_digits * 2 * attention_max_dim / 4;
-  }
+  float* scales() const { return coded_ + stream_max_rows * coded_query_bytes / 4; }
 
   template <int Digits>
   void multiply_codes(const KeyRun& run) {
@@ -328,14 +346,9 @@ class StreamedTask {
   void add_codes(const KeyRun& run, const float* factors) {
     const char* first = row_of(call_.value.rows, run.batch, task_.kv_head, run.row);
     float* offsets = scales() + coded_block;
-    auto* interleaved = reinterpret_cast<std::uint8_t*>(offsets + coded_block);
     load_scales(call_.value, run, task_.kv_head, scales(), offsets);
-    interleave_values(call_.value, first, run.count, interleaved, feed_);
-    for (int64_t r = 0; r < rows_; ++r) {
-      add_coded_values<Digits>(call_.value, interleaved, run.count, scores_ + r * stream_stride,
-                               scales(), offsets, factors[r], state_.values + r * state_.stride,
-                               feed_);
-    }
+    add_coded_run<Digits>(call_.value, first, run.count, rows_, scores_, scales(), offsets,
+                          offsets + coded_block, factors, state_.values, state_.stride, feed_);
   }
 #else
   static int64_t coded_floats(const AttentionCall&) { return 0; }
@@ -343,9 +356,10 @@ class StreamedTask {
 #endif
 
   void multiply_run(const KeyRun& run) {
-#if defined(TESSERAL_INT8_DOT)
+#if defined(TESSERAL_CODED_DOT)
     if (multiplies_codes(call_.key)) {
-      return call_.element == Element::f32 ? multiply_codes<3>(run) : multiply_codes<2>(run);
+      return call_.element == Element::f32 ? multiply_codes<wide_digits>(run)
+                                           : multiply_codes<short_digits>(run);
     }
 #endif
 #if defined(TESSERAL_BF16_DOT)
@@ -367,10 +381,10 @@ class StreamedTask {
   }
 
   void add_run(const KeyRun& run, const float* factors) {
-#if defined(TESSERAL_INT8_DOT)
+#if defined(TESSERAL_CODED_DOT)
     if (multiplies_codes(call_.value)) {
-      return call_.element == Element::f32 ? add_codes<3>(run, factors)
-                                           : add_codes<2>(run, factors);
+      return call_.element == Element::f32 ? add_codes<wide_digits>(run, factors)
+                                           : add_codes<short_digits>(run, factors);
     }
 #endif
 #if defined(TESSERAL_BF16_DOT)
@@ -423,8 +437,8 @@ class StreamedTask {
 
   // Steps that add_run takes.
   int64_t value_steps(int64_t count) const {
-#if defined(TESSERAL_INT8_DOT)
-    if (multiplies_codes(call_.value)) return coded_value_steps(call_.value, count, rows_);
+#if defined(TESSERAL_CODED_DOT)
+    if (multiplies_codes(call_.value)) return coded_value_steps(call_, count, rows_);
 #endif
     return row_groups() * count * call_.value.width;
   }
@@ -506,7 +520,7 @@ class StreamedTask {
   bool pairs_;
   Feed feed_;
   Row places_[stream_max_rows];
-#if defined(TESSERAL_INT8_DOT)
+#if defined(TESSERAL_CODED_DOT)
   CodedQuery coded_queries_[stream_max_rows];
 #endif
 };

@@ -9,6 +9,8 @@
 #include "exp2.h"
 #include "half.h"
 
+#define TESSERAL_INT16_DOT
+
 namespace tesseral::TESSERAL_TARGET {
 namespace {
 
@@ -84,20 +86,19 @@ inline void store_f16(std::uint16_t* p, Floats x) {
                    _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
-// 2^x for x <= 0, -infinity included; results below the smallest normal number become 0.
+// 2^x for x <= 0, -infinity included; results below the smallest normal number become 0. NaN is the
+// larger as a second operand, compares as unordered, and so passes through.
 inline Floats exp2_of_negative(Floats x) {
-  const Floats floor = _mm256_floor_ps(larger(x, broadcast(-150.0f)));
-  const Floats fraction = subtract(larger(x, broadcast(-150.0f)), floor);
+  const Floats bounded = _mm256_max_ps(broadcast(-150.0f), x);
+  const Floats floor = _mm256_floor_ps(bounded);
+  const Floats fraction = subtract(bounded, floor);
   Floats sum = broadcast(exp2_coefficients[exp2_degree]);
   for (int i = exp2_degree - 1; i >= 0; --i) {
     sum = multiply_add(sum, fraction, broadcast(exp2_coefficients[i]));
   }
   const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(floor), 23);
   const Floats scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(sum), exponent));
-  // NaN compares as unordered and passes through
-  const Floats keep = _mm256_cmp_ps(x, broadcast(-126.0f), _CMP_NLT_UQ);
-  const Floats result = _mm256_and_ps(keep, scaled);
-  return _mm256_blendv_ps(result, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  return _mm256_and_ps(_mm256_cmp_ps(x, broadcast(-126.0f), _CMP_NLT_UQ), scaled);
 }
 
 // Lane i of the result is the sum of the lanes of x[i].
@@ -105,7 +106,10 @@ inline Floats sum_each(const Floats (&x)[lanes]) {
   Floats quads[2];
   for (int i = 0; i < 2; ++i) {
     const Floats* q = x + 4 * i;
-    quads[i] = _mm256_hadd_ps(_mm256_hadd_ps(q[0], q[1]), _mm256_hadd_ps(q[2], q[3]));
+    // two shuffles and a sum: what _mm256_hadd_ps takes, and in less time
+    const Floats low = add(_mm256_unpacklo_ps(q[0], q[1]), _mm256_unpackhi_ps(q[0], q[1]));
+    const Floats high = add(_mm256_unpacklo_ps(q[2], q[3]), _mm256_unpackhi_ps(q[2], q[3]));
+    quads[i] = add(_mm256_shuffle_ps(low, high, 0x44), _mm256_shuffle_ps(low, high, 0xEE));
   }
   return add(_mm256_permute2f128_ps(quads[0], quads[1], 0x20),
              _mm256_permute2f128_ps(quads[0], quads[1], 0x31));

@@ -18,6 +18,9 @@ def demo(
     overwrite: Overwrite = False,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     seeds: Annotated[int, typer.Option(help="How many seeds, counted up from the first.")] = 1,
+    samples: Annotated[
+        int, typer.Option(help="Calibration sequences; more take longer and lose less.")
+    ] = 64,
     json: Annotated[bool, typer.Option("--json", help="Print all numbers as JSON.")] = False,
 ) -> None:
     """Run all four systems on what is shipped, and write a report.
@@ -31,7 +34,7 @@ def demo(
     from tesseral.report.demo.plan import embedded_plan
     from tesseral.report.demo.run import run_demo
 
-    plan = embedded_plan(seed, seeds)
+    plan = embedded_plan(seed, seeds, samples)
     with progress() as bars:
         record = run_demo(plan, out, overwrite=overwrite, watch=StageBars(bars).show)
     if json:

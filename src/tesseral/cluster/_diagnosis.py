@@ -21,7 +21,7 @@ from tesseral.core._arrays import to_numpy
 from tesseral.core.random import Seed, as_generator
 from tesseral.core.ties import reorderings
 
-FOLDS = 5
+FOLDS = 3
 """Parts of the entries, each measured with labels that were found in the others."""
 
 REGIMES = ("impossible", "hard", "polynomial time")
@@ -57,9 +57,9 @@ def diagnose(
     r"""Return how well the clusters of each mode are separated, and which regime that is.
 
     Labels fit the noise too, so block means of the entries that labels were found in are too
-    far apart, even where there is nothing to find. Here the entries are dealt into five parts;
+    far apart, even where there is nothing to find. Here the entries are dealt into three parts;
     labels are found again without a part, and the means taken of that part: what separates them
-    there is real. The medians of the five are returned. Labels of four fifths of the data are a
+    there is real. The medians of the three are returned. Labels of two thirds of the data are a
     little worse, which errs on the side of caution.
 
     The theory calls :math:`\Delta^2 / \sigma^2 = d^\gamma` the signal-to-noise ratio, with
@@ -107,7 +107,8 @@ def diagnose(
     measured = np.median([_measured(model, others, itself) for others, itself in parts], axis=0)
     nodes = [len(labels) for labels in model.labels_]
     found = tuple(
-        _in_words(*of_mode, n, len(nodes)) for of_mode, n in zip(measured, nodes, strict=True)
+        _in_words(separation, ratio, n, len(nodes))
+        for (separation, ratio), n in zip(measured.tolist(), nodes, strict=True)
     )
     poor = [mode for mode, entry in enumerate(found) if entry.regime != REGIMES[-1]]
     if poor:

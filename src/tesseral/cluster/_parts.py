@@ -1,7 +1,8 @@
 """Random parts of a tensor; an entry and its reorderings over tied modes stay together."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,37 +53,34 @@ def _dealt(
     """Deal the entries into parts with given cumulated shares; yield each, and all others."""
     data = read("resampling", X, mask)
     found = data.find_ties()
+    dealt: NDArray[Any]
+    make: Callable[[NDArray[Any]], Part]
     if is_sparse(X):
         tensor = CooTensor.from_sparse(X)
-        drawn, gone = _draws_of_entries(tensor, ties, rng), np.isnan(tensor.values)
-        dealt = np.searchsorted(bounds, drawn, side="right")
-        for k in range(len(bounds) + 1):
-            here, there = (
-                _stored(tensor, those | gone, found) for those in (dealt == k, dealt != k)
-            )
-            yield here, there
-        return
-    if data.entries is None:
+        draws = _draws_of_entries(tensor, ties, rng)
+        dealt = np.asarray(np.searchsorted(bounds, draws, side="right"))
+        make = partial(_stored, tensor, found)
+    elif data.entries is None:
         raise ParameterError("resampling: needs an array in memory or a sparse tensor.")
-    drawn = symmetrize(rng.random(data.source.shape), ties)
-    dealt = np.searchsorted(np.quantile(drawn, bounds), drawn)
+    else:
+        drawn = symmetrize(rng.random(data.source.shape), ties)
+        dealt = np.asarray(np.searchsorted(np.quantile(drawn, bounds), drawn))
+        make = partial(_shown, data, found)
     for k in range(len(bounds) + 1):
-        here, there = (
-            Part(tensor=data.entries, mask=_observed(data, those), ties=found)
-            for those in (dealt == k, dealt != k)
-        )
-        yield here, there
+        yield make(dealt == k), make(dealt != k)
 
 
-def _observed(data: Data, seen: NDArray[Any]) -> Any:
-    """Return where a part shows its entries, beside them."""
+def _shown(data: Data, ties: Ties, seen: NDArray[Any]) -> Part:
+    """Return the part that shows some of the entries of a dense tensor."""
     weights = data.source.weights  # type: ignore[union-attr]  # it is dense
     shown = like(1.0 * seen, data.entries) > 0
-    return shown if weights is None else shown & (weights > 0)
+    mask = shown if weights is None else shown & (weights > 0)
+    return Part(tensor=data.entries, mask=mask, ties=ties)
 
 
-def _stored(tensor: CooTensor, kept: NDArray[Any], ties: Ties) -> Part:
-    """Return the part that stores some of the entries."""
+def _stored(tensor: CooTensor, ties: Ties, seen: NDArray[Any]) -> Part:
+    """Return the part that stores some of the entries, and those that are missing."""
+    kept = seen | np.isnan(tensor.values)
     coords, values = tensor.coords[:, kept], tensor.values[kept]
     return Part(
         tensor=CooTensor(coords=coords, values=values, shape=tensor.shape), mask=None, ties=ties
@@ -96,4 +94,4 @@ def _draws_of_entries(tensor: CooTensor, ties: Ties, rng: np.random.Generator) -
         coords[list(group)] = np.sort(coords[list(group)], axis=0)
     flat = np.ravel_multi_index(tuple(coords), tensor.shape)
     orbit: NDArray[Any] = np.unique(flat, return_inverse=True)[1]
-    return rng.random(orbit.max() + 1)[orbit]
+    return np.asarray(rng.random(orbit.max() + 1)[orbit])

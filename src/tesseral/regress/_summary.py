@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tesseral.regress._tucker_response import TensorResponseRegressor
 
 _WIDTH = 78
+_LEAST_P = 1e-99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,10 +146,16 @@ def _table(records: list[dict[str, Any]], columns: list[str]) -> list[str]:
     for record in records:
         name = str(record[first])
         shown = name if len(name) < width else name[: width - 4] + "..."
-        cells = "".join(f"{_cell(record[column]):>10}" for column in columns[1:])
+        cells = "".join(f"{_cell(column, record[column]):>10}" for column in columns[1:])
         lines.append(f"{shown:<{width}}{cells}")
     return lines
 
 
-def _cell(value: Any) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
+def _cell(column: str, value: Any) -> str:
+    """Return a number in fewer characters than a column has."""
+    if isinstance(value, int):
+        return str(value)
+    if value < _LEAST_P and (column.startswith("P>") or column == "adjusted"):
+        return f"<{_LEAST_P:.0e}"
+    texts = (f"{value:.{digits}g}" for digits in (4, 3, 2, 1))
+    return next(text for text in texts if len(text) < 10)

@@ -87,7 +87,7 @@ def test_it_shows_what_was_timed_and_the_tiles_of_a_mask(finished, document):
 
 
 def test_clusters_stand_beside_parties(text):
-    assert "Legislators of each cluster, by party." in text
+    assert "Legislators of each party, by cluster." in text
 
 
 def test_it_shows_the_numbers_of_every_model(finished, document):

@@ -126,6 +126,7 @@ def test_the_embedded_plan_counts_seeds_up_from_the_first():
     plan = embedded_plan(5, 3)
     assert plan.seeds == (5, 6, 7)
     assert plan.config == DEMO_CONFIG
+    assert embedded_plan(5, 3, 128).config == replace(DEMO_CONFIG, samples=128)
     assert plan.model == load_embedded_lm()
     assert (plan.sequence_length, plan.max_sequences) == (512, 64)
     assert plan.calibration[:200] != plan.test[:200]

@@ -15,7 +15,7 @@ from tesseral.cluster import (
 from tesseral.datasets import load_peru
 from tesseral.report import page
 from tesseral.report.cluster.page import draw
-from tesseral.report.cluster.record import ClusterRecord, cluster_table
+from tesseral.report.cluster.record import ClusterRecord
 from tesseral.report.cluster.run import fit_record
 from tesseral.report.units import seconds_text
 
@@ -73,7 +73,10 @@ def legislature_section(found: Legislature) -> str:
     """Return who votes with whom, as clusters beside the parties."""
     rate = found.fit.error_rate
     shown = [found.drawn[name] for name in ("slice-0", "core") if name in found.drawn]
-    captions = ("Legislators ordered by cluster.", "How often blocks of clusters meet.")
+    captions = (
+        "How often two legislators and one of cluster 0 sponsored a bill; ordered by cluster.",
+        "How often legislators of three clusters did: a row for one, a column for the others.",
+    )
     rows = [
         ["Degree-corrected block model", f"{rate:.4f}"],
         *([name, f"{value:.4f}"] for name, value in found.peers.items()),
@@ -83,8 +86,9 @@ def legislature_section(found: Legislature) -> str:
         [
             page.paragraph(
                 "Which three of 116 legislators sponsored a bill together is a tensor of 116 x 116 "
-                f"x 116. The degree-corrected block model found {PARTIES} groups in it within "
-                f"{seconds_text(found.fit.elapsed_s)}, without knowing the five parties."
+                f"x 116. The degree-corrected block model sorted them into {PARTIES} clusters in "
+                f"{seconds_text(found.fit.elapsed_s)}, as many as there are parties, of which it "
+                "knows nothing."
             ),
             page.table(
                 "Pairs of legislators on which clusters and parties disagree.",
@@ -93,9 +97,8 @@ def legislature_section(found: Legislature) -> str:
             ),
             page.grid(page.figure(svg, words) for svg, words in zip(shown, captions, strict=True)),
             page.table(
-                "Legislators of each cluster, by party.", *_against_parties(found.fit.model)
+                "Legislators of each party, by cluster.", *_against_parties(found.fit.model)
             ),
-            page.table("Clusters, from the largest.", *cluster_table(found.fit)),
         ],
         anchor="peru",
     )
@@ -105,7 +108,10 @@ def _against_parties(model: Any) -> tuple[list[str], list[list[str]]]:
     """Return how many legislators of each party are in each cluster."""
     labels = model.labels_[0]
     parties, party = np.unique(load_peru().party, return_inverse=True)
-    counts = np.zeros((int(labels.max()) + 1, len(parties)), dtype=int)
-    np.add.at(counts, (labels, party), 1)
-    rows = [[str(k), *(str(n) if n else "" for n in row)] for k, row in enumerate(counts)]
-    return ["cluster", *map(str, parties)], rows
+    counts = np.zeros((len(parties), int(labels.max()) + 1), dtype=int)
+    np.add.at(counts, (party, labels), 1)
+    rows = [
+        [str(name).title(), *(str(n) if n else "" for n in row)]
+        for name, row in zip(parties, counts, strict=True)
+    ]
+    return ["party", *(f"cluster {k}" for k in range(counts.shape[1]))], rows

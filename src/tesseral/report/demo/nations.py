@@ -52,6 +52,11 @@ class NationsFit:
     effects_drawn: dict[str, str]
     elapsed_s: float
 
+    @property
+    def n_clear(self) -> int:
+        """How many covariates have an effect on either side, at 0.01."""
+        return sum(min(p) < 0.01 for _, *p in self.effects)
+
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers as plain values."""
         return {
@@ -123,8 +128,8 @@ def nations_section(found: NationsFit) -> str:
                 page.figure(
                     svg,
                     "Coefficients of pairs of attributes, of the sender and of the receiver. Blue "
-                    "makes the relation likelier, orange less likely; pale where the 95% interval "
-                    "holds 0.",
+                    "makes the relation likelier, orange less likely; no colour where the 95% "
+                    "interval holds 0.",
                 )
                 for svg in found.effects_drawn.values()
             ),
@@ -141,7 +146,7 @@ def nations_section(found: NationsFit) -> str:
 def _group(relations: list[str], labels: Any, group: int) -> tuple[str, tuple[str, ...]]:
     members = tuple(name for name, label in zip(relations, labels, strict=True) if label == group)
     names = [title for anchor, title in ANCHORS.items() if anchor in members]
-    return " and ".join(names) or f"Like {members[0]}", members
+    return " and ".join(names) or f"{members[0]} and others", members
 
 
 def _picture(mean: Any, relations: list[str], labels: Any, anchor: str, countries: Any) -> str:

@@ -17,6 +17,7 @@ from tesseral.core.packing import pack
 from tesseral.quantization.linear import QuantizedInput, QuantizedLinear
 from tesseral.report import charts, page
 from tesseral.report.units import seconds_text
+from tesseral.runtime.cpu import cpu_features
 
 OURS, TORCH = "ours", "peer"
 NAMES = {OURS: "Tesseral", TORCH: "torch"}
@@ -86,8 +87,11 @@ def measure_speeds(
     width: int = WIDTH,
     repeats: int = 5,
 ) -> Speeds:
-    """Time both sides in turns, in bfloat16, with torch's own number of threads."""
-    dtype = torch.bfloat16
+    """Time both sides in turns, with torch's own number of threads.
+
+    In bfloat16 if the chip multiplies it; elsewhere torch is faster in float32.
+    """
+    dtype = torch.bfloat16 if "avx512_bf16" in cpu_features().usable else torch.float32
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -262,4 +266,4 @@ def _times(races: list[Race] | tuple[Race, ...]) -> tuple[list[str], list[list[s
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.2f} ms" if seconds < 1 else seconds_text(seconds)
+    return f"{seconds * 1e3:.2f}\u00a0ms" if seconds < 1 else seconds_text(seconds)
