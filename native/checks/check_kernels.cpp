@@ -51,6 +51,17 @@ std::vector<std::string> runnable(const CpuWords& words) {
   return names;
 }
 
+// Those of some names whose kernels were built into this program.
+std::vector<std::string> built(const std::vector<std::string>& names) {
+  std::vector<std::string> found;
+  for (const std::string& name : names) {
+    for (const Target& target : targets()) {
+      if (target.name == name) found.push_back(name);
+    }
+  }
+  return found;
+}
+
 void a_target_runs_only_if_the_system_saves_its_registers() {
   const std::vector<std::string> only_scalar = {"scalar"};
   EXPECT(runnable(CpuWords{}) == only_scalar);
@@ -59,11 +70,11 @@ void a_target_runs_only_if_the_system_saves_its_registers() {
   words.leaf1_ecx = 1u << 12 | 1u << 27 | 1u << 28 | 1u << 29;  // fma, osxsave, avx, f16c
   words.leaf7_ebx = 1u << 5 | 1u << 16 | 1u << 17 | 3u << 30;   // avx2, avx512 f, dq, bw, vl
   words.xcr0 = 0xE7;
-  EXPECT((runnable(words) == std::vector<std::string>{"avx512", "avx2", "scalar"}));
+  EXPECT(runnable(words) == built({"avx512", "avx2", "scalar"}));
   words.xcr0 = 0x07;  // the wide registers are not saved
-  EXPECT((runnable(words) == std::vector<std::string>{"avx2", "scalar"}));
+  EXPECT(runnable(words) == built({"avx2", "scalar"}));
   words.xcr0 = 0x67;  // half of them are
-  EXPECT((runnable(words) == std::vector<std::string>{"avx2", "scalar"}));
+  EXPECT(runnable(words) == built({"avx2", "scalar"}));
   words.xcr0 = 0x03;
   EXPECT(runnable(words) == only_scalar);
 }

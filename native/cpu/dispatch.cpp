@@ -26,10 +26,16 @@ namespace tesseral {
   extern const PointwiseKernels pointwise;        \
   extern const WeightOnlyKernels weight_only;     \
   }
-#if defined(TESSERAL_X86)
+#if defined(TESSERAL_HAS_amx)
 TESSERAL_DECLARE(amx)
+#endif
+#if defined(TESSERAL_HAS_avx512_bf16)
 TESSERAL_DECLARE(avx512_bf16)
+#endif
+#if defined(TESSERAL_HAS_avx512)
 TESSERAL_DECLARE(avx512)
+#endif
+#if defined(TESSERAL_HAS_avx2)
 TESSERAL_DECLARE(avx2)
 #endif
 TESSERAL_DECLARE(scalar)
@@ -128,69 +134,34 @@ std::vector<Feature> features_of(const CpuWords& words) {
   };
 }
 
+// A row of the table: a target, and the features that it needs.
+#define TESSERAL_ROW(name, ...)                             \
+  {#name,           {__VA_ARGS__},     name::attention,     \
+   name::ceilings,  name::linear_int4, name::quantize_rows, \
+   name::norm_rows, name::head_rows,   name::dense_rows,    \
+   name::pointwise, name::weight_only}
+
 const std::vector<Target>& targets() {
   static const std::vector<Target> all = {
-#if defined(TESSERAL_X86)
-      {"amx",
-       {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "fma",
-        "amx_tile", "amx_int8", "amx_bf16"},
-       amx::attention,
-       amx::ceilings,
-       amx::linear_int4,
-       amx::quantize_rows,
-       amx::norm_rows,
-       amx::head_rows,
-       amx::dense_rows,
-       amx::pointwise,
-       amx::weight_only},
-      {"avx512_bf16",
-       {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "fma"},
-       avx512_bf16::attention,
-       avx512_bf16::ceilings,
-       avx512_bf16::linear_int4,
-       avx512_bf16::quantize_rows,
-       avx512_bf16::norm_rows,
-       avx512_bf16::head_rows,
-       avx512_bf16::dense_rows,
-       avx512_bf16::pointwise,
-       avx512_bf16::weight_only},
-      {"avx512",
-       {"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"},
-       avx512::attention,
-       avx512::ceilings,
-       avx512::linear_int4,
-       avx512::quantize_rows,
-       avx512::norm_rows,
-       avx512::head_rows,
-       avx512::dense_rows,
-       avx512::pointwise,
-       avx512::weight_only},
-      {"avx2",
-       {"avx2", "fma", "f16c"},
-       avx2::attention,
-       avx2::ceilings,
-       avx2::linear_int4,
-       avx2::quantize_rows,
-       avx2::norm_rows,
-       avx2::head_rows,
-       avx2::dense_rows,
-       avx2::pointwise,
-       avx2::weight_only},
+#if defined(TESSERAL_HAS_amx)
+      TESSERAL_ROW(amx, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16",
+                   "fma", "amx_tile", "amx_int8", "amx_bf16"),
 #endif
-      {"scalar",
-       {},
-       scalar::attention,
-       scalar::ceilings,
-       scalar::linear_int4,
-       scalar::quantize_rows,
-       scalar::norm_rows,
-       scalar::head_rows,
-       scalar::dense_rows,
-       scalar::pointwise,
-       scalar::weight_only},
+#if defined(TESSERAL_HAS_avx512_bf16)
+      TESSERAL_ROW(avx512_bf16, "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni",
+                   "avx512_bf16", "fma"),
+#endif
+#if defined(TESSERAL_HAS_avx512)
+      TESSERAL_ROW(avx512, "avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"),
+#endif
+#if defined(TESSERAL_HAS_avx2)
+      TESSERAL_ROW(avx2, "avx2", "fma", "f16c"),
+#endif
+      TESSERAL_ROW(scalar),
   };
   return all;
 }
+#undef TESSERAL_ROW
 
 std::vector<std::string> missing(const Target& target, const std::vector<Feature>& features) {
   std::vector<std::string> names;
