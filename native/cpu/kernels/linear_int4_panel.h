@@ -134,7 +134,8 @@ inline void multiply_quads(const Strip& strip, const int8_t* rows, const uint8_t
     for (; quads_at_once > 1 && quad + quads_at_once <= stop; quad += quads_at_once) {
       __builtin_prefetch(ahead + quad * 4 * Rows);
       TESSERAL_UNROLL
-      for (int64_t i = 0; i < quads_at_once; ++i) add_quad<Rows>(strip, rows, panel, quad + i, words);
+      for (int64_t i = 0; i < quads_at_once; ++i)
+        add_quad<Rows>(strip, rows, panel, quad + i, words);
     }
     for (; quad < stop; ++quad) {
       __builtin_prefetch(ahead + quad * 4 * Rows);

@@ -46,11 +46,14 @@ inline Bytes broadcast_quad(const void* p) {
   return _mm256_set1_epi32(quad);
 }
 
-// Signed nibbles of each byte, plus 8.
+// Signed nibbles of each byte, plus 8; both of a byte share the first step.
+inline Bytes both_offset(Bytes x) { return _mm256_xor_si256(x, _mm256_set1_epi8(-0x78)); }
 inline Bytes low_nibbles(Bytes x) {
-  return _mm256_xor_si256(_mm256_and_si256(x, _mm256_set1_epi8(0x0F)), _mm256_set1_epi8(0x08));
+  return _mm256_and_si256(both_offset(x), _mm256_set1_epi8(0x0F));
 }
-inline Bytes high_nibbles(Bytes x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
+inline Bytes high_nibbles(Bytes x) {
+  return _mm256_and_si256(_mm256_srli_epi16(both_offset(x), 4), _mm256_set1_epi8(0x0F));
+}
 // The bytes of a and b in turns, of the first and of the last 8 bytes of
 // every 16.
 inline Bytes interleave_first(Bytes a, Bytes b) { return _mm256_unpacklo_epi8(a, b); }
@@ -107,8 +110,10 @@ inline void store_rounded(std::int8_t* p, __m256 x, int count) {
   const __m256i ints = _mm256_cvtps_epi32(x);
   const __m128i words =
       _mm_packs_epi32(_mm256_castsi256_si128(ints), _mm256_extracti128_si256(ints, 1));
+  const __m128i codes = _mm_packs_epi16(words, words);
+  if (count == 8) return _mm_storel_epi64(reinterpret_cast<__m128i*>(p), codes);
   alignas(16) std::int8_t bytes[16];
-  _mm_store_si128(reinterpret_cast<__m128i*>(bytes), _mm_packs_epi16(words, words));
+  _mm_store_si128(reinterpret_cast<__m128i*>(bytes), codes);
   std::memcpy(p, bytes, static_cast<std::size_t>(count));
 }
 
