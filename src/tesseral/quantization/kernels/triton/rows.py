@@ -138,6 +138,7 @@ def quantize_rows(
     warps: int | None = None,
     stages: int = 1,
     waves: int | None = None,
+    registers: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return codes and float32 scales of rows (m, n), transformed, in one launch.
 
@@ -157,8 +158,9 @@ def quantize_rows(
         ``silu(gate) * x`` is what is transformed.
     norm : Norm, optional
         What is applied before.
-    warps, stages, waves : int, optional
-        Warps of a program, rows on their way at once, programs for each multiprocessor.
+    warps, stages, waves, registers : int, optional
+        Warps of a program, rows on their way at once, programs for each multiprocessor, and
+        registers of a thread at most.
     """
     m, n = x.shape
     first, second = factors.padded
@@ -174,6 +176,8 @@ def quantize_rows(
         return codes, scale
     dependent = overlaps("cuda")
     options: dict[str, Any] = {"launch_pdl": True} if dependent else {}
+    if registers is not None:
+        options["maxnreg"] = registers
     quantize_rows_kernel[(programs,)](
         x,
         gate,
@@ -201,6 +205,7 @@ def quantize_rows(
         BITS=bits,
         FORM=form,
         STAGES=stages,
+        ASSEMBLY=not interpreted(),
         DEPENDENT=dependent,
         num_warps=warps,
         **options,
