@@ -81,7 +81,8 @@ def ends(values, ASSEMBLY: tl.constexpr):
     if ASSEMBLY:
         low, high = tl.reduce((values, values), None, _lower_and_higher)
     else:  # the interpreter complains of numbers that are all NaN
-        low, high = tl.min(tl.minimum(values, 0.0)), tl.max(tl.maximum(values, 0.0))
+        low = tl.min(tl.where(values < 0, values, 0.0))
+        high = tl.max(tl.where(values > 0, values, 0.0))
     return low, high
 
 
