@@ -59,9 +59,9 @@ def test_arrays_that_do_not_fit_are_named():
         norm_rows(x.double(), weight, 1e-5, x.double())
     with pytest.raises(ShapeError, match="a matrix"):
         norm_rows(x[0], weight, 1e-5, x[0])
-    with pytest.raises(ShapeError, match="weight must have shape"):
+    with pytest.raises(ShapeError, match="norm_rows: weight must have shape"):
         norm_rows(x, weight[:5], 1e-5, x.clone())
-    with pytest.raises(ShapeError, match="out must be 2 rows of 32"):
+    with pytest.raises(ShapeError, match="norm_rows: out must be 2 rows of 32"):
         norm_rows(x, weight, 1e-5, torch.ones(32, 2).T)
     with pytest.raises(DtypeError, match="float16"):
         dense_rows(x.half(), x.half(), torch.empty(2, 2).half())
@@ -69,5 +69,5 @@ def test_arrays_that_do_not_fit_are_named():
         dense_rows(torch.ones(5, 32), x, torch.empty(5, 2))
     with pytest.raises(ParameterError, match="multiple of 32"):
         dense_rows(x[:, :31], x[:, :31], torch.empty(2, 2))
-    with pytest.raises(DtypeError, match="weight must be float32"):
+    with pytest.raises(DtypeError, match="dense_rows: weight must be float32"):
         dense_rows(x, x.bfloat16(), torch.empty(2, 2))

@@ -130,11 +130,19 @@ def test_rows_may_lie_apart_and_threads_change_nothing(target):
         ({"rows": np.ones((2, 12), np.float32)[:, ::2]}, ShapeError, "must be neighbours"),
         ({"bits": 9}, ParameterError, "bits=9 do not fit int8 codes"),
         ({"factors": (np.ones((4, 4), np.float32), None)}, ShapeError, "do not fit 6 columns"),
-        ({"factors": (np.ones((2, 3), np.float32), None)}, ShapeError, "factor must have shape"),
+        (
+            {"factors": (np.ones((2, 3), np.float32), None)},
+            ShapeError,
+            "factor must be 2 rows of 2",
+        ),
         ({"factors": (np.ones((3, 3)), None)}, DtypeError, "factor must be float32, got float64"),
         ({"codes": np.ones((2, 6), np.uint8)}, DtypeError, "codes must be int8, got uint8"),
         ({"codes": np.ones((2, 5), np.int8)}, ShapeError, r"codes must have shape \(2, 6\)"),
-        ({"scale": np.ones((2, 2), np.float32)[:, :1]}, ShapeError, "scale must be contiguous"),
+        (
+            {"scale": np.ones((2, 2), np.float32)[:, :1]},
+            ShapeError,
+            "scale must be 2 rows of 1 in C",
+        ),
         ({"clip": np.ones(1, np.float32)}, ShapeError, r"clip must have shape \(2,\)"),
     ],
 )

@@ -233,6 +233,7 @@ def test_the_rows_backends_agree(dtype):
     found = {
         name: ROWS.choose(asked, name).quantize(x, source.transform.factors, source.clip, 4, {})
         for name in able(ROWS, asked)
+        if name != "triton"  # able where it is interpreted, and tested on its own
     }
     (codes_a, scale_a), (codes_b, scale_b) = found.values()
     assert torch.allclose(scale_a, scale_b, rtol=1e-5)

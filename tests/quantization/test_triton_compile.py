@@ -74,6 +74,8 @@ def launch_everything():
         ready = rows.prepare(width, factors, torch.float16)
         x = torch.empty(300, width, dtype=torch.bfloat16)
         rows.quantize_rows(x, ready, clip, 4)
+        if sizes == (112, 128):
+            rows.quantize_rows(x, ready, clip, 4, gate=x)
     launch_heads()
     codes = torch.zeros(4096, 2048, dtype=torch.uint8)
     weight = StoredWeight(codes, torch.ones(4096, 1), None, 4, 4096)

@@ -6,8 +6,8 @@ from typing import Any
 from tesseral import _native
 from tesseral._errors import DtypeError, ShapeError
 from tesseral.core._arrays import address, dtype_name
+from tesseral.core.kernel_arrays import check_dense, check_rows
 from tesseral.core.quantized_linears import QuantizedLinears
-from tesseral.core.rows import check_dense, check_rows
 from tesseral.runtime.cpu import cpu_target, cpu_threads
 
 ROTATED_MULTIPLE = 2 * _native.HEAD_ROWS_MULTIPLE
@@ -59,12 +59,12 @@ class DecoderBlock:
         self.element, self.head_dim, self.width = element, head_dim, layers[0].in_features
         self.heads = self._check_layers(layers)
         for weight, _ in norms:
-            check_rows("norm", weight, element, (self.width,))
+            check_rows("norm", weight, element, (self.width,), "DecoderBlock")
         for factor in (query_factor, key[0], value[0]):
             if factor is not None:
-                check_dense("factor", factor, "float32", head_dim, head_dim)
+                check_dense("factor", factor, "float32", head_dim, head_dim, "DecoderBlock")
         for _, clip, _ in (key, value):
-            check_dense("clip", clip, "float32", 1, 2)
+            check_dense("clip", clip, "float32", 1, 2, "DecoderBlock")
         self._kept = norms, layers, query_factor, key, value
         first_norm, second_norm = ((address(weight), epsilon) for weight, epsilon in norms)
         first, output, gates, down = (layer.kernel for layer in layers)
@@ -129,11 +129,11 @@ class DecoderBlock:
         """
         m = hidden.shape[0]
         dim, (n_heads, n_kv_heads) = self.head_dim, self.heads
-        check_dense("hidden", hidden, self.element, m, self.width)
-        check_dense("query", query, self.element, m * n_heads, dim)
+        check_dense("hidden", hidden, self.element, m, self.width, "DecoderBlock")
+        check_dense("query", query, self.element, m * n_heads, dim, "DecoderBlock")
         angles = rotary[0].shape[0]
         for part in rotary:
-            check_dense("rotary", part, self.element, angles, dim)
+            check_dense("rotary", part, self.element, angles, dim, "DecoderBlock")
         if angles not in (1, m):
             raise ShapeError(f"DecoderBlock: angles of {angles} sequences do not fit {m}.")
         lead = (m, n_kv_heads, 1)
@@ -170,9 +170,11 @@ class DecoderBlock:
             As for :func:`~tesseral.core.int4.linear_int4`.
         """
         m = hidden.shape[0]
-        check_dense("attended", attended, self.element, m * self.heads[0], self.head_dim)
-        check_dense("hidden", hidden, self.element, m, self.width)
-        check_dense("out", out, self.element, m, self.width)
+        check_dense(
+            "attended", attended, self.element, m * self.heads[0], self.head_dim, "DecoderBlock"
+        )
+        check_dense("hidden", hidden, self.element, m, self.width, "DecoderBlock")
+        check_dense("out", out, self.element, m, self.width, "DecoderBlock")
         self._native.after(
             m,
             address(attended),
@@ -252,10 +254,10 @@ class DecoderBlocks:
         """
         m, dim = hidden.shape[0], self.head_dim
         for name, array in (("hidden", hidden), ("out", out)):
-            check_dense(name, array, self.element, m, self.width)
+            check_dense(name, array, self.element, m, self.width, "DecoderBlock")
         angles = rotary[0].shape[0]
         for part in rotary:
-            check_dense("rotary", part, self.element, angles, dim)
+            check_dense("rotary", part, self.element, angles, dim, "DecoderBlock")
         if angles not in (1, m) or self._room[:2] != (m, self.heads[1]):
             raise ShapeError(
                 f"DecoderBlocks: angles of {angles} sequences and caches of {self._room} do not "

@@ -5,7 +5,8 @@ from typing import Any
 from tesseral import _native
 from tesseral._errors import DtypeError, ParameterError, ShapeError
 from tesseral.core._arrays import address, dtype_name
-from tesseral.core.rows import ROW_TYPES, check_dense, check_rows
+from tesseral.core.kernel_arrays import check_dense, check_rows
+from tesseral.core.rows import ROW_TYPES
 from tesseral.runtime.cpu import cpu_target, cpu_threads
 
 DENSE_MOST: int = _native.DENSE_ROWS_MOST
@@ -49,9 +50,9 @@ def norm_rows(
     if rows.ndim != 2:
         raise ShapeError(f"norm_rows: rows must be a matrix, got shape {tuple(rows.shape)}.")
     m, n = rows.shape
-    stride = check_rows("rows", rows, element, (m, n))
-    check_rows("weight", weight, element, (n,))
-    check_dense("out", out, element, m, n)
+    stride = check_rows("rows", rows, element, (m, n), "norm_rows")
+    check_rows("weight", weight, element, (n,), "norm_rows")
+    check_dense("out", out, element, m, n, "norm_rows")
     _native.norm_rows(
         element,
         address(rows),
@@ -93,9 +94,9 @@ def dense_rows(
             f"dense_rows: takes at most {DENSE_MOST} rows of a multiple of {DENSE_MULTIPLE} "
             f"elements, got shape {(m, k)}."
         )
-    for name, array, lengths in (("rows", rows, (m, k)), ("weight", weight, (n, k))):
-        check_dense(name, array, element, *lengths)
-    check_dense("out", out, element, m, n)
+    for name, array, length in (("rows", rows, m), ("weight", weight, n)):
+        check_dense(name, array, element, length, k, "dense_rows")
+    check_dense("out", out, element, m, n, "dense_rows")
     _native.dense_rows(
         element,
         address(rows),

@@ -9,6 +9,7 @@ import numpy as np
 from tesseral import _native
 from tesseral._errors import DtypeError, ParameterError, ShapeError
 from tesseral.core._arrays import address, dtype_name
+from tesseral.core.kernel_arrays import check_dense, check_rows
 from tesseral.core.packed import PackedTensor
 from tesseral.core.packing import packed_length
 from tesseral.runtime.cpu import cpu_target, cpu_threads
@@ -161,10 +162,11 @@ class Int4Linears:
                 f"columns and {self.groups} scales a row that the kernel takes, got one of shape "
                 f"{shape}, {weight.bits} bits and {weight.scale.shape[-1]} scales a row."
             )
-        _check_array("weight", weight.data, "uint8", tuple(weight.data.shape))
-        _check_array("weight_scale", weight.scale, "float32", (shape[0], self.groups))
+        n, n_bytes = weight.data.shape
+        check_dense("weight", weight.data, "uint8", n, n_bytes, "Int4Linears")
+        check_dense("weight_scale", weight.scale, "float32", n, self.groups, "Int4Linears")
         if bias is not None:
-            _check_array("bias", bias, "float32", shape[:1])
+            check_dense("bias", bias, "float32", 1, n, "Int4Linears")
 
     def reads(self, arrays: Sequence[Sequence[Any]]) -> bool:
         """Whether these codes, scales and biases, first of each, lie where those it has lie."""
@@ -201,14 +203,14 @@ class Int4Linears:
             If arrays, threads or target do not fit.
         """
         m = int(codes.shape[0])
-        stride = _check_rows(codes, self.in_features)
-        _check_array("scale", scale, "float32", (m, 1))
+        stride = check_rows("codes", codes, "int8", (m, self.in_features), "Int4Linears")
+        check_dense("scale", scale, "float32", m, 1, "Int4Linears")
         kind = dtype_name(outs[0])
         if kind not in ("float32", "bfloat16"):
             raise DtypeError(f"Int4Linears: out must be float32 or bfloat16, got {kind}.")
         rows = []
         for row, n, out in zip(self.addresses, self.out_features, outs, strict=True):
-            _check_array("out", out, kind, (m, n))
+            check_dense("out", out, kind, m, n, "Int4Linears")
             rows.append((*row, address(out), n))
         _native.linear_int4_floats(
             address(codes),
@@ -232,39 +234,3 @@ def takes_groups(in_features: int, groups: int) -> bool:
         and in_features % groups == 0
         and _native.linear_int4_takes_groups(in_features, in_features // groups)
     )
-
-
-def _is_contiguous(array: Any) -> bool:
-    if hasattr(array, "is_contiguous"):
-        return bool(array.is_contiguous())
-    return bool(array.flags.c_contiguous)
-
-
-def _check_array(name: str, array: Any, dtype: str, shape: tuple[int, ...]) -> None:
-    _check_cpu(name, array)
-    if dtype_name(array) != dtype:
-        raise DtypeError(f"Int4Linears: {name} must be {dtype}, got {dtype_name(array)}.")
-    if tuple(array.shape) != shape or not _is_contiguous(array):
-        raise ShapeError(
-            f"Int4Linears: {name} must be of shape {shape} in C order, got {tuple(array.shape)}."
-        )
-
-
-def _check_rows(codes: Any, length: int) -> int:
-    """Return the bytes from one row to the next."""
-    _check_cpu("codes", codes)
-    if dtype_name(codes) != "int8":
-        raise DtypeError(f"Int4Linears: codes must be int8, got {dtype_name(codes)}.")
-    strides = codes.stride() if hasattr(codes, "data_ptr") else codes.strides
-    fits = codes.ndim == 2 and codes.shape[1] == length
-    if not fits or (length > 1 and strides[1] != 1) or (len(codes) > 1 and strides[0] < length):
-        raise ShapeError(
-            f"Int4Linears: codes must be rows of {length} neighbours, got shape "
-            f"{tuple(codes.shape)} with strides {tuple(strides)}."
-        )
-    return max(int(strides[0]), length)
-
-
-def _check_cpu(name: str, array: Any) -> None:
-    if not getattr(array, "is_cpu", True):
-        raise ParameterError(f"Int4Linears: {name} must be on the CPU, got device {array.device}.")

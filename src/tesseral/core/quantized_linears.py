@@ -6,7 +6,7 @@ from typing import Any
 from tesseral import _native
 from tesseral.core.int4 import Int4Linears
 from tesseral.core.packed import PackedTensor
-from tesseral.core.row_layers import RowLayers
+from tesseral.core.row_layers import RowLayers, RowsCall
 from tesseral.core.rows import ROW_TYPES, RowQuantizer
 
 
@@ -61,12 +61,5 @@ class QuantizedLinears(RowLayers):
             [(*addresses, n) for addresses, n in layers],
         )
 
-    def _run(
-        self,
-        rows: tuple[str, int, int, int],
-        outs: list[int],
-        short: bool,
-        threads: int,
-        target: str,
-    ) -> None:
-        self.kernel.run(*rows, outs, short, threads, target)
+    def _run(self, call: RowsCall) -> None:
+        self.kernel.run(*call.rows, *call[1:])

@@ -2,15 +2,37 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from tesseral._errors import DtypeError
 from tesseral.core._arrays import address, dtype_name
-from tesseral.core.rows import check_dense, check_rows
+from tesseral.core.kernel_arrays import check_dense, check_rows
 from tesseral.runtime.cpu import cpu_target, cpu_threads
 
 OUT_TYPES = ("float32", "bfloat16")
 """Types that outputs may have."""
+
+
+class RowsCall(NamedTuple):
+    """What a kernel is told of a call whose arrays fit.
+
+    Attributes
+    ----------
+    rows : tuple of (str, int, int, int)
+        Type, address, distance and number of the rows.
+    outs : list of int
+        Where outputs lie.
+    short : bool
+        Whether these are bfloat16.
+    threads : int
+    target : str
+    """
+
+    rows: tuple[str, int, int, int]
+    outs: list[int]
+    short: bool
+    threads: int
+    target: str
 
 
 class RowLayers(ABC):
@@ -64,20 +86,15 @@ class RowLayers(ABC):
         for out, n in zip(outs, self.out_features, strict=True):
             check_dense("out", out, kind, m, n, name)
         self._run(
-            (element, address(rows), stride, m),
-            [address(out) for out in outs],
-            kind == "bfloat16",
-            cpu_threads(threads),
-            cpu_target(target),
+            RowsCall(
+                rows=(element, address(rows), stride, m),
+                outs=[address(out) for out in outs],
+                short=kind == "bfloat16",
+                threads=cpu_threads(threads),
+                target=cpu_target(target),
+            )
         )
 
     @abstractmethod
-    def _run(
-        self,
-        rows: tuple[str, int, int, int],
-        outs: list[int],
-        short: bool,
-        threads: int,
-        target: str,
-    ) -> None:
-        """Call the kernel with type, address, stride and number of rows, and outputs' addresses."""
+    def _run(self, call: RowsCall) -> None:
+        """Call the kernel."""

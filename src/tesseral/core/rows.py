@@ -6,6 +6,7 @@ from typing import Any
 from tesseral import _native
 from tesseral._errors import DtypeError, ParameterError, ShapeError
 from tesseral.core._arrays import address, dtype_name
+from tesseral.core.kernel_arrays import check_dense, check_rows
 from tesseral.runtime.cpu import cpu_target, cpu_threads
 
 ROW_TYPES = ("float32", "bfloat16", "float16")
@@ -91,8 +92,8 @@ class RowQuantizer:
             raise ParameterError(f"quantize_rows: bits={bits} do not fit int8 codes; 2 to 8 do.")
         for factor in factors:
             if factor is not None:
-                check_rows("factor", factor, "float32", (len(factor),) * 2)
-        check_rows("clip", clip, "float32", (2,))
+                check_dense("factor", factor, "float32", len(factor), len(factor), "quantize_rows")
+        check_rows("clip", clip, "float32", (2,), "quantize_rows")
         self._arrays = (*factors, clip)
         self._sizes = tuple(None if factor is None else len(factor) for factor in factors)
         self.addresses = [0 if a is None else address(a) for a in self._arrays]
@@ -121,10 +122,9 @@ class RowQuantizer:
             )
         m, n = rows.shape
         left, right = self.split(n)
-        stride = check_rows("rows", rows, element, (m, n))
-        codes_stride = check_rows("codes", codes, "int8", (m, n))
-        if check_rows("scale", scale, "float32", (m, 1)) != 1:
-            raise ShapeError("quantize_rows: scale must be contiguous in C order.")
+        stride = check_rows("rows", rows, element, (m, n), "quantize_rows")
+        codes_stride = check_rows("codes", codes, "int8", (m, n), "quantize_rows")
+        check_dense("scale", scale, "float32", m, 1, "quantize_rows")
         left_factor, right_factor, clip = self.addresses
         _native.quantize_rows(
             element,
@@ -146,7 +146,7 @@ class RowQuantizer:
 
     def split(self, n: int) -> tuple[int, int]:
         """Return the sizes of both factors for rows of ``n`` elements, identities included."""
-        return _split(self._sizes, n)
+        return _split(self._sizes, n, "quantize_rows")
 
 
 def transform_rows(
@@ -182,10 +182,12 @@ def transform_rows(
     m, n = rows.shape
     for factor in factors:
         if factor is not None:
-            check_rows("factor", factor, "float32", (len(factor),) * 2)
-    left, right = _split([None if factor is None else len(factor) for factor in factors], n)
-    stride = check_rows("rows", rows, element, (m, n))
-    check_dense("out", out, element, m, n)
+            check_dense("factor", factor, "float32", len(factor), len(factor), "transform_rows")
+    left, right = _split(
+        [None if factor is None else len(factor) for factor in factors], n, "transform_rows"
+    )
+    stride = check_rows("rows", rows, element, (m, n), "transform_rows")
+    check_dense("out", out, element, m, n, "transform_rows")
     left_factor, right_factor = (0 if factor is None else address(factor) for factor in factors)
     _native.transform_rows(
         element,
@@ -202,7 +204,7 @@ def transform_rows(
     )
 
 
-def _split(sizes: Sequence[int | None], n: int) -> tuple[int, int]:
+def _split(sizes: Sequence[int | None], n: int, where: str) -> tuple[int, int]:
     """Return the sizes of both factors for rows of ``n`` elements, identities included."""
     left, right = sizes
     if left is None:
@@ -210,48 +212,5 @@ def _split(sizes: Sequence[int | None], n: int) -> tuple[int, int]:
     if right is None:
         right = n // max(left, 1)
     if left < 1 or right < 1 or left * right != n:
-        raise ShapeError(f"quantize_rows: factors of sizes {tuple(sizes)} do not fit {n} columns.")
+        raise ShapeError(f"{where}: factors of sizes {tuple(sizes)} do not fit {n} columns.")
     return left, right
-
-
-def check_rows(
-    name: str, array: Any, dtype: str, shape: tuple[int, ...], where: str = "quantize_rows"
-) -> int:
-    """Check an array whose last axis has neighbours; return the distance along its first."""
-    if dtype_name(array) != dtype:
-        raise DtypeError(f"{where}: {name} must be {dtype}, got {dtype_name(array)}.")
-    if tuple(array.shape) != shape:
-        raise ShapeError(f"{where}: {name} must have shape {shape}, got {tuple(array.shape)}.")
-    if hasattr(array, "data_ptr"):
-        on_cpu, steps = array.is_cpu, array.stride()
-    else:
-        on_cpu, steps = True, [stride // array.itemsize for stride in array.strides]
-    if not on_cpu:
-        raise ParameterError(f"{where}: {name} must be on the CPU, got device {array.device}.")
-    distance = int(steps[0]) if shape[0] > 1 or len(shape) == 1 else shape[-1]
-    if (shape[-1] > 1 and steps[-1] != 1) or (len(shape) > 1 and distance < shape[-1]):
-        raise ShapeError(
-            f"{where}: elements of a row of {name} must be neighbours, got shape {shape} "
-            f"with steps {tuple(steps)}."
-        )
-    if name == "factor" and distance != shape[-1]:
-        raise ShapeError(f"{where}: {name} must be contiguous in C order.")
-    return distance
-
-
-def check_dense(
-    name: str, array: Any, dtype: str, m: int, n: int, where: str = "quantize_rows"
-) -> None:
-    """Check an array of ``m`` rows of ``n`` elements in C order, whatever the axes before."""
-    if dtype_name(array) != dtype:
-        raise DtypeError(f"{where}: {name} must be {dtype}, got {dtype_name(array)}.")
-    if hasattr(array, "data_ptr"):
-        on_cpu, dense, size = array.is_cpu, array.is_contiguous(), array.numel()
-    else:
-        on_cpu, dense, size = True, array.flags.c_contiguous, array.size
-    if not on_cpu:
-        raise ParameterError(f"{where}: {name} must be on the CPU, got device {array.device}.")
-    if not dense or array.shape[-1] != n or size != m * n:
-        raise ShapeError(
-            f"{where}: {name} must be {m} rows of {n} in C order, got {tuple(array.shape)}."
-        )

@@ -6,7 +6,7 @@ from typing import Any
 from tesseral import _native
 from tesseral.core.int4 import Int4Linears
 from tesseral.core.packed import PackedTensor
-from tesseral.core.row_layers import RowLayers
+from tesseral.core.row_layers import RowLayers, RowsCall
 
 WEIGHT_ONLY_TYPES = ("float32", "bfloat16")
 """Types that rows and outputs may have."""
@@ -42,21 +42,14 @@ class WeightOnlyLinears(RowLayers):
         self.out_features = self._weights.out_features
         self.reads = self._weights.reads
 
-    def _run(
-        self,
-        rows: tuple[str, int, int, int],
-        outs: list[int],
-        short: bool,
-        threads: int,
-        target: str,
-    ) -> None:
-        layers = zip(self._weights.addresses, outs, self.out_features, strict=True)
+    def _run(self, call: RowsCall) -> None:
+        layers = zip(self._weights.addresses, call.outs, self.out_features, strict=True)
         _native.weight_only(
-            *rows,
+            *call.rows,
             self.in_features,
             self.in_features // self._weights.groups,
-            short,
+            call.short,
             [(*row, out, n) for row, out, n in layers],
-            threads,
-            target,
+            call.threads,
+            call.target,
         )

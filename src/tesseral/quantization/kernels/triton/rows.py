@@ -126,6 +126,18 @@ def remembered(
     return ready
 
 
+def _launch_for(tile: int, *, lean: bool) -> tuple[int, int, int | None]:
+    """Return warps of a program, programs for each multiprocessor and registers of a thread.
+
+    The widest rows of 9.0 that are transformed, and keep no weights of a norm, fit into half as
+    many registers by twice as many threads: two programs then fill a multiprocessor.
+    """
+    if lean and 2**13 < tile <= 2**14 and cuda.capability("cuda") == (9, 0):
+        return 8, 2, 128
+    waves = 16 if tile <= 2**12 else 3 if tile <= 2**13 else 2
+    return 4 if tile <= 2**14 else 8, waves, None
+
+
 def quantize_rows(
     x: Tensor,
     factors: Factors,
@@ -138,6 +150,7 @@ def quantize_rows(
     warps: int | None = None,
     stages: int = 1,
     waves: int | None = None,
+    registers: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return codes and float32 scales of rows (m, n), transformed, in one launch.
 
@@ -157,8 +170,9 @@ def quantize_rows(
         ``silu(gate) * x`` is what is transformed.
     norm : Norm, optional
         What is applied before.
-    warps, stages, waves : int, optional
-        Warps of a program, rows on their way at once, programs for each multiprocessor.
+    warps, stages, waves, registers : int, optional
+        Warps of a program, rows on their way at once, programs for each multiprocessor, and
+        registers of a thread at most.
     """
     m, n = x.shape
     first, second = factors.padded
@@ -167,13 +181,16 @@ def quantize_rows(
     scale = torch.empty(m, 1, dtype=torch.float32, device=x.device)
     half = x.dtype != torch.float32
     tile = first * second
-    warps = warps or (4 if tile <= 2**14 else 8)
-    waves = waves or (16 if tile <= 2**12 else 3 if tile <= 2**13 else 2)
+    transformed = factors.left is not None or factors.right is not None
+    chosen = _launch_for(tile, lean=transformed and norm is None)
+    warps, waves, registers = warps or chosen[0], waves or chosen[1], registers or chosen[2]
     programs = min(m, cuda.multiprocessors() * waves)
     if not programs:
         return codes, scale
     dependent = overlaps("cuda")
     options: dict[str, Any] = {"launch_pdl": True} if dependent else {}
+    if registers is not None:
+        options["maxnreg"] = registers
     quantize_rows_kernel[(programs,)](
         x,
         gate,
@@ -201,6 +218,7 @@ def quantize_rows(
         BITS=bits,
         FORM=form,
         STAGES=stages,
+        ASSEMBLY=not interpreted(),
         DEPENDENT=dependent,
         num_warps=warps,
         **options,

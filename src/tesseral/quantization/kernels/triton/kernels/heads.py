@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tesseral.quantization.kernels.triton.kernels.rows import _power_above
+from tesseral.quantization.kernels.triton.kernels.elements import power_above
 from tesseral.runtime.cuda.overlap import let_next_start, wait_for_previous
 
 _ROUND = tl.constexpr(12582912.0)
@@ -80,7 +80,7 @@ def _rows_of_side(
         factor = tl.load(matrix + square)
         if HALF:
             largest = tl.max(values.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1)
-            step, inverse = _power_above(largest)
+            step, inverse = power_above(largest)
             values = tl.dot((values * inverse[:, None]).to(tl.float16), factor)
             values = values * (step * unit)[:, None]
         else:

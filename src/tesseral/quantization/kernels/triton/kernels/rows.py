@@ -3,19 +3,19 @@
 import triton
 import triton.language as tl
 
+from tesseral.quantization.kernels.triton.kernels.elements import (
+    code_bits,
+    ends,
+    float_bits,
+    limited,
+    power_above,
+    silu,
+    size_bits,
+    square_sum_and_size,
+)
 from tesseral.runtime.cuda.overlap import let_next_start, wait_for_previous
 
-_ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to the nearest whole number
 _SMALLEST = tl.constexpr(2.0**-60)
-
-
-@triton.jit
-def _power_above(largest):
-    """Return a power of two above a number whose bits are given, and its inverse."""
-    exponent = tl.minimum(largest >> 23, 252)
-    step = ((exponent + 1) << 23).to(tl.float32, bitcast=True)
-    inverse = ((253 - exponent) << 23).to(tl.float32, bitcast=True)
-    return step, inverse
 
 
 @triton.jit
@@ -55,6 +55,7 @@ def quantize_rows_kernel(
     BITS: tl.constexpr,
     FORM: tl.constexpr,
     STAGES: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """Write codes and scales of rows ``x (P1 (x) P2)``.
@@ -102,17 +103,19 @@ def quantize_rows_kernel(
             else:
                 gates = tl.load(gate + base * gate_step + at, mask=inside, other=0.0)
                 gates = gates.to(tl.float32)
-            values = values * (gates / (1.0 + tl.exp(-gates)))
+            values = values * silu(gates, ASSEMBLY)
         factor = unit
         if NORM:
-            factor = factor * tl.rsqrt(tl.sum(values * values) / WIDTH + epsilon)
+            before = values
             values = values * weights
-        # as whole numbers, the bits of a NaN are larger than those of infinity
-        largest = tl.max(values.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
+            total, largest = square_sum_and_size(before, values, ASSEMBLY)
+            factor = factor * tl.rsqrt(total / WIDTH + epsilon)
+        else:
+            largest = size_bits(values, ASSEMBLY)
         finite = largest < 0x7F800000
         if TRANSFORM:
             if HALF:
-                step, inverse = _power_above(largest)
+                step, inverse = power_above(largest)
                 factor = factor * step
                 values = (values * inverse).to(tl.float16)
             if RIGHT:
@@ -121,12 +124,7 @@ def quantize_rows_kernel(
                     values = values.to(tl.float16)
             if LEFT:
                 values = _product(p1, values, PRECISION)
-        if WHOLE:
-            low = tl.min(values)
-            high = tl.max(values)
-        else:
-            low = tl.min(tl.where(inside, values, float("inf")))
-            high = tl.max(tl.where(inside, values, float("-inf")))
+        low, high = ends(values, ASSEMBLY)  # with padding, that is with zero: the scale is the same
         low = low * least
         high = high * largest_kept
         far = tl.maximum(-low, high)
@@ -134,14 +132,15 @@ def quantize_rows_kernel(
         TOP: tl.constexpr = 2 ** (BITS - 1)
         size = tl.maximum(tl.maximum(far / TOP, near / (TOP - 1)) * factor, _SMALLEST)
         size = tl.where(high > -low, -size, size)
-        if TRANSFORM or NORM:
-            values = values * (factor / size)
-        else:
+        EXACT: tl.constexpr = not (TRANSFORM or NORM)
+        per_step = factor / size
+        if EXACT:
             values = tl.math.div_rn(values, values * 0.0 + size)
-        numbers = (tl.minimum(tl.maximum(values, -TOP), TOP - 1) + _ROUND) - _ROUND
+            per_step = 1.0
+        values = limited(values, per_step, TOP, EXACT)
         size = tl.where(finite, size, float("nan"))
         if FORM == "pairs":
-            whole = tl.reshape(numbers.to(tl.int32) & 15, [PAD_1, PAD_2 // 2, 2])
+            whole = tl.reshape(code_bits(values, TOP, EXACT) & 15, [PAD_1, PAD_2 // 2, 2])
             first, second = tl.split(whole)
             half = tl.arange(0, PAD_2 // 2)
             into = rows[:, None] * (SIZE_2 // 2) + half[None, :]
@@ -154,12 +153,10 @@ def quantize_rows_kernel(
                 tl.store(target, stored, mask=keep)
         else:
             if FORM == "floats":
-                # in e4m3 the bits of k / 512 are those of the number k, from 0 to 8
-                sign = tl.where(numbers < 0, 128, 0)
-                stored = (tl.abs(numbers).to(tl.int32) | sign).to(tl.uint8)
+                stored = float_bits(values, TOP, EXACT, ASSEMBLY)
                 size = size * 512.0
             else:
-                stored = numbers.to(tl.int8)
+                stored = code_bits(values, TOP, EXACT).to(tl.int8)
             target = codes + base * WIDTH + at
             if WHOLE:
                 tl.store(target, stored)

@@ -9,7 +9,8 @@ masking. Rows make up for it: each is divided by a power of two above its larges
 import triton
 import triton.language as tl
 
-from tesseral.quantization.kernels.triton.kernels.rows import _power_above, _product
+from tesseral.quantization.kernels.triton.kernels.elements import power_above
+from tesseral.quantization.kernels.triton.kernels.rows import _product
 from tesseral.runtime.cuda.overlap import let_next_start, wait_for_previous
 
 _UNIT = tl.constexpr(2.0**24)
@@ -42,7 +43,7 @@ def spread_rows_kernel(
     inside = (words < WORDS)[:, None] & (places < 4)[None, :]
     values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     largest = tl.max(values.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
-    step, inverse = _power_above(largest)
+    step, inverse = power_above(largest)
     # what is not finite stays so, and so does everything that it is added to
     numbers = (values * inverse).to(tl.float16)
     total = tl.sum(numbers.to(tl.float32))
@@ -95,7 +96,7 @@ def transform_rows_kernel(
     for row in tl.range(tl.program_id(0), n_rows, tl.num_programs(0)):
         base = tl.cast(row, tl.int64)
         values = tl.load(x + base * row_step + at, mask=inside, other=0.0).to(tl.float32)
-        step, inverse = _power_above(tl.max(values.to(tl.int32, bitcast=True) & 0x7FFFFFFF))
+        step, inverse = power_above(tl.max(values.to(tl.int32, bitcast=True) & 0x7FFFFFFF))
         factor = unit * step
         values = (values * inverse).to(tl.float16)
         if RIGHT:
@@ -106,7 +107,7 @@ def transform_rows_kernel(
             values = _product(p1, values, None)
         values = values.to(tl.float32)
         if PLANES:
-            step, inverse = _power_above(tl.max(values.to(tl.int32, bitcast=True) & 0x7FFFFFFF))
+            step, inverse = power_above(tl.max(values.to(tl.int32, bitcast=True) & 0x7FFFFFFF))
             numbers = (values * inverse).to(tl.float16).to(tl.float32)
             tl.store(factors + row, factor * step)
             tl.store(totals + row, 8 * tl.sum(numbers))
