@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tesseral.quantization.block import SimulatedBlock
-from tesseral.quantization.calibration.statistics import Moments
+from tesseral.quantization.calibration.statistics import Moments, wake_gradients
 from tesseral.quantization.placement import CODEC
 from tesseral.quantization.simulate import SimulatedCodec, SimulatedInput
 from tesseral.quantization.transforms.kronecker import LearnableKronecker
@@ -96,12 +96,6 @@ def balanced_grams(moments: Moments, sizes: list[int]) -> list[Tensor]:
     return grams
 
 
-def _wake(device: torch.device) -> None:
-    """Let the thread of gradients meet a CUDA device, before it calls a library that expects so."""
-    if device.type == "cuda":
-        (2 * torch.ones(1, device=device, requires_grad=True)).sum().backward()
-
-
 def balanced_scale(moments: Moments, grams: list[Tensor], start: Tensor) -> Tensor:
     """Return the scale ``c`` of channels that makes the cost small for given factors.
 
@@ -128,7 +122,7 @@ def balanced_scale(moments: Moments, grams: list[Tensor], start: Tensor) -> Tens
         return loss
 
     with torch.enable_grad():
-        _wake(start.device)
+        wake_gradients(start.device)
         optimizer.step(cost)
     logs = logs.detach()
     return (logs - logs.mean()).exp()

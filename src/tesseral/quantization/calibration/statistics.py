@@ -35,6 +35,13 @@ class Moments:
         return Moments(rows=self.rows * outer, gradients=self.gradients / outer)
 
 
+@torch.enable_grad()
+def wake_gradients(device: torch.device) -> None:
+    """Let the thread of gradients meet a CUDA device, before it calls a library that expects so."""
+    if device.type == "cuda":
+        (2 * torch.ones(1, device=device, requires_grad=True)).sum().backward()
+
+
 def measure(task: BlockTask, weights: Tensor, generator: torch.Generator) -> dict[str, Moments]:
     """Measure moments at every input site, and at the keys under the codec's name.
 
@@ -50,6 +57,7 @@ def measure(task: BlockTask, weights: Tensor, generator: torch.Generator) -> dic
     generator : torch.Generator
         Draws the projections.
     """
+    wake_gradients(next(task.block.parameters()).device)
     sums: dict[str, tuple[Tensor, Tensor]] = {}
     seen: list[tuple[str, Tensor]] = []
     attention = task.block.get_submodule(task.layout.attention)
