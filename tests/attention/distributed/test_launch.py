@@ -57,5 +57,7 @@ def test_a_device_that_ranks_cannot_have_is_refused(monkeypatch, tmp_path, kind,
 def test_ranks_compute_on_the_cpu_where_that_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     meeting = f"file://{tmp_path}/meeting"
+    threads = torch.get_num_threads()
     with joined(rank=0, size=1, meeting=meeting, local_rank=0, kind="cpu") as device:
         assert device == torch.device("cpu")
+    assert torch.get_num_threads() == threads

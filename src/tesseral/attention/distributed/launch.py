@@ -71,11 +71,13 @@ def joined(
         timeout=timedelta(seconds=timeout_s),
         device_id=device if on_cuda else None,
     )
+    threads = torch.get_num_threads()
     try:
         # torchrun leaves a rank one thread; on CUDA devices, too, the CPU may have work
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
         yield device
     finally:
+        torch.set_num_threads(threads)
         dist.destroy_process_group()
 
 
