@@ -49,7 +49,7 @@ ONE_ROUNDED = [(3, 16, 16), (16, 3, 16), (16, 16, 2)]
 def test_learning_brings_a_model_closer_to_the_original(name, bits, propagate):
     widths = dict(zip(("weight_bits", "activation_bits", "kv_bits"), bits, strict=True))
     errors = []
-    for epochs in (0, 12):
+    for epochs in (0, 24):
         config = settings(epochs=epochs, batch_size=2, propagate=propagate, **widths)
         # with small weights attention is gentle, so that errors tell of rounding
         model, steps, before = quantised(config, name, initializer_range=0.1)
