@@ -10,6 +10,7 @@ import torch.distributed as dist
 from support.budget import assert_within_budget
 from support.checkpoints import TEXT, save
 from support.models import (
+    DIVISIBLE,
     tiny_gpt_oss,
     tiny_llama,
     tiny_mixtral,
@@ -26,13 +27,6 @@ from tesseral.llm import load, load_parallel, quantize, tensor_parallel
 from tesseral.llm.divided_layers import divide_experts
 from tesseral.quantization import QuantizationConfig
 
-SIZES = {
-    "hidden_size": 48,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 6,
-    "head_dim": 8,
-    "intermediate_size": 72,
-}
 module = import_module("tesseral.llm.tensor_parallel")
 
 DENSE = ("plain", "half", "biased", "normed", "fused", "all normed", "experts", "experts and MLP")
@@ -44,8 +38,6 @@ NAMES = DENSE + CODED
 IDS = token_ids(2, 19)
 
 PROGRAM = f"""
-from importlib import import_module
-
 import numpy as np
 from tesseral.llm import load_parallel, overlap_sums
 from support.models import token_ids
@@ -70,14 +62,14 @@ np.savez(f"{{folder}}/{{rank}}.npz", **found)
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    save(tiny_llama(**SIZES), folder / "plain")
-    save(tiny_llama(**SIZES).bfloat16(), folder / "half")
-    save(tiny_qwen2(**SIZES), folder / "biased")
-    save(tiny_qwen3(**SIZES), folder / "normed")
-    save(tiny_phi3(**SIZES, sliding_window=None), folder / "fused")
-    save(tiny_olmo2(**SIZES), folder / "all normed")
-    save(tiny_mixtral(**SIZES), folder / "experts")
-    save(tiny_qwen3_moe(**SIZES | {"moe_intermediate_size": 24}), folder / "experts and MLP")
+    save(tiny_llama(**DIVISIBLE), folder / "plain")
+    save(tiny_llama(**DIVISIBLE).bfloat16(), folder / "half")
+    save(tiny_qwen2(**DIVISIBLE), folder / "biased")
+    save(tiny_qwen3(**DIVISIBLE), folder / "normed")
+    save(tiny_phi3(**DIVISIBLE, sliding_window=None), folder / "fused")
+    save(tiny_olmo2(**DIVISIBLE), folder / "all normed")
+    save(tiny_mixtral(**DIVISIBLE), folder / "experts")
+    save(tiny_qwen3_moe(**DIVISIBLE | {"moe_intermediate_size": 24}), folder / "experts and MLP")
     config = {"epochs": 1, "samples": 4, "sequence_length": 16, "batch_size": 2}
     for name, more in (("quantised", {}), ("grouped", {"group_size": 8})):
         settings = QuantizationConfig(**config | more)
@@ -139,7 +131,7 @@ from support.models import token_ids
 found = {{}}
 ids = token_ids(2, 19).to(device)
 assert peers_refused(device) is None, peers_refused(device)
-peers = PeerMemory(2 * 19, {SIZES["hidden_size"]}, dtype=torch.float32, device=device)
+peers = PeerMemory(2 * 19, {DIVISIBLE["hidden_size"]}, dtype=torch.float32, device=device)
 with torch.no_grad():
     for name in ("plain", "fused", "experts"):
         alone, _ = load(f"{{folder}}/{{name}}", device=device)
@@ -155,9 +147,9 @@ np.savez(f"{{folder}}/cuda-{{rank}}.npz", **{{name: x.cpu().numpy() for name, x 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_over_nccl_logits_are_those_of_one_device(tmp_path):
-    save(tiny_llama(**SIZES), tmp_path / "plain")
-    save(tiny_phi3(**SIZES, sliding_window=None), tmp_path / "fused")
-    save(tiny_mixtral(**SIZES), tmp_path / "experts")
+    save(tiny_llama(**DIVISIBLE), tmp_path / "plain")
+    save(tiny_phi3(**DIVISIBLE, sliding_window=None), tmp_path / "fused")
+    save(tiny_mixtral(**DIVISIBLE), tmp_path / "experts")
     codes, errors = run_ranks(ON_DEVICES, 2, tmp_path, backend="nccl", limit_s=60)
     assert codes == [0, 0], "\n".join(errors)
     first, second = (np.load(tmp_path / f"cuda-{rank}.npz") for rank in range(2))
@@ -199,31 +191,31 @@ def as_rank_0(monkeypatch, size):
 
 
 def test_what_ranks_do_not_divide_is_refused_and_left_alone(monkeypatch):
-    model = tiny_llama(**SIZES)
+    model = tiny_llama(**DIVISIBLE)
     before = {name: tensor.shape for name, tensor in model.state_dict().items()}
     as_rank_0(monkeypatch, 4)
     with pytest.raises(ParameterError, match="4 ranks do not divide num_key_value_heads=6"):
         tensor_parallel(model)
     as_rank_0(monkeypatch, 3)
     with pytest.raises(ParameterError, match=r"3 ranks do not divide the 50 channels of .*gate"):
-        tensor_parallel(tiny_llama(**SIZES | {"intermediate_size": 50}))
+        tensor_parallel(tiny_llama(**DIVISIBLE | {"intermediate_size": 50}))
     assert {name: tensor.shape for name, tensor in model.state_dict().items()} == before
 
 
 def test_heads_that_ranks_have_whole_need_no_division(monkeypatch):
     as_rank_0(monkeypatch, 4)  # of 6 key heads of 8
-    tensor_parallel(tiny_olmo2(**SIZES))
+    tensor_parallel(tiny_olmo2(**DIVISIBLE))
     as_rank_0(monkeypatch, 7)
     with pytest.raises(ParameterError, match=r"7 ranks do not divide the 96 channels of .*o_proj"):
-        tensor_parallel(tiny_phi3(**SIZES | {"num_key_value_heads": 3}))
+        tensor_parallel(tiny_phi3(**DIVISIBLE | {"num_key_value_heads": 3}))
     odd = {"num_attention_heads": 14, "num_key_value_heads": 7}
     with pytest.raises(ParameterError, match=r"7 ranks do not divide the 72 channels of .*experts"):
-        tensor_parallel(tiny_mixtral(**SIZES | odd | {"hidden_size": 56}))
+        tensor_parallel(tiny_mixtral(**DIVISIBLE | odd | {"hidden_size": 56}))
 
 
 def test_gradients_do_not_pass_experts(monkeypatch):
     as_rank_0(monkeypatch, 2)
-    model = tiny_mixtral(**SIZES)
+    model = tiny_mixtral(**DIVISIBLE)
     divide_experts(model.model.layers[0].mlp.experts, None)
     with pytest.raises(ParameterError, match="gradients do not pass a sum"):
         model(IDS)
@@ -231,7 +223,7 @@ def test_gradients_do_not_pass_experts(monkeypatch):
 
 def test_a_plan_with_unknown_styles_is_refused(monkeypatch):
     as_rank_0(monkeypatch, 2)
-    model = tiny_llama(**SIZES)
+    model = tiny_llama(**DIVISIBLE)
     plan = dict(model.tp_plan)
     for style in ("grouped_gemm", "packed_colwise"):
         model.tp_plan = plan | {"model.layers.*.mlp.up_proj": style}

@@ -56,6 +56,15 @@ _SHAPE = {
     "eos_token_id": None,
 }
 
+DIVISIBLE = {
+    "hidden_size": 48,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 6,
+    "head_dim": 8,
+    "intermediate_size": 72,
+}
+"""Sizes that two and three ranks divide."""
+
 SLIDING_WINDOW = 6
 """Window of the models that have one; shorter than the sequences of the tests."""
 

@@ -10,19 +10,12 @@ from transformers import DynamicCache
 
 from support.checkpoints import TEXT, save
 from support.chunks import TOKENS, fed
-from support.models import tiny_llama, tiny_phi3
+from support.models import DIVISIBLE, tiny_llama, tiny_phi3
 from support.ranks import run_ranks
 from tesseral._errors import ParameterError
 from tesseral.llm import QuantizedKVCache, load, plan_memory, quantize
 from tesseral.quantization import QuantizationConfig
 
-SIZES = {
-    "hidden_size": 48,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 6,
-    "head_dim": 8,
-    "intermediate_size": 72,
-}
 NAMES = ("plain", "fused", "quantised")
 BIG = 1 << 40
 
@@ -50,8 +43,8 @@ np.savez(f"{{folder}}/{{rank}}.npz", **found)
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    save(tiny_llama(**SIZES), folder / "plain")
-    save(tiny_phi3(**SIZES, sliding_window=None), folder / "fused")
+    save(tiny_llama(**DIVISIBLE), folder / "plain")
+    save(tiny_phi3(**DIVISIBLE, sliding_window=None), folder / "fused")
     settings = QuantizationConfig(epochs=1, samples=4, sequence_length=16, batch_size=2)
     quantize(folder / "plain", settings, TEXT, folder / "quantised")
     return folder
