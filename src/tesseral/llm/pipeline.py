@@ -25,6 +25,7 @@ from tesseral.llm.text import clip_length, sample, tokenize
 from tesseral.quantization.calibration.ranks import Ranks
 from tesseral.quantization.calibration.task import Report
 from tesseral.quantization.config import OFF, QuantizationConfig
+from tesseral.quantization.numerics import working_dtype
 from tesseral.runtime.files import atomic_directory, check_output
 
 
@@ -136,7 +137,7 @@ def quantize(
         if ranks is None
         else SharedProgress(out, work_on, resume=resume, ranks=ranks)
     )
-    read = partial(lazy.read_block, dtype=torch.float32)
+    read = partial(lazy.read_block, dtype=working_dtype(dtype))
     work = lazy.model, config, sequences, progress, report or (lambda _: None)
     if devices > 1 or (ranks is None and progress.any_learned()):
         entering = quantize_blocks_apart(*work, read=read, devices=places)
