@@ -4,6 +4,7 @@ import pytest
 
 from tesseral.attention import native_plan
 from tesseral.attention.native_plan import (
+    L2_SHARES,
     ROW_MULTIPLE,
     STREAM_ROWS,
     TILE_ROWS,
@@ -44,11 +45,14 @@ def test_strips_are_about_equally_long(q_len, group):
     assert cut.q_tile - last <= strips * ROW_MULTIPLE
 
 
-def test_strips_and_blocks_follow_the_cache():
-    large, small = plan(q_len=4096, kv_len=4096), plan(SMALL, q_len=4096, kv_len=4096)
-    assert large.strip_rows * 4 * 256 <= LARGE.l2 // 2 + ROW_MULTIPLE * 4 * 256
-    assert small.strip_rows * 4 * 256 <= SMALL.l2 // 2 + ROW_MULTIPLE * 4 * 256
-    assert large.k_tile * 4 * 256 <= LARGE.l2 // 4
+@pytest.mark.parametrize("target", supported_targets())
+def test_strips_and_blocks_follow_the_cache(target):
+    strip, block = L2_SHARES.get(target, (0.5, 0.25))
+    row = 4 * 256
+    large, small = (plan(of, target=target, q_len=32768, kv_len=32768) for of in (LARGE, SMALL))
+    for cut, l2 in ((large, LARGE.l2), (small, SMALL.l2)):
+        assert strip * l2 / 2 <= cut.strip_rows * row <= strip * l2 + ROW_MULTIPLE * row
+        assert cut.k_tile * row <= block * l2
     assert small.k_tile < large.k_tile
 
 
