@@ -15,7 +15,7 @@ FORKING.set_forkserver_preload(
     ["torch.distributed.nn.functional", "transformers.modeling_utils", "sklearn.cluster"]
 )
 
-_WAIT_S = 120
+_WAIT_S = 300
 
 
 def run(target, arguments, *, context=FORKING):
