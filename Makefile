@@ -37,7 +37,7 @@ demo: venv
 	$(BIN)/tesseral demo --out demo --overwrite
 
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 docs: venv
 	@$(PIP) install --quiet --constraint constraints.txt --group docs

@@ -1,6 +1,7 @@
 """Inputs, plain peers and the oracle that the attention tests share."""
 
 import contextlib
+import functools
 
 import numpy as np
 import pytest
@@ -90,6 +91,11 @@ def to_float64(thing):
 
 def visible(q_len, kv_len, *, is_causal=False, window=None, align="bottom-right"):
     """Return the (q_len, kv_len) mask entry by entry, straight from the words of the rules."""
+    return _visible(q_len, kv_len, is_causal, window, align).copy()
+
+
+@functools.cache
+def _visible(q_len, kv_len, is_causal, window, align):
     offset = {"bottom-right": kv_len - q_len, "top-left": 0}.get(align, align)
     left, right = window or (-1, -1)
     seen = np.ones((q_len, kv_len), dtype=bool)

@@ -10,14 +10,13 @@ from tesseral.bench.distributed.run import summary
 QUICK = ("bench", "distributed", "--quick", "--lengths", 32)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_a_record_holds_times_plans_and_a_timeline(run, tmp_path, ranks):
+def test_a_record_holds_times_plans_and_a_timeline(run, tmp_path):
     file, picture = tmp_path / "out.json", tmp_path / "out.png"
-    result = run(*QUICK, "--ranks", ranks, "--json", file, "--png", picture)
+    result = run(*QUICK, "--ranks", 2, "--json", file, "--png", picture)
     assert result.exit_code == 0, result.stderr
     record = json.loads(file.read_text())
     (row,) = record["rows"]
-    assert (record["ranks"], record["backend"], row["length"]) == (ranks, "gloo", 32)
+    assert (record["ranks"], record["backend"], row["length"]) == (2, "gloo", 32)
     assert sum(row["plan"]["tiles"]) == 32
     assert {len(samples) for samples in row["samples_s"].values()} == {CPU.repeats // 3}
     assert row["predicted_s"]["plain"] > 0

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from support.checkpoints import TEXT, change_config, save
-from support.models import tiny_llama
+from support.checkpoints import TEXT, change_config
+from support.ranks import command_on_ranks
 from tesseral.cli import generate as command
 from tesseral.llm import generate, load, quantize
 from tesseral.quantization import QuantizationConfig
@@ -109,14 +109,12 @@ def test_a_missing_model_is_refused(refused, tmp_path):
     assert "there is no such model directory" in refused("generate", tmp_path / "no", *PROMPT)
 
 
-@pytest.mark.parametrize("divide", [(), ("--divide", "context")], ids=["model", "context"])
-def test_ranks_of_torchrun_write_what_one_process_writes(run, tmp_path, divide):
-    model = save(tiny_llama(), tmp_path / "model")
-    expected = run("generate", model, *PROMPT, *MORE).stdout
+def test_ranks_of_torchrun_write_what_one_process_writes(run, original):
+    expected = run("generate", original, *PROMPT, *MORE).stdout
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     ours = ("--no-python", sys.executable, "-c", "from tesseral.cli.main import main; main()")
     found = subprocess.run(
-        [sys.executable, *torchrun, *ours, "generate", model, *PROMPT, *MORE, *divide],
+        [sys.executable, *torchrun, *ours, "generate", original, *PROMPT, *MORE],
         capture_output=True,
         check=False,
         text=True,
@@ -124,3 +122,11 @@ def test_ranks_of_torchrun_write_what_one_process_writes(run, tmp_path, divide):
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout == expected
+
+
+def test_ranks_that_divide_the_context_write_what_one_process_writes(run, original):
+    expected = run("generate", original, *PROMPT, *MORE).stdout
+    words = ("generate", original, *PROMPT, *MORE, "--divide", "context")
+    codes, outputs, errors = command_on_ranks(words, 2)
+    assert codes == [0, 0], errors
+    assert outputs == [expected, ""]

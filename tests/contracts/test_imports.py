@@ -61,9 +61,8 @@ def test_importing_a_light_room_brings_in_no_extra(module):
     assert imported_by(module).isdisjoint(EXTRAS)
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
+def test_the_base_install_is_enough_for_what_needs_no_extra():
+    modules = (
         "tesseral.core",
         "tesseral.core.estimator",
         "tesseral.datasets",
@@ -72,10 +71,8 @@ def test_importing_a_light_room_brings_in_no_extra(module):
         "tesseral.runtime.cpu",
         "tesseral.runtime.machine",
         "tesseral.cli.main",
-    ],
-)
-def test_the_base_install_is_enough_for(module):
-    python(f"{BLOCK_EXTRAS}\nimport {module}")
+    )
+    python("\n".join([BLOCK_EXTRAS, *(f"import {module}" for module in modules)]))
 
 
 def test_the_base_install_loads_and_simulates_data():

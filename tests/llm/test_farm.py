@@ -33,10 +33,10 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=KINDS)
 def alone(request, model, tmp_path_factory):
-    """What to do, and what one device makes of it."""
+    """A kind, what to do, and what one device makes of it."""
     config = settings(**KINDS[request.param])
     out = quantize(model, config, TEXT, tmp_path_factory.mktemp("alone") / "out")
-    return config, contents(out)
+    return request.param, config, contents(out)
 
 
 class Stops:
@@ -54,18 +54,22 @@ class Stops:
 
 @pytest.mark.parametrize("devices", [2, 3])
 def test_several_devices_make_the_bytes_of_one(alone, model, tmp_path, devices):
-    config, expected = alone
+    _, config, expected = alone
     out = quantize(model, config, TEXT, tmp_path / "out", devices=devices)
     assert contents(out) == expected
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 3), (2, 1), (3, 2)])
-@pytest.mark.parametrize("blocks", [1, 2, 4])
-def test_a_run_that_stopped_goes_on_with_another_number_of_devices(
-    alone, model, tmp_path, first, then, blocks
-):
-    config, expected = alone
+CHANGES = ((2, 3), (2, 1), (3, 2))
+STOPS = (1, 2, 4)
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_a_run_that_stopped_goes_on_with_another_number_of_devices(alone, model, tmp_path, turn):
+    """Each kind meets every change and every stop once, and all kinds together all pairs."""
+    kind, config, expected = alone
+    first, then = CHANGES[turn]
+    blocks = STOPS[(turn + list(KINDS).index(kind)) % 3]
     with pytest.raises(KeyboardInterrupt):
         quantize(model, config, TEXT, tmp_path / "out", devices=first, report=Stops(blocks))
     assert not (tmp_path / "out").exists()

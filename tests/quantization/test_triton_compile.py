@@ -7,7 +7,6 @@ process.
 
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
+from support.forked import run, run_script
 
 LIMITS = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Bytes of shared memory that a program may have, by architecture."""
@@ -134,11 +135,9 @@ def needs(kernel):
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.parametrize("architecture", LIMITS)
 def test_kernels_compile_without_a_device(architecture):
-    environment = {key: text for key, text in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, __file__, str(architecture)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    kernels = json.loads(done.stdout)
+    (code,), (said,), (error,) = run(run_script, [(__file__, str(architecture))])
+    assert code == 0, error[-2000:]
+    kernels = json.loads(said)
     assert len({kernel["kernel"] for kernel in kernels}) == 8
     for kernel in kernels:
         name, products = kernel["kernel"], kernel["wgmma.mma_async"]

@@ -3,8 +3,10 @@
 import os
 import re
 import shlex
-import subprocess
-import sys
+import warnings
+from pathlib import Path
+
+from support.forked import run, run_script
 
 
 def blocks(text, language):
@@ -39,16 +41,15 @@ def run_in_order(text, language, folder):
     assert lines
     script = folder / "page.py"
     script.write_text("\n".join(lines.get(n, "") for n in range(1, max(lines) + 1)), "utf-8")
-    result = subprocess.run(
-        [sys.executable, "-W", "error", script],
-        cwd=folder,
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1", "SKBUILD_EDITABLE_VERBOSE": "0", "MPLBACKEND": "agg"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    printed = iter(result.stdout.splitlines())
+    (code,), (output,), (error,) = run(_run_page, [(str(script),)])
+    assert code == 0, error
+    printed = iter(output.splitlines())
     for promised in re.findall(r"^print\(.*\)  # (.+)$", "\n".join(lines.values()), re.MULTILINE):
-        assert promised in printed, f"{promised!r} is not in its place in:\n{result.stdout}"
+        assert promised in printed, f"{promised!r} is not in its place in:\n{output}"
+
+
+def _run_page(script):
+    os.chdir(Path(script).parent)
+    os.environ["MPLBACKEND"] = "agg"
+    warnings.simplefilter("error")
+    run_script(script)
