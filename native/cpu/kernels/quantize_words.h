@@ -38,10 +38,11 @@ inline Floats take(const float* p, int count) {
   return count == lanes ? load(p) : load_part(p, count);
 }
 
-// What elements of a factor are multiplied by to become integers.
+// What elements of a factor are multiplied by to become integers; NaN if one is.
 float factor_steps(const float* factor, int64_t n) {
   float column = 0x1p-100f;
   float element = 0x1p-100f;
+  Floats poison = zero();
   for (int64_t c = 0; c < n; c += lanes) {
     const int count = static_cast<int>(smaller(lanes, n - c));
     Floats sum = zero();
@@ -50,13 +51,14 @@ float factor_steps(const float* factor, int64_t n) {
       const Floats x = magnitude(take(factor + k * n + c, count));
       sum = add(sum, x);
       most = larger(most, x);
+      poison = multiply_add(x, zero(), poison);
     }
     column = largest_lane(sum) > column ? largest_lane(sum) : column;
     element = largest_lane(most) > element ? largest_lane(most) : element;
   }
   const float by_column = (largest_column - static_cast<float>(n)) / column;
   const float by_element = largest_word / element;
-  return by_column < by_element ? by_column : by_element;
+  return (by_column < by_element ? by_column : by_element) + sum_lanes(poison);
 }
 
 Status prepare_pairs(const QuantizeRows& call, float* left_pairs, float* right_pairs) {
@@ -69,8 +71,9 @@ Status prepare_pairs(const QuantizeRows& call, float* left_pairs, float* right_p
     for (int64_t c = 0; c < n; c += lanes) {
       const int count = static_cast<int>(smaller(lanes, n - c));
       const float* p = call.left_factor + k * n + c;
-      store_pairs(pairs, pair_ints(rounded_ints(multiply(take(p, count), broadcast(left_steps))),
-                                   rounded_ints(multiply(take(p + n, count), broadcast(left_steps)))));
+      store_pairs(pairs,
+                  pair_ints(rounded_ints(multiply(take(p, count), broadcast(left_steps))),
+                            rounded_ints(multiply(take(p + n, count), broadcast(left_steps)))));
       for (int i = 0; i < count; ++i) left_pairs[(c + i) * (n / 2) + k / 2] = pairs[i];
     }
   }
@@ -183,9 +186,9 @@ Range transform_pairs(const QuantizeRows& call, int64_t row, float* scratch, flo
   in_tiles(
       call.left, [&](int64_t r) { first_product<6>(call, words, r, middle); },
       [&](int64_t r) { first_product<2>(call, words, r, middle); });
-  const float unit = static_cast<float>(1 << middle_shift) * (largest / largest_element) *
-                     call.right_pairs[call.right * call.right / 2] *
-                     call.left_pairs[call.left * call.left / 2];
+  const float unit = largest / largest_element * call.right_pairs[call.right * call.right / 2] *
+                     call.left_pairs[call.left * call.left / 2] *
+                     static_cast<float>(1 << middle_shift);
   Bounds bounds;
   in_tiles(
       call.left,

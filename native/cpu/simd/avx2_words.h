@@ -35,9 +35,7 @@ inline __m256i add_pair_products(__m256i sum, Pairs a, Pairs b) {
   // both instructions by hand: GCC would compute many products first, and keep sums on the stack
   // for want of registers
   Pairs products;
-  __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
-          : "+x"(sum), "=&x"(products)
-          : "x"(a), "x"(b));
+  __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(a), "x"(b));
   return sum;
 }
 

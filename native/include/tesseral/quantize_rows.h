@@ -13,8 +13,8 @@ enum class RowElement : std::uint8_t { f32, bf16, f16 };
 //   Y = left_factor^T X right_factor,
 // computed in float32, or in products of pairs of bfloat16 where `left_pairs` is given: factors and
 // X right_factor are then rounded to bfloat16, and a code may be off by one. Pairs of AVX2 are
-// integers of 16 bits, with smaller roundings than those, in steps of the largest elements. With low = min(Y) *
-// clip[0], high = max(Y) * clip[1] and L = 2^(bits - 1),
+// integers of 16 bits, with smaller roundings than those, in steps of the largest elements. With
+// low = min(Y) * clip[0], high = max(Y) * clip[1] and L = 2^(bits - 1),
 //   size = max(max(-low, high) / L, min(-low, high) / (L - 1), 2^-60),
 //   scale = high > -low ? -size : size,  codes = clamp(round(Y / scale), -L, L - 1),
 // with ties to even. A row that holds infinity or NaN gets NaN as its scale.
