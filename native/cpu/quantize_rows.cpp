@@ -44,7 +44,9 @@ Status quantize_rows(const Target& target, const QuantizeRows& given, int n_thre
   Buffer<float> factor;
   Buffer<float> left_pairs;
   Buffer<float> right_pairs;
-  if (coded && kernels.takes_pairs(call) && pairs_pay(target)) {
+  // where there are no products of bfloat16, pairs are of integers
+  const bool pay = target.ceilings.dot_bf16 == nullptr || pairs_pay(target);
+  if (coded && kernels.takes_pairs(call) && pay) {
     const PairSizes sizes = kernels.pair_sizes(call);
     left_pairs = allocate<float>(sizes.left);
     right_pairs = allocate<float>(sizes.right);

@@ -79,8 +79,28 @@ def test_a_ratio_is_taken_within_each_repeat():
     ours = Timing(samples_s=(1.0, 3.0, 3.0, 1.0, 1.0), calls=1)
     theirs = Timing(samples_s=(2.0, 6.0, 6.0, 2.0, 6.0), calls=1)
     assert ratio(theirs, ours) == 2.0
-    with pytest.raises(ValueError, match="zip"):
-        ratio(theirs, Timing(samples_s=(1.0,), calls=1))
+    # of a slow side there are the first, the second and the fourth: of 5 repeats, every 5 / 3
+    assert ratio(Timing(samples_s=(4.0, 15.0, 6.0), calls=1), ours) == 5.0
+
+
+def test_a_slow_side_takes_part_in_fewer_repeats_and_the_slowest_in_none(world):
+    sides = {
+        "fast": world.call("fast", 1.0),
+        "slow": world.call("slow", 4.0),
+        "slowest": world.call("slowest", 11.0),
+    }
+    method = Method(repeats=5, section_s=0.5, patience_s=10.0)
+    found = interleave(sides, method, clock=world.clock)
+    called = [entry for entry in world.log if entry != "settle"]
+    first = called.index("slowest")
+    assert called[first:] == ["slowest", "fast", "slow", *["fast"] * 2, "slow", "fast", "fast"]
+    assert {name: timing.as_dict()["repeats"] for name, timing in found.items()} == {
+        "fast": 5,
+        "slow": 2,
+        "slowest": 1,
+    }
+    assert ratio(found["slow"], found["fast"]) == 4.0
+    assert ratio(found["slowest"], found["fast"]) == 11.0
 
 
 def test_settling_waits_for_the_process_to_rest_and_not_for_ever(monkeypatch):

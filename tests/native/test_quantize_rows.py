@@ -184,3 +184,9 @@ def test_bfloat16_rows_are_within_a_rounding_of_each_product(target, left, right
     quantize_rows(rows, as_tensor, torch.ones(2), 8, codes, scale, target=target)
     assert np.isnan(scale.numpy()[4])
     assert np.isfinite(np.delete(scale.numpy(), 4)).all()
+    rows[4, 3] = 3e38
+    quantize_rows(rows, as_tensor, torch.ones(2), 8, codes, scale, target=target)
+    assert np.isfinite(scale.numpy()).all()
+    as_tensor[0][1, 1] = float("nan")
+    quantize_rows(rows, as_tensor, torch.ones(2), 8, codes, scale, target=target)
+    assert np.isnan(scale.numpy()).all()

@@ -4,6 +4,8 @@
 #include "kernels/row_range.h"
 #if defined(TESSERAL_TILES)
 #include "kernels/quantize_tiles.h"
+#elif defined(TESSERAL_INT16_DOT)
+#include "kernels/quantize_words.h"
 #else
 #include "kernels/quantize_pairs.h"
 #endif

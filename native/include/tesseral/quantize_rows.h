@@ -12,8 +12,9 @@ enum class RowElement : std::uint8_t { f32, bf16, f16 };
 // One call. A row x of left * right elements, as a matrix X of left rows, becomes
 //   Y = left_factor^T X right_factor,
 // computed in float32, or in products of pairs of bfloat16 where `left_pairs` is given: factors and
-// X right_factor are then rounded to bfloat16, and a code may be off by one. With low = min(Y) *
-// clip[0], high = max(Y) * clip[1] and L = 2^(bits - 1),
+// X right_factor are then rounded to bfloat16, and a code may be off by one. Pairs of AVX2 are
+// integers of 16 bits, with smaller roundings than those, in steps of the largest elements. With
+// low = min(Y) * clip[0], high = max(Y) * clip[1] and L = 2^(bits - 1),
 //   size = max(max(-low, high) / L, min(-low, high) / (L - 1), 2^-60),
 //   scale = high > -low ? -size : size,  codes = clamp(round(Y / scale), -L, L - 1),
 // with ties to even. A row that holds infinity or NaN gets NaN as its scale.
@@ -51,7 +52,7 @@ struct PairSizes {
 struct QuantizeRowsKernels {
   // `right`, rounded up to whole vectors.
   std::int64_t (*padded)(std::int64_t right);
-  // Whether rows of such sizes can be multiplied as pairs of bfloat16.
+  // Whether rows of such sizes can be multiplied as pairs.
   bool (*takes_pairs)(const QuantizeRows& call);
   PairSizes (*pair_sizes)(const QuantizeRows& call);
   // Fills so many floats, each of which is a pair.

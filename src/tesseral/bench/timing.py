@@ -29,10 +29,18 @@ class Method:
         Timed sections of each side.
     section_s : float
         Shortest time of a section; a call that takes less is made several times in it.
+    patience_s : float
+        Longest time for all sections of a side, about; one that would take more takes part in
+        fewer of the repeats.
     """
 
     repeats: int
     section_s: float
+    patience_s: float = math.inf
+
+    def turns(self, seconds: float) -> int:
+        """Return in how many repeats a side takes part, one call of which takes ``seconds``."""
+        return int(min(self.repeats, max(1, self.patience_s / max(seconds, self.section_s))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +73,12 @@ class Timing:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the samples and what is computed from them."""
-        return {**asdict(self), "median_s": self.median_s, "spread": self.spread}
+        return {
+            **asdict(self),
+            "repeats": len(self.samples_s),
+            "median_s": self.median_s,
+            "spread": self.spread,
+        }
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
@@ -76,9 +89,21 @@ class Timing:
 def ratio(theirs: Timing, ours: Timing) -> float:
     """Return how many times slower they are: the median over the repeats, each by itself.
 
-    What slows a machine down for seconds slows both sides of a repeat down.
+    What slows a machine down for seconds slows both sides of a repeat down. Where a side took part
+    in some repeats only, those count.
     """
-    return median(t / o for t, o in zip(theirs.samples_s, ours.samples_s, strict=True))
+    repeats = max(len(theirs.samples_s), len(ours.samples_s))
+    of_theirs, of_ours = _by_repeat(theirs, repeats), _by_repeat(ours, repeats)
+    return median(of_theirs[i] / of_ours[i] for i in of_theirs.keys() & of_ours.keys())
+
+
+def _by_repeat(timing: Timing, repeats: int) -> dict[int, float]:
+    return dict(zip(_turns(len(timing.samples_s), repeats), timing.samples_s, strict=True))
+
+
+def _turns(turns: int, repeats: int) -> list[int]:
+    """Return the repeats, far from each other, in which a side with so many turns takes part."""
+    return [i * repeats // turns for i in range(turns)]
 
 
 def interleave(
@@ -93,7 +118,8 @@ def interleave(
     Every section starts when this process does nothing else: a library whose threads spin after
     its last call would otherwise slow down whoever comes next. What costs to wake them again is
     not timed either: where a section has several calls, one more comes before them. The side
-    that starts changes with every repeat.
+    that starts changes with every repeat. A side that needs more than the method's patience for one
+    call is called once, beforehand, and that is its only sample.
 
     Parameters
     ----------
@@ -111,22 +137,36 @@ def interleave(
     dict of str to Timing
     """
     if seconds is None:
-        seconds = {name: estimate(call, clock=clock) for name, call in sides.items()}
+        seconds = {
+            name: estimate(call, long_s=method.patience_s / method.repeats, clock=clock)
+            for name, call in sides.items()
+        }
+    turns = {name: _turns(method.turns(seconds[name]), method.repeats) for name in sides}
     calls = {name: max(1, math.ceil(method.section_s / seconds[name])) for name in sides}
-    samples: dict[str, list[float]] = {name: [] for name in sides}
+    long = {name for name in sides if seconds[name] > method.patience_s}
+    samples = {name: [seconds[name]] if name in long else [] for name in sides}
     names = list(sides)
     with _no_collector():
         for repeat in range(method.repeats):
             first = repeat % len(names)
             for name in names[first:] + names[:first]:
+                if name in long or repeat not in turns[name]:
+                    continue
                 settle()
                 samples[name].append(_section(sides[name], calls[name], clock))
     return {n: Timing(samples_s=tuple(s), calls=calls[n]) for n, s in samples.items()}
 
 
-def estimate(call: Call, *, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return about how many seconds a call takes, after one that is not timed."""
-    call()
+def estimate(
+    call: Call, *, long_s: float = math.inf, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Return about how many seconds a call takes, after one that is not timed.
+
+    Where that one takes longer than ``long_s``, it is all that is called.
+    """
+    first = _section(call, 1, clock)
+    if first > long_s:
+        return first
     settle()
     once = _section(call, 1, clock)
     short = once < _PATIENCE_S

@@ -14,8 +14,8 @@ from tesseral.runtime.cpu import cache_sizes
 from tesseral.runtime.machine import machine_record
 
 SCHEMA = "tesseral.bench.linear/1"
-FULL = Method(repeats=15, section_s=0.02)
-QUICK = Method(repeats=3, section_s=0.005)
+FULL = Method(repeats=15, section_s=0.02, patience_s=13.0)
+QUICK = Method(repeats=3, section_s=0.005, patience_s=2.6)
 Watch = Callable[[str], None]
 """Told what is measured next."""
 
