@@ -15,10 +15,22 @@ namespace tesseral::TESSERAL_TARGET {
 namespace {
 
 constexpr int column_block = 4;
-// Memory gives about twice as much to one stream of addresses as to four in turns. So weights are
-// fetched in the order in which they lie, so many bytes ahead or a block of columns ahead, into L2:
-// with a few rows of activations, L1 is full.
-constexpr int64_t ahead_bytes = 4096;
+// With AVX-512 (Zen 4, Zen 5), memory gives about twice as much to one stream of addresses as to
+// four in turns: weights are fetched in the order in which they lie, so many bytes ahead or a block
+// of columns ahead. Without (Zen 3), it gives 40 GB/s to four places far apart and 23 to one: the
+// columns of a block are a quarter of a task apart. Into L2: with a few rows of activations, L1 is
+// full.
+constexpr bool spread_out = vector_bytes < 64;
+constexpr int64_t ahead_bytes = spread_out ? 512 : 4096;
+
+// The columns of a block: so many, so far apart.
+struct Columns {
+  int64_t first;
+  int64_t step;
+  int count;
+
+  int64_t at(int c) const { return first + c * step; }
+};
 
 int64_t stream_row_bytes(int64_t k) { return round_up((1 + 3 * n_chunks(k)) * vector_bytes, 64); }
 
@@ -59,11 +71,11 @@ struct WeightRows {
   const float* scale[column_block];
   int64_t bytes;
 
-  WeightRows(const LinearInt4& call, const LinearInt4Weight& weight, int64_t column, int count)
+  WeightRows(const LinearInt4& call, const LinearInt4Weight& weight, const Columns& columns)
       : bytes(packed_bytes(call.k)) {
     TESSERAL_UNROLL
     for (int c = 0; c < column_block; ++c) {
-      const int64_t at = column + smaller(c, count - 1);
+      const int64_t at = columns.at(static_cast<int>(smaller(c, columns.count - 1)));
       codes[c] = weight.codes + at * bytes;
       scale[c] = weight.scale + at * groups_of(call);
     }
@@ -80,6 +92,7 @@ struct WeightRows {
 
   // Fetches a vector of the next block; all c of all indices fetch the block in order.
   void fetch_block(int c, int64_t index) const {
+    if (spread_out) return fetch_ahead(c, index);
     __builtin_prefetch(codes[0] + column_block * bytes + (column_block * index + c) * vector_bytes,
                        0, 2);
   }
@@ -113,8 +126,8 @@ inline void add_chunk(const int8_t* const (&rows)[Rows], const WeightRows& weigh
 }
 
 // words[c] += products of chunks [begin, end) with one row, column after column.
-inline void add_columns(const int8_t* row, const WeightRows& weights, int64_t begin, int64_t end,
-                        Words (&words)[column_block]) {
+[[maybe_unused]] inline void add_columns(const int8_t* row, const WeightRows& weights,
+                                         int64_t begin, int64_t end, Words (&words)[column_block]) {
   for (int c = 0; c < column_block; ++c) {
     Words even = words[c];
     Words odd = zero_words();
@@ -152,7 +165,7 @@ void stream_sums(const LinearInt4& call, const WeightRows& weights,
       for (int c = 0; c < column_block; ++c) words[r][c] = zero_words();
     }
     const int64_t stop = smaller(index + step, end);
-    if constexpr (Rows == 1) {
+    if constexpr (Rows == 1 && !spread_out) {
       add_columns(rows[0], weights, index, stop, words[0]);
       index = stop;
     }
@@ -212,15 +225,16 @@ void stream_groups(const LinearInt4& call, const WeightRows& weights,
   }
 }
 
-// out[row : row + Rows, column : column + count], with count <= 4.
+// out[row : row + Rows, columns].
 template <int Rows>
 void stream_block(const LinearInt4& call, const LinearInt4Weight& weight, int64_t row,
-                  int64_t column, int count) {
+                  const Columns& columns) {
+  const int count = columns.count;
   const int64_t stride = stream_row_bytes(call.k);
   const int8_t* rows[Rows];
   TESSERAL_UNROLL
   for (int r = 0; r < Rows; ++r) rows[r] = call.rows + (row + r) * stride;
-  const WeightRows weights(call, weight, column, count);
+  const WeightRows weights(call, weight, columns);
   float scaled[Rows][column_block];
   if (groups_of(call) > 1) {
     stream_groups<Rows>(call, weights, rows, scaled);
@@ -234,7 +248,9 @@ void stream_block(const LinearInt4& call, const LinearInt4Weight& weight, int64_
     TESSERAL_UNROLL
     for (int r = 0; r < Rows; ++r) {
       if (call.output == LinearOutput::sums) {
-        write_sums(totals[r], weight.out, (row + r) * weight.n + column, count);
+        for (int c = 0; c < count; ++c) {
+          write_sums(totals[r] + c, weight.out, (row + r) * weight.n + columns.at(c), 1);
+        }
         continue;
       }
       for (int c = 0; c < count; ++c) {
@@ -246,13 +262,22 @@ void stream_block(const LinearInt4& call, const LinearInt4Weight& weight, int64_
   if (call.output == LinearOutput::sums) return;
   TESSERAL_UNROLL
   for (int r = 0; r < Rows; ++r) {
-    write_floats(call.output, load_part(scaled[r], count),
-                 weight.bias == nullptr ? nullptr : weight.bias + column, weight.out,
-                 (row + r) * weight.n + column, count);
+    const auto write = [&](int c, int some) {
+      const int64_t column = columns.at(c);
+      write_floats(call.output, load_part(scaled[r] + c, some),
+                   weight.bias == nullptr ? nullptr : weight.bias + column, weight.out,
+                   (row + r) * weight.n + column, some);
+    };
+    if (columns.step == 1) {
+      write(0, count);
+    } else {
+      for (int c = 0; c < count; ++c) write(c, 1);
+    }
   }
 }
 
-using StreamFunction = void (*)(const LinearInt4&, const LinearInt4Weight&, int64_t, int64_t, int);
+using StreamFunction = void (*)(const LinearInt4&, const LinearInt4Weight&, int64_t,
+                                const Columns&);
 
 template <int Rows>
 StreamFunction stream_of(int64_t rows) {
@@ -265,11 +290,19 @@ StreamFunction stream_of(int64_t rows) {
 
 void stream_tile(const LinearInt4& call, const LinearInt4Tile& tile) {
   const LinearInt4Weight& weight = call.weights[tile.weight];
-  for (int64_t column = tile.column_begin; column < tile.column_end; column += column_block) {
-    const int count = static_cast<int>(smaller(column_block, tile.column_end - column));
+  const auto add_block = [&](const Columns& columns) {
     for (int64_t row = tile.row_begin; row < tile.row_end; row += stream_rows) {
-      stream_of<stream_rows>(tile.row_end - row)(call, weight, row, column, count);
+      stream_of<stream_rows>(tile.row_end - row)(call, weight, row, columns);
     }
+  };
+  int64_t column = tile.column_begin;
+  if (spread_out) {
+    const int64_t step = (tile.column_end - column) / column_block;
+    for (int64_t i = 0; i < step; ++i) add_block({column + i, step, column_block});
+    column += step * column_block;
+  }
+  for (; column < tile.column_end; column += column_block) {
+    add_block({column, 1, static_cast<int>(smaller(column_block, tile.column_end - column))});
   }
 }
 

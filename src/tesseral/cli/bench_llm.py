@@ -134,6 +134,12 @@ def show(record: dict[str, Any]) -> None:
         ],
         rows,
     )
+    for name, side in record["sides"].items():
+        if min(side["tokens_read"]) < plan["prompt"]:
+            typer.echo(
+                f"{name}: slow here, so it read {min(side['tokens_read'])} tokens and had random "
+                "keys and values of the others; memory is that of its arrays, without products"
+            )
     if record["quality"]:
         found = record["quality"]
         typer.echo(

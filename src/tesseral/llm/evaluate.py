@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from tesseral._errors import ParameterError
 from tesseral.llm.cache import QuantizedKVCache
+from tesseral.llm.cache_argument import CACHE
 from tesseral.llm.text import clip_length, consecutive, tokenize
 
 _TOKENS_AT_ONCE = 4096
@@ -182,7 +183,7 @@ def _batches(sequences: Tensor, report: Callable[[int, int], None] | None) -> It
 def _logits(model: PreTrainedModel, batch: Tensor) -> Tensor:
     cache = new_cache(model)
     logits: Tensor = model(
-        batch.to(model.device), past_key_values=cache, use_cache=cache is not None
+        batch.to(model.device), **{CACHE: cache}, use_cache=cache is not None
     ).logits
     return logits
 

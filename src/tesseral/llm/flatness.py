@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from tesseral.llm.cache_argument import CACHE
 from tesseral.llm.evaluate import new_cache
 from tesseral.llm.layouts import blocks_of, opened_blocks
 from tesseral.llm.text import clip_length, consecutive, tokenize
@@ -108,7 +109,7 @@ def flatness(
             stack.enter_context(gauge.attached())
         for sequence in sequences.to(model.device):
             cache = new_cache(model)
-            model(sequence[None], past_key_values=cache, use_cache=cache is not None)
+            model(sequence[None], **{CACHE: cache}, use_cache=cache is not None)
         return [gauge.read() for gauge in gauges]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
+from tesseral.llm.cache_argument import CACHE
 from tesseral.llm.evaluate import new_cache
 from tesseral.llm.layouts import blocks_of
 from tesseral.llm.text import clip_length
@@ -64,9 +65,9 @@ def _cache_bytes(model: PreTrainedModel) -> float:
     tokens = torch.zeros(1, length, dtype=torch.long, device=model.device)
     cache = new_cache(model)
     if cache is not None:
-        model(tokens, past_key_values=cache, use_cache=True)
+        model(tokens, **{CACHE: cache}, use_cache=True)
         return cache.nbytes / length
     dense = DynamicCache()
-    model(tokens, past_key_values=dense, use_cache=True)
+    model(tokens, **{CACHE: dense}, use_cache=True)
     total: int = sum(layer.keys.nbytes + layer.values.nbytes for layer in dense.layers)
     return total / length

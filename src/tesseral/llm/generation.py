@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.generation.streamers import BaseStreamer
 
 from tesseral._errors import DataError, ParameterError
+from tesseral.llm.cache_argument import CACHE
 from tesseral.llm.cooperative import CooperativeCache, MemoryPlan
 from tesseral.llm.evaluate import new_cache
 from tesseral.llm.fused.generate import continue_greedily
@@ -109,11 +110,11 @@ def generate(
         tokens = model.generate(
             input_ids=prompt_tokens,
             attention_mask=torch.ones_like(prompt_tokens),
-            past_key_values=kept,
             prefill_chunk_size=getattr(kept, "chunk", None) if plan is None else plan.chunk,
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.eos_token_id,
             streamer=streamer,
+            **{CACHE: kept},
             **drawn,
         )
     text: str = tokenizer.decode(tokens[0, length:], skip_special_tokens=True)

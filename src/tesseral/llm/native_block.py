@@ -14,6 +14,7 @@ from tesseral.attention import attention
 from tesseral.core.decoder_block import ROTATED_MULTIPLE, DecoderBlock
 from tesseral.core.quantized_linears import QuantizedLinears
 from tesseral.llm.cache import QuantizedKVCache
+from tesseral.llm.cache_argument import CACHE
 from tesseral.llm.rule_mask import BandMask
 from tesseral.quantization.config import OFF
 from tesseral.quantization.kernels.heads import HEADS
@@ -49,7 +50,7 @@ class NativeBlock(nn.Module):
         **kwargs: Any,
     ) -> Tensor:
         """Return the hidden states after the block."""
-        x = hidden_states
+        x, past_key_values = hidden_states, kwargs.pop(CACHE, past_key_values)
         if x.ndim == 3 and x.shape[1] == 1 and x.is_cpu and not kwargs.get("output_attentions"):
             token = Token(x, attention_mask, past_key_values, position_embeddings)
             parts = parts_of(self)
@@ -59,9 +60,9 @@ class NativeBlock(nn.Module):
             x,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
             position_embeddings=position_embeddings,
+            **{CACHE: past_key_values},
             **kwargs,
         )
         return original

@@ -19,6 +19,7 @@ from tesseral.attention.registry import BACKENDS as ATTENTION
 from tesseral.core.decoder_block import DecoderBlock, DecoderBlocks
 from tesseral.core.packed import PackedTensor
 from tesseral.llm.cache import QuantizedKVCache
+from tesseral.llm.cache_argument import CACHE
 from tesseral.llm.native_block import NativeBlock, named_backends, parts_of
 from tesseral.runtime.threads import threads_beside_torch
 
@@ -53,6 +54,7 @@ class NativeModel(nn.Module):
             "inputs_embeds": inputs_embeds,
         }
         own: Any = super().forward
+        past_key_values = kwargs.pop(CACHE, past_key_values)
         config: Any = self.config
         if (
             isinstance(past_key_values, QuantizedKVCache)
@@ -64,10 +66,8 @@ class NativeModel(nn.Module):
             if hidden is None and not _angles_depend_on_length(self.rotary_emb):
                 hidden = _in_pieces(own, past_key_values, **inputs)
             if hidden is not None:
-                return BaseModelOutputWithPast(
-                    last_hidden_state=hidden, past_key_values=past_key_values
-                )
-        return own(**inputs, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
+                return BaseModelOutputWithPast(last_hidden_state=hidden, **{CACHE: past_key_values})
+        return own(**inputs, **{CACHE: past_key_values}, use_cache=use_cache, **kwargs)
 
     def _one_token(
         self,
@@ -133,8 +133,8 @@ def _in_pieces(
             inputs_embeds=None if inputs_embeds is None else inputs_embeds[:, part],
             attention_mask=None if attention_mask is None else attention_mask[:, : past + end],
             position_ids=None if position_ids is None else position_ids[:, part],
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         )
         found.append(output.last_hidden_state)
     return torch.cat(found, dim=1)

@@ -121,6 +121,18 @@ class PagedKVCache(PagedAttentionCache):  # type: ignore[misc]  # transformers i
             if read_index is not None and _window(allocator) is not None:
                 read_index[group].extend(allocator.get_read_indices(*span))
 
+    def update(
+        self, key_states: States, value_states: States, layer_idx: int, kwargs: dict[str, Any]
+    ) -> tuple[States, States]:
+        """Let the attention function have this cache, which it asks to :meth:`attend`.
+
+        Layers call this from transformers 5.24 on, before they attend; until then the cache itself
+        was among what the attention function gets.
+        """
+        del layer_idx
+        kwargs["cache"] = self
+        return key_states, value_states
+
     def attend(
         self,
         layer: int,
@@ -224,9 +236,9 @@ class PagedKVCache(PagedAttentionCache):  # type: ignore[misc]  # transformers i
         """
         states = [rows.transpose(0, 1)[None] for rows in new]
         if _INDICES_TOGETHER:
-            key, value = self.update(*states, layer, dict(indices))
+            key, value = super().update(*states, layer, dict(indices))
             return key[0].transpose(0, 1), value[0].transpose(0, 1)
-        key, value = self.update(*states, layer, indices["read_index"], indices["write_index"])
+        key, value = super().update(*states, layer, indices["read_index"], indices["write_index"])
         return key, value
 
     def _write(self, states: States, side: int) -> torch.Tensor:

@@ -1,8 +1,11 @@
 """The sides answer from processes of their own, and bars follow from what they say."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 from tesseral._errors import BackendError
 from tesseral.bench.llm import cases, run
@@ -54,6 +57,41 @@ def test_a_side_runs_in_a_process_of_its_own(sides):
             process.ask(do="prefill", tokens=[10**9])
 
 
+def test_keys_and_values_are_put_behind_those_that_were_read(sides):
+    loaded = TransformersSide(sides[1]["path"], sides[1]["attention"])
+    loaded.prefill(run.tokens(20, cases.SMOKE))
+    before = [layer.keys.clone() for layer in loaded._cache.layers]
+    loaded.fill(30)
+    assert [layer.keys.shape for layer in loaded._cache.layers] == [(1, 2, 50, 32)] * 2
+    assert all(
+        torch.equal(layer.keys[:, :, :20], keys)
+        for layer, keys in zip(loaded._cache.layers, before, strict=True)
+    )
+    loaded.decode(2)
+    assert loaded._cache.get_seq_length() == 50
+
+
+def test_what_allocates_computes_no_products_and_keeps_all_that_reading_keeps(sides):
+    loaded = TransformersSide(sides[1]["path"], sides[1]["attention"])
+    original = torch.nn.functional.linear
+    loaded.allocate(run.tokens(20, cases.SMOKE))
+    assert torch.nn.functional.linear is original
+    keys = loaded._cache.layers[0].keys
+    assert keys.shape == (1, 2, 20, 32)
+    weight = loaded._model.model.layers[0].self_attn.v_proj.weight
+    values = loaded._cache.layers[0].values
+    assert torch.equal(values, weight.sum().expand_as(values))
+
+
+def test_a_slow_side_reads_a_part_and_takes_fewer_turns(sides):
+    plan = replace(cases.SMOKE, reading_s=0, turns_s=0)
+    record = run.run(plan, Path(sides[0]["path"]).parent, lambda _: None, threads=1)
+    read = {name: side["tokens_read"] for name, side in record["sides"].items()}
+    assert (read[cases.OURS], read[cases.BFLOAT16]) == ([64], [8])
+    assert set(record["memory"]) == {cases.OURS, cases.BFLOAT16}
+    assert [bar["name"].split(",")[0] for bar in record["bars"]][:1] == ["decode"]
+
+
 def test_bars_say_how_many_times_as_fast_and_what_share_of_memory():
     def side(prefill, decode):
         timings = {"prefill": prefill, "decode": decode}
@@ -69,3 +107,11 @@ def test_bars_say_how_many_times_as_fast_and_what_share_of_memory():
         (pytest.approx(1.4), False),
         (0.4, True),
     ]
+
+
+def test_a_side_that_took_fewer_turns_is_compared_in_those():
+    def timed(*samples):
+        return {"decode": {"samples_s": list(samples)}}
+
+    sides = {cases.OURS: timed(1.0, 2.0), cases.BFLOAT16: timed(6.0)}
+    assert run._times_as_fast(sides, "decode", cases.BFLOAT16) == 6.0

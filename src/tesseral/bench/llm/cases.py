@@ -49,6 +49,11 @@ class Plan:
         Turns of all sides.
     long : int
         Context at which peak memory is measured; 0 for none.
+    reading_s : float
+        Seconds that bfloat16 may take to read the prompt before only one in :data:`PART` tokens of
+        it are read, and that a peer may take to read the long one before its memory is left out.
+    turns_s : float
+        Seconds of a side's turns after which it takes no other.
     """
 
     shape: dict[str, Any]
@@ -57,6 +62,8 @@ class Plan:
     generated: int
     repeats: int
     long: int
+    reading_s: float = 60
+    turns_s: float = 50
 
 
 FULL = Plan(shape=SHAPE, prompt=2048, short=128, generated=32, repeats=3, long=8192)
@@ -70,6 +77,9 @@ BARS = (
     ("prefill", LLAMA_CPP.format("Q4_0"), 2.0),
 )
 """What, against whom, and how many times as fast ours must be."""
+
+PART = 8
+"""One in so many tokens of the prompt is read by a side that is slow."""
 
 LARGEST_MEMORY = 0.42
 """Share of bfloat16's peak memory that ours may take at the long context."""

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tesseral.llm.cache_argument import CACHE
 from tesseral.llm.fused import DecodeGraph, FusedDecoder
 
 
@@ -127,7 +128,5 @@ class DenseSide:
 
 
 def _layer(layer: Any, hidden: Tensor, mask: Tensor | None, turn: Any, cache: _Slots) -> Tensor:
-    output: Tensor = layer(
-        hidden, attention_mask=mask, position_embeddings=turn, past_key_values=cache
-    )
+    output: Tensor = layer(hidden, attention_mask=mask, position_embeddings=turn, **{CACHE: cache})
     return output

@@ -1,6 +1,7 @@
 """Making the models, asking the sides in turns, and whether what must hold does."""
 
 import importlib.util
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -70,13 +71,15 @@ def run(
     key = {"plan": asdict(plan), "threads": count, "machine": machine}
     key |= {"sides": sides, "quality": str(quality_of)}
     steps = Steps(kept, key, "bench/llm", "llm", "core", "quantization", "attention", "runtime")
+    read = steps.get("ceilings", lambda: measure_ceilings(count).read)
+    measured = _measure(plan, sides, count, watch, steps)
     record = {
         "machine": machine,
         "threads": count,
         "plan": asdict(plan),
-        "read_bytes_per_s": steps.get("ceilings", lambda: measure_ceilings(count).read),
-        "sides": _measure(plan, sides, count, watch, steps),
-        "memory": _memory(plan, sides, count, watch, steps) if plan.long else {},
+        "read_bytes_per_s": read,
+        "sides": measured,
+        "memory": _memory(plan, sides, measured, count, watch, steps) if plan.long else {},
         "quality": {} if quality_of is None else _quality(quality_of, folder, watch, steps),
     }
     record["bars"] = bars(record)
@@ -109,8 +112,7 @@ def make_sides(plan: Plan, folder: Path, watch: Watch) -> list[dict[str, Any]]:
     if has_llama_cpp():
         for form in FORMATS:
             file, name = folder / f"{form}.gguf", cases.LLAMA_CPP.format(form)
-            watch(name)
-            _write_gguf_once(original, file, form)
+            _write_gguf_once(original, file, form, partial(watch, name))
             context = plan.shape["max_position_embeddings"]
             sides.append({"name": name, "kind": "llama.cpp", "path": str(file), "context": context})
     return sides
@@ -121,32 +123,45 @@ def _measure(
 ) -> dict[str, dict[str, Any]]:
     """Return, by side, times to read, to answer a short prompt, and to generate a token.
 
-    Sides take turns, each time in another order.
+    Sides take turns, each time in another order; slow ones fewer.
     """
     turns: dict[str, list[dict[str, Any]]] = {side["name"]: [] for side in sides}
     for repeat in range(plan.repeats):
         first = repeat % len(sides)
         for side in sides[first:] + sides[:first]:
-            name = f"{side['name']}: {repeat + 1} of {plan.repeats}"
-            watch(name)
-            turns[side["name"]].append(steps.get(name, partial(_turn, plan, side, threads)))
+            name, taken = f"{side['name']}: {repeat + 1} of {plan.repeats}", turns[side["name"]]
+            if sum(turn["seconds"] for turn in taken) <= plan.turns_s:
+                watch(name)
+                taken.append(steps.get(name, partial(_turn, plan, side, threads)))
     return {name: _summary(found, plan) for name, found in turns.items()}
 
 
 def _turn(plan: Plan, side: dict[str, Any], threads: int) -> dict[str, Any]:
-    """Return what one side takes, in a process that has warmed up."""
-    prompt = tokens(plan.prompt, plan)
+    """Return what one side takes, in a process that has warmed up.
+
+    Where bfloat16 is slow, it reads a part of the prompt, which is less for each token than the
+    whole, and generates behind random keys and values of the rest.
+    """
+    begun, prompt, n_read = time.monotonic(), tokens(plan.prompt, plan), plan.prompt
     with started([side], threads) as processes:
         process = processes[side["name"]]
-        process.ask(do="prefill", tokens=prompt[: plan.short])
+        process.ask(do="prefill", tokens=prompt[: plan.short // 4])
         process.ask(do="decode", count=2)
-        found: dict[str, Any] = {
-            "first": _seconds(process, "prefill", prompt[: plan.short]),
-            "prefill": _seconds(process, "prefill", prompt),
-        }
+        first = _seconds(process, "prefill", prompt[: plan.short])
+        if side["name"] == cases.BFLOAT16 and first * plan.prompt / plan.short > plan.reading_s:
+            n_read = plan.prompt // cases.PART
+        prefill = _seconds(process, "prefill", prompt[:n_read]) * plan.prompt / n_read
+        if n_read < plan.prompt:
+            process.ask(do="fill", count=plan.prompt - n_read)
         answer = process.ask(do="decode", count=plan.generated)
-    found["decode"] = answer["seconds"] / plan.generated
-    return found | {"weight_bytes": answer["weight_bytes"]}
+    return {
+        "first": first,
+        "prefill": prefill,
+        "decode": answer["seconds"] / plan.generated,
+        "tokens_read": n_read,
+        "weight_bytes": answer["weight_bytes"],
+        "seconds": time.monotonic() - begun,
+    }
 
 
 def _summary(turns: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
@@ -156,6 +171,7 @@ def _summary(turns: list[dict[str, Any]], plan: Plan) -> dict[str, Any]:
     }
     return {
         **times,
+        "tokens_read": [turn["tokens_read"] for turn in turns],
         "weight_bytes": turns[0]["weight_bytes"],
         "prefill_tokens_per_s": plan.prompt / times["prefill"]["median_s"],
         "decode_tokens_per_s": 1 / times["decode"]["median_s"],
@@ -169,22 +185,36 @@ def _seconds(process: SideProcess, do: str, prompt: list[int]) -> float:
 
 
 def _memory(
-    plan: Plan, sides: list[dict[str, Any]], threads: int, watch: Watch, steps: Steps
+    plan: Plan,
+    sides: list[dict[str, Any]],
+    measured: dict[str, dict[str, Any]],
+    threads: int,
+    watch: Watch,
+    steps: Steps,
 ) -> dict[str, int | None]:
-    """Return the peak of each side's process above what its imports take, one at a time."""
+    """Return the peak of each side's process above what its imports take, one at a time.
 
-    def peak(side: dict[str, Any]) -> int | None:
+    Where bfloat16 is slow, its products are left out. Slow peers without a bar are left out.
+    """
+
+    def peak(side: dict[str, Any], computes: bool) -> int | None:
         with started([side], threads) as processes:
             process = processes[side["name"]]
-            process.ask(do="prefill", tokens=tokens(plan.long, plan))
+            request = {"do": "prefill" if computes else "allocate"}
+            process.ask(**request, tokens=tokens(plan.long, plan))
             found: int | None = process.ask(do="decode", count=4)["peak_bytes"]
         return found
 
-    found = {}
+    found: dict[str, int | None] = {}
     for side in sides:
-        name = f"{side['name']}: memory at {plan.long} tokens"
-        watch(name)
-        found[side["name"]] = steps.get(name, partial(peak, side))
+        name, times = side["name"], measured[side["name"]]
+        seconds = plan.long / times["prefill_tokens_per_s"]
+        if name not in (cases.OURS, cases.BFLOAT16) and seconds > plan.reading_s:
+            continue
+        computes = min(times["tokens_read"]) == plan.prompt
+        step = f"{name}: memory at {plan.long} tokens"
+        watch(step)
+        found[name] = steps.get(step, partial(peak, side, computes))
     return found
 
 
@@ -245,8 +275,11 @@ def has_llama_cpp() -> bool:
     return all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
 
 
-def _write_gguf_once(original: Path, file: Path, form: str) -> None:
+def _write_gguf_once(
+    original: Path, file: Path, form: str, begins: Callable[[], object] = lambda: None
+) -> None:
     if not file.exists():
+        begins()
         write_gguf(original, file.with_suffix(".part"), form).rename(file)
 
 
@@ -267,7 +300,10 @@ def bars(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _times_as_fast(sides: dict[str, Any], what: str, peer: str) -> float:
-    theirs, ours = (Timing.from_dict(sides[name][what]) for name in (peer, cases.OURS))
+    """Return the median over the turns that both took; a slow side takes fewer."""
+    samples = [sides[name][what]["samples_s"] for name in (peer, cases.OURS)]
+    both = min(map(len, samples))
+    theirs, ours = (Timing(samples_s=tuple(taken[:both]), calls=1) for taken in samples)
     return ratio(theirs, ours)
 
 

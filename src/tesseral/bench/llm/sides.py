@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any, Protocol
+from unittest.mock import patch
 
 import numpy as np
 
@@ -62,6 +63,33 @@ class TransformersSide:
         self._cache.crop(-count)
         self._next = first
 
+    def fill(self, count: int) -> None:
+        """Put random keys and values of ``count`` tokens behind those that were read."""
+        for index, layer in enumerate(self._cache.layers):
+            shape = (1, layer.keys.shape[1], count, layer.keys.shape[3])
+            new = self._torch.randn(2, *shape, dtype=layer.keys.dtype)
+            self._cache.update(*new, index)
+
+    def allocate(self, tokens: list[int]) -> None:
+        """Read all tokens without computing products: what they are made of is read.
+
+        What is allocated inside of products is missing, and nothing else.
+        """
+        functional = self._torch.nn.functional
+
+        def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+            del bias
+            return x.new_empty(*x.shape[:-1], len(weight)).fill_(weight.sum())
+
+        def attention(query: Any, key: Any, value: Any, **_: Any) -> Any:
+            return self._torch.empty_like(query).fill_(key.sum() + value.sum())
+
+        with (
+            patch.object(functional, "linear", linear),
+            patch.object(functional, "scaled_dot_product_attention", attention),
+        ):
+            self.prefill(tokens)
+
     def weight_bytes(self) -> int:
         """Count blocks, the last norm and the output layer."""
         model = self._model
@@ -70,11 +98,11 @@ class TransformersSide:
         return sum(tensor.nbytes for tensor in tensors)
 
     def _step(self, tokens: Any) -> None:
+        from tesseral.llm.cache_argument import CACHE
+
         with self._torch.inference_mode():
-            output = self._model(
-                tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1
-            )
-        self._cache = output.past_key_values
+            output = self._model(tokens, **{CACHE: self._cache}, use_cache=True, logits_to_keep=1)
+        self._cache = output[CACHE]
         self._next = output.logits[:, -1:].argmax(-1)
 
 
@@ -151,10 +179,7 @@ def answer(side: Side, peak: Peak, request: dict[str, Any]) -> dict[str, Any]:
     """Do what a request asks and return what was measured."""
     settle()
     start = time.perf_counter()
-    if request["do"] == "prefill":
-        side.prefill(request["tokens"])
-    elif request["do"] == "decode":
-        side.decode(request["count"])
+    getattr(side, request.pop("do"))(**request)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "peak_bytes": peak.bytes(), "weight_bytes": side.weight_bytes()}
 

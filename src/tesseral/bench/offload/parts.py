@@ -27,6 +27,7 @@ from tesseral.bench.offload.setting import (
     tokens_of,
     wait,
 )
+from tesseral.llm.cache_argument import CACHE
 from tesseral.llm.cooperative.turns import caches_in_turns, take_turns
 from tesseral.llm.random_cuda import dense_model, offloading_cache
 
@@ -143,7 +144,7 @@ def decode(plan: Plan, models: Models, watch: Watch) -> dict[str, Any]:
             samples[side] += _steps(plan, model, cache, token, plan.steps // 6 + 1)[1:]
             if turn == _TURNS - 1:
                 with cache.recorded() as timeline:
-                    model(token, past_key_values=cache)
+                    model(token, **{CACHE: cache})
                 spans[side] = as_spans(timeline)
     del cache
     give_back(plan)
@@ -219,7 +220,7 @@ def _steps(plan: Plan, model: Any, cache: Any, token: torch.Tensor, steps: int) 
     for _ in range(steps):
         wait(plan)
         began = perf_counter()
-        logits = model(token, past_key_values=cache).logits
+        logits = model(token, **{CACHE: cache}).logits
         token = logits[:, -1:].argmax(-1)
         wait(plan)
         samples.append(perf_counter() - began)
@@ -267,10 +268,10 @@ def _prompted(
         start = perf_counter()
         if index == len(pieces) // 2:
             with cache.recorded() as timeline:
-                logits = model(piece, past_key_values=cache, logits_to_keep=1).logits
+                logits = model(piece, **{CACHE: cache}, logits_to_keep=1).logits
             spans = as_spans(timeline)
         else:
-            logits = model(piece, past_key_values=cache, logits_to_keep=1).logits
+            logits = model(piece, **{CACHE: cache}, logits_to_keep=1).logits
             wait(plan)
         chunks.append(perf_counter() - start)
     prefill_s = perf_counter() - began

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from tesseral.bench.offload.cases import Plan
+from tesseral.llm.cache_argument import CACHE
 from tesseral.llm.cooperative import CooperativeCache, MemoryPlan, plan_memory
 from tesseral.llm.cooperative.host_layer import HostLayer
 from tesseral.llm.cooperative.layers import DeviceLayer
@@ -90,7 +91,7 @@ def read_prompt(model: Any, cache: Any, tokens: torch.Tensor, chunk: int) -> tor
     """Return the logits of the last token, of a prompt that is read in chunks."""
     logits = tokens
     for piece in tokens.split(chunk, dim=1):
-        logits = model(piece, past_key_values=cache, logits_to_keep=1).logits
+        logits = model(piece, **{CACHE: cache}, logits_to_keep=1).logits
     return logits
 
 

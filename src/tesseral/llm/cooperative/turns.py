@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tesseral._errors import ParameterError
+from tesseral.llm.cache_argument import CACHE
 from tesseral.llm.cooperative.cache import CooperativeCache
 from tesseral.llm.cooperative.link import Link
 from tesseral.llm.cooperative.plan import MemoryPlan
@@ -108,7 +109,7 @@ def _read(model: Any, tokens: Tensor, cache: CooperativeCache, chunk: int) -> Te
     """Return the token after each prompt, of shape (batch, 1)."""
     logits = tokens
     for piece in tokens.split(chunk, dim=1):
-        logits = model(piece, past_key_values=cache, logits_to_keep=1).logits
+        logits = model(piece, **{CACHE: cache}, logits_to_keep=1).logits
     return logits[:, -1:].argmax(-1)
 
 
@@ -118,7 +119,7 @@ def _continue(model: Any, count: int, token: Tensor, cache: CooperativeCache) ->
     found = [token]
     with _own_stream(model.device):
         while len(found) < count:
-            logits = model(found[-1], past_key_values=cache).logits
+            logits = model(found[-1], **{CACHE: cache}).logits
             found.append(logits[:, -1:].argmax(-1))
     return torch.cat(found, dim=1)
 
