@@ -116,8 +116,12 @@ def test_mistakes_are_told_in_one_line(refused, tmp_path, npz, options, words):
         ("missing.npy", None, "does not exist"),
         ("a.npy", "not an array", "cannot be read"),
         ("a.csv", "i,j\n", "at least one edge"),
-        ("a.csv", "i,j\n1,2\n3\n", "lines of different length"),
-        ("a.csv", "i,j,value\n1,2,x\n", "must hold numbers"),
+        ("a.csv", "", "at least one edge"),
+        ("a.csv", "i,j\n1,2\n3\n", "2 columns have names, row 2 has 1: 3"),
+        ("a.csv", "i,j,value\n1,2,x\n", "the column 'value' must hold numbers; row 1 has 'x'"),
+        ("a.csv", "i;j;Count\na;b;2\na;c;1,5\n", "'Count' must hold numbers; row 2 has '1,5'"),
+        ("a.csv", "i,j\n1,2\n,3\n", "the column 'i' has no node in row 2"),
+        ("a.csv", "x,y,1\ny,z,2\n", "needs a line of column names; its first is x,y,1"),
         ("a.csv", "i\n1\n", "at least two columns of nodes"),
         ("a.csv", "1,2\n1,3\n", "needs a line of column names; its first is 1,2"),
         ("a.csv", "i, i\n1,2\n", "two columns of one name: i, i"),
@@ -152,12 +156,57 @@ def test_a_list_of_edges_is_undirected_unless_said(tmp_path):
     np.testing.assert_array_equal(one.tensor.to_dense(), [[0, 5], [1, 0]])
 
 
+def test_an_edge_counts_once_from_a_node_to_itself(tmp_path):
+    loops = [("a", "b", 2), ("c", "c", 3), ("b", "b", 1)]
+    path = write_table(tmp_path / "edges.csv", ["from", "to", "weight"], loops)
+    np.testing.assert_array_equal(
+        read_tensor(str(path)).tensor.to_dense(), [[0, 2, 0], [2, 1, 0], [0, 0, 3]]
+    )
+    path = write_table(tmp_path / "three.csv", ["i", "j", "k"], [("a", "a", "b"), ("b", "b", "b")])
+    three = read_tensor(str(path)).tensor.to_dense()
+    assert three[0, 0, 1] == three[0, 1, 0] == three[1, 0, 0] == three[1, 1, 1] == 1
+    assert three.sum() == 4
+
+
+def test_tied_columns_of_directed_edges_share_their_nodes(tmp_path, capsys):
+    rows = [("a", "b", 2), ("c", "a", 1), ("b", "a", 3)]
+    path = write_table(tmp_path / "edges.csv", ["from", "to", "weight"], rows)
+    for symmetric in (True, [[0, 1]]):
+        tied = read_tensor(str(path), directed=True, symmetric=symmetric)
+        assert [n.tolist() for n in tied.names] == [["a", "b", "c"]] * 2
+        np.testing.assert_array_equal(tied.tensor.to_dense(), [[0, 2, 0], [3, 0, 0], [1, 0, 0]])
+    assert capsys.readouterr().err == ""
+    np.testing.assert_array_equal(
+        read_tensor(str(path)).tensor.to_dense(), [[0, 5, 1], [5, 0, 0], [1, 0, 0]]
+    )
+    assert "several directions; their weights are added" in capsys.readouterr().err
+    rows = [("a", "b", "tea"), ("b", "c", "salt")]
+    path = write_table(tmp_path / "trade.csv", ["from", "to", "good"], rows)
+    trade = read_tensor(str(path), directed=True, symmetric=[[0, 1]])
+    assert [n.tolist() for n in trade.names] == [["a", "b", "c"]] * 2 + [["salt", "tea"]]
+    assert trade.tensor.to_dense()[0, 1, 1] == trade.tensor.to_dense()[1, 2, 0] == 1
+
+
+def test_people_who_write_are_clustered_by_whom_they_write_to(run, tmp_path):
+    path = write_table(tmp_path / "mails.csv", ["from", "to"], ["ab", "bc", "ca", "da"])
+    given = ("cluster", path, "--clusters", 2, "--out", tmp_path / "out", "--json")
+    result = run(*given, "--directed", "--symmetric", "all")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["shape"] == [4, 4]
+
+
 def test_columns_of_other_names_are_named(tmp_path):
     rows = [("Ada, Countess", "Bo", "3", "1990"), ("Bo", "Cy", "4", "1991")]
     path = write_table(tmp_path / "mails.csv", ["Sender", "Receiver", "Mails", "Year"], rows)
     found = read_tensor(str(path), nodes="Sender, Receiver", weights="Mails")
     assert [n.tolist() for n in found.names] == [["Ada, Countess", "Bo", "Cy"]] * 2
     np.testing.assert_array_equal(found.tensor.to_dense(), [[0, 3, 0], [3, 0, 4], [0, 4, 0]])
+    for nodes, weights in (("Sender,Sender", None), ("Sender,Mails", "Mails")):
+        with pytest.raises(DataError, match="must name different columns"):
+            read_tensor(str(path), nodes=nodes, weights=weights)
+    with pytest.raises(DataError, match="names: name the columns of nodes, as --nodes") as refusal:
+        read_tensor(str(path), weights="Mails")
+    assert "'Year'" in str(refusal.value)
     unweighted = read_tensor(str(path), nodes="Sender,Receiver")
     np.testing.assert_array_equal(unweighted.tensor.to_dense(), found.tensor.to_dense() > 0)
     spreadsheet = tmp_path / "spreadsheet.csv"
@@ -166,6 +215,22 @@ def test_columns_of_other_names_are_named(tmp_path):
     by_year = read_tensor(str(path), nodes="Sender,Receiver,Year", weights="Mails", directed=True)
     assert by_year.tensor.shape == (2, 2, 2)
     assert by_year.tensor.to_dense().sum() == 7
+
+
+@pytest.mark.parametrize(("name", "between"), [("a.csv", ";"), ("A.TSV", "\t"), ("a.csv", ", ")])
+def test_tables_of_spreadsheets_are_read(tmp_path, name, between):
+    rows = [["Von", "Nach", "count"], ["Jörg Müller", "Änne", "2"], ["Änne", '"Ben, jr"', "1.5"]]
+    lines = [between.join(row).replace(', "', ',"') for row in rows]
+    (tmp_path / name).write_text("\r\n".join([*lines, between.strip(" ") * 2, ""]), "utf-8")
+    found = read_tensor(str(tmp_path / name))
+    assert found.names[0].tolist() == ["Ben, jr", "Jörg Müller", "Änne"]
+    np.testing.assert_array_equal(found.tensor.to_dense(), [[0, 0, 1.5], [0, 0, 2], [1.5, 2, 0]])
+
+
+def test_a_table_in_another_encoding_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_bytes("i,j\nJörg,b\n".encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8 text: byte 5"):
+        read_tensor(str(tmp_path / "a.csv"))
 
 
 def test_a_named_column_of_weights_comes_before_a_known_one(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from support.pages import blocks, command_lines, named, run_in_order
+from support.pages import blocks, command_lines, languages, named, run_in_order, unknown_names
 from tesseral.cli.main import COMMANDS, build
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +44,17 @@ def test_every_command_line_is_understood(name):
 @pytest.mark.parametrize("name", sorted(TEXTS))
 def test_every_command_named_exists(name):
     assert named(TEXTS[name], "tesseral") <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_every_block_says_what_it_is(name):
+    known = {"python", "console", "text"}
+    assert [word for word in languages(TEXTS[name]) if word not in known and word[:1] != "{"] == []
+
+
+@pytest.mark.parametrize("name", pages_with("text"))
+def test_what_blocks_that_are_not_run_import_exists(name):
+    assert unknown_names(TEXTS[name]) == []
 
 
 def test_every_public_name_is_in_the_reference():

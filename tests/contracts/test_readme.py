@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from support.pages import command_lines, named, run_in_order
+from support.pages import command_lines, languages, named, run_in_order, unknown_names
 from tesseral.cli.main import COMMANDS, build
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +29,11 @@ def test_every_command_line_is_understood():
     for name, *arguments in calls:
         # reads the arguments and refuses what it does not know, but runs nothing
         application.commands[name].make_context(name, arguments)
+
+
+def test_every_block_says_what_it_is_and_imports_what_there_is():
+    assert set(languages(README)) <= {"python", "console", "text"}
+    assert unknown_names(README) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -89,7 +89,7 @@ DAMAGE = {
     ),
     "no tokenizer": (
         without("tokenizer.json", "tokenizer_config.json"),
-        "the tokenizer cannot be read: ",
+        "there is no tokenizer; copy its files",
     ),
     "tokenizer cut off": (cut("tokenizer.json", 40), "the tokenizer cannot be read: "),
     "tokenizer settings cut off": (cut("tokenizer_config.json", 9), "the tokenizer cannot be read"),

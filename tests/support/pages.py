@@ -1,5 +1,7 @@
 """Pages of documentation: their code blocks, the commands they show, and running them."""
 
+import ast
+import importlib
 import os
 import re
 import shlex
@@ -18,6 +20,35 @@ def blocks(text, language):
         elif inside == language:
             found.append((number, line))
     return found
+
+
+def languages(text):
+    """Return the language of every fenced block."""
+    return [line[3:].strip() for line in text.splitlines() if line.startswith("```")][::2]
+
+
+def unknown_names(text):
+    """Return what the imports in text blocks name and the package lacks.
+
+    Such blocks need a server, several processes or a large package, so nothing else of them is
+    run; one that imports must still be Python.
+    """
+    lines = dict(blocks(text, "text"))
+    pieces, last = [], None
+    for number, line in lines.items():
+        if last is None or number > last + 1:
+            pieces.append([])
+        pieces[-1].append(line)
+        last = number
+    missing = []
+    for piece in pieces:
+        if not piece[0].startswith(("from ", "import ")):
+            continue
+        for node in ast.walk(ast.parse("\n".join(piece))):
+            if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "tesseral":
+                module = importlib.import_module(node.module)
+                missing += [a.name for a in node.names if not hasattr(module, a.name)]
+    return missing
 
 
 def command_lines(text, program):

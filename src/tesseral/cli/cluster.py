@@ -67,7 +67,12 @@ def cluster(
         ),
     ] = None,
     directed: Annotated[
-        bool, typer.Option("--directed", help="Columns of an edge list are different nodes.")
+        bool,
+        typer.Option(
+            "--directed",
+            help="An edge of a table goes one way, and its columns are different nodes, unless "
+            "--symmetric ties them.",
+        ),
     ] = False,
     resamples: Annotated[
         int, typer.Option(help="Fits to random parts of the data, for a consensus matrix.")
@@ -84,10 +89,13 @@ def cluster(
     A table needs a line of column names. Every line is an edge, its nodes in as many columns as the
     tensor has modes, with its weight in a column named value, weight or count if there is one; or,
     with a column named edge, one node of a hyperedge. Columns of other names: --nodes, --weights.
+    Lines that name the same edge are added.
 
     Example: tesseral cluster peru --clusters 5 --out peru
 
     Example: tesseral cluster mails.csv --nodes sender,receiver --weights mails --clusters 3
+
+    The same, one cluster a person, but who wrote to whom matters: add --directed --symmetric all
     """
     from tesseral.core.constraints import check_parameter, integer
     from tesseral.report.charts import require_matplotlib
@@ -107,6 +115,7 @@ def cluster(
         truth=truth,
         order=order,
         directed=directed,
+        symmetric=_ties(symmetric),
         nodes=nodes,
         weights=weights,
     )

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
 from tesseral._errors import DataError
 from tesseral.cli.arrays import SUFFIXES, entry, read_arrays
-from tesseral.cli.tables import EDGE_NAMES, TABLES, VALUE_NAMES, read_table
+from tesseral.cli.tables import EDGE_NAMES, TABLES, EdgeTable, read_table
 from tesseral.core import CooTensor
 from tesseral.datasets import load_peru
 
@@ -44,6 +45,7 @@ def read_tensor(
     truth: str | None = None,
     order: int = 3,
     directed: bool = False,
+    symmetric: str | bool | list[list[int]] = "auto",
     nodes: str | None = None,
     weights: str | None = None,
 ) -> NamedTensor:
@@ -52,13 +54,16 @@ def read_tensor(
     Parameters
     ----------
     data : str
-        ``peru``, or a file ending in .npy, .npz, .rda, .rds, .csv or .parquet.
+        ``peru``, or a file ending in .npy, .npz, .rda, .rds, .csv, .tsv or .parquet.
     array, names, truth : str, optional
         Arrays of an .npz or R file: the tensor, names of nodes, known clusters.
     order : int
         Modes of the tensor that hyperedges make.
     directed : bool
-        Whether the columns of an edge list stand for different kinds of nodes.
+        Whether an edge goes one way only, from the first column on. Columns then stand for
+        different nodes, unless they are tied.
+    symmetric : str, bool or list of groups of modes
+        The modes that are tied, as estimators take it.
     nodes, weights : str, optional
         Columns of an edge list: those of nodes, with commas between, and that of weights.
 
@@ -76,9 +81,9 @@ def read_tensor(
     try:
         if path.suffix.lower() in SUFFIXES:
             return _from_arrays(path, array, names, truth)
-        if path.suffix in TABLES:
+        if path.suffix.lower() in TABLES:
             table = read_table(path, nodes=nodes, weights=weights)
-            return _from_table(data, *table, order=order, directed=directed)
+            return _from_table(data, table, order, directed, symmetric)
     except (OSError, EOFError) as error:
         raise DataError(
             f"{data} cannot be read: {getattr(error, 'strerror', None) or error}."
@@ -89,7 +94,7 @@ def read_tensor(
         raise DataError(f"{data} cannot be read: {error}.") from None
     raise DataError(
         f"{data} is of no kind that is read; give {EXAMPLE}, or a file ending in .npy, .npz, .rda, "
-        ".rds, .csv or .parquet."
+        ".rds, .csv, .tsv or .parquet."
     )
 
 
@@ -110,25 +115,27 @@ def _from_arrays(
 
 
 def _from_table(
-    data: str, head: list[str], columns: list[Sequence[Any]], *, order: int, directed: bool
+    data: str,
+    table: EdgeTable,
+    order: int,
+    directed: bool,
+    symmetric: str | bool | list[list[int]],
 ) -> NamedTensor:
     """Return the tensor that the columns of a table make."""
-    lower = [name.strip().lower() for name in head]
-    values = next((lower.index(name) for name in VALUE_NAMES if name in lower), None)
-    nodes = [column for k, column in enumerate(columns) if k != values]
-    if len(nodes) == 1 and len(nodes[0]) and isinstance(nodes[0][0], list | tuple):
-        return _hyperedges(nodes[0], order)
-    if len(nodes) == 2 and any(name in EDGE_NAMES for name in lower):
-        edge = next(k for k, name in enumerate(lower) if name in EDGE_NAMES)
+    columns = list(table.nodes.values())
+    if len(columns) == 1 and len(columns[0]) and isinstance(columns[0][0], list | tuple):
+        return _hyperedges(columns[0], order)
+    edge = next((k for k, name in enumerate(table.nodes) if name.lower() in EDGE_NAMES), None)
+    if len(columns) == 2 and edge is not None:
         return _hyperedges(_members(columns[edge], columns[1 - edge]), order)
-    if len(nodes) < 2:
-        raise DataError(f"{data} needs at least two columns of nodes, got {', '.join(head)}.")
-    try:
-        weights = np.asarray([1.0] * len(nodes[0]) if values is None else columns[values], float)
-    except ValueError:
-        assert values is not None
-        raise DataError(f"{data}: the column {head[values]!r} must hold numbers.") from None
-    return _edge_list(nodes, weights, directed)
+    if len(columns) < 2:
+        raise DataError(
+            f"{data} needs at least two columns of nodes, got {', '.join(table.nodes) or 'none'}."
+        )
+    weights = np.ones(len(columns[0])) if table.weights is None else table.weights
+    if directed:
+        return _directed(columns, weights, symmetric)
+    return _undirected(data, columns, weights)
 
 
 def _members(edges: Sequence[Any], nodes: Sequence[Any]) -> Iterable[list[Any]]:
@@ -148,19 +155,59 @@ def _hyperedges(edges: Iterable[Sequence[Any]], order: int) -> NamedTensor:
     return NamedTensor(tensor=tensor, names=(names,) * order)
 
 
-def _edge_list(
-    nodes: list[Sequence[Any]], weights: NDArray[np.float64], directed: bool
+def _directed(
+    columns: list[Sequence[Any]],
+    weights: NDArray[np.float64],
+    symmetric: str | bool | list[list[int]],
 ) -> NamedTensor:
-    columns = [np.array([str(node) for node in column]) for column in nodes]
-    if directed:
-        split = [np.unique(column, return_inverse=True) for column in columns]
-        names, coords = tuple(n for n, _ in split), np.stack([c for _, c in split])
-    else:
-        one, flat = np.unique(np.concatenate(columns), return_inverse=True)
-        names, coords = (one,) * len(columns), flat.reshape(len(columns), -1)
-        # an edge without direction is one in every direction
-        axes_of = list(permutations(range(len(columns))))
-        coords = np.concatenate([coords[list(axes)] for axes in axes_of], axis=1)
-        weights = np.tile(weights, len(axes_of))
-    shape = tuple(len(n) for n in names)
-    return NamedTensor(tensor=CooTensor.from_entries(coords, weights, shape), names=names)
+    """Return the tensor of edges that go one way; tied modes share their nodes."""
+    modes = range(len(columns))
+    groups = symmetric if isinstance(symmetric, list) else [[*modes]] if symmetric is True else []
+    names, coords = [np.array([])] * len(columns), [np.array([])] * len(columns)
+    for group in [*([mode] for mode in modes), *groups]:
+        within = [mode for mode in group if mode in modes]  # the model says what others are
+        if within:
+            one, numbers = _numbered([columns[mode] for mode in within])
+            for mode, number in zip(within, numbers, strict=True):
+                names[mode], coords[mode] = one, number
+    shape = tuple(map(len, names))
+    tensor = CooTensor.from_entries(np.stack(coords), weights, shape)
+    return NamedTensor(tensor=tensor, names=tuple(names))
+
+
+def _undirected(
+    data: str, columns: list[Sequence[Any]], weights: NDArray[np.float64]
+) -> NamedTensor:
+    """Return the tensor of edges that are the same in every direction."""
+    names, coords = _numbered(columns)
+    order, shape = len(columns), (len(names),) * len(columns)
+    ways, edges = (
+        len(np.unique(np.ravel_multi_index(tuple(nodes), shape)))
+        for nodes in (coords, np.sort(coords, axis=0))
+    )
+    if ways > edges:
+        typer.echo(
+            f"{data}: edges between the same nodes are there in several directions; their weights "
+            "are added. Where direction matters, add --directed, and --symmetric all for one "
+            "cluster a node.",
+            err=True,
+        )
+    turned: list[NDArray[Any]] = []
+    places, values = [], []
+    for axes in permutations(range(order)):
+        now = coords[list(axes)]
+        new = np.ones(len(weights), dtype=bool)
+        for before in turned:  # an edge from a node to itself is there already, and counts once
+            new &= np.any(now != before, axis=0)
+        turned.append(now)
+        places.append(now[:, new])
+        values.append(weights[new])
+    tensor = CooTensor.from_entries(np.concatenate(places, 1), np.concatenate(values), shape)
+    return NamedTensor(tensor=tensor, names=(names,) * order)
+
+
+def _numbered(columns: list[Sequence[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the names in some columns, and which of them stand where, a row for each column."""
+    flat = np.array([str(node) for column in columns for node in column])
+    names, numbers = np.unique(flat, return_inverse=True)
+    return names, numbers.reshape(len(columns), -1)

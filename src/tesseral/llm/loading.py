@@ -128,8 +128,18 @@ def read_tokenizer(path: Path) -> Tokenizer:
     CheckpointError
         If there is none or it is damaged.
     """
-    with named_failures(path, "tokenizer"):
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    try:
+        with named_failures(path, "tokenizer"):
+            return AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
+    except CheckpointError:
+        if not path.is_dir() or any(path.glob("*token*")):
+            raise
+        raise CheckpointError(
+            f"{path}: there is no tokenizer; copy its files, such as tokenizer.json and "
+            "tokenizer_config.json, into the directory."
+        ) from None
 
 
 def read_config(path: Path) -> dict[str, Any]:

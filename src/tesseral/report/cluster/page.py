@@ -71,7 +71,12 @@ def sections(record: ClusterRecord, drawn: dict[str, str]) -> list[str]:
             "Can the data support it?",
             [
                 page.table(
-                    "From labels of one half and means of the other.", *diagnosis_table(record)
+                    "Clusters were found in one half of the entries and compared on the other: how "
+                    "far the profiles of the two closest ones are apart (separation), and how far "
+                    "beyond noise (signal to noise). Gamma is the exponent of that ratio in the "
+                    "number of nodes; the theory says at which a method can find clusters at all, "
+                    "and at which in little time (regime).",
+                    *diagnosis_table(record),
                 ),
                 page.grid(rest),
             ],

@@ -32,9 +32,11 @@ def accuracy_section(record: DemoRecord) -> str:
                 charts.bars("Perplexity, lower is better", bars, xlabel="perplexity"), caption
             ),
             page.table(
-                "Ratio: perplexity over that of full precision. Top-1 agreement: how often the "
-                "model's likeliest token is that of full precision. KL divergence: of the model's "
-                "predictions from those of full precision, mean in nats; 0 if equal.",
+                "Perplexity: among how many equally likely tokens, parts of words, a model is "
+                "undecided on average. Ratio: over that of full precision. Top-1 agreement: "
+                "how often the model's likeliest token is that of full precision. KL "
+                "divergence: of the model's predictions from those of full precision, mean in "
+                "nats; 0 if equal.",
                 *accuracy_table(record),
             ),
             page.paragraph(
