@@ -3,18 +3,21 @@
 import asyncio
 import json
 import random
+import re
 import socket
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPConnection
+from pathlib import Path
 
 import pytest
 import uvicorn
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI, RateLimitError
 
 from support.models import tiny_llama
+from support.pages import pieces
 from tesseral._errors import ParameterError
 from tesseral.datasets import load_books_excerpt, load_embedded_lm
 from tesseral.llm import generate, load, quantize, serving
@@ -94,6 +97,17 @@ def test_a_chat_is_streamed(client, loaded):
     assert sum(bool(chunk.choices[0].delta.content) for chunk in chunks) > 4
     assert chunks[-1].choices[0].finish_reason == "length"
     assert chunks[-1].usage.completion_tokens == 12
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guides/serve.md"])
+def test_the_client_that_a_page_shows_is_answered(port, loaded, capsys, page):
+    text = (Path(__file__).parents[2] / page).read_text("utf-8")
+    (code,) = [piece for piece in pieces(text, "text") if "OpenAI(" in piece]
+    name = re.search(r'model="(.+?)"', code)[1]
+    code = code.replace(":8000/", f":{port}/").replace(f'model="{name}"', f'model="{NAME}"')
+    exec(compile(code.replace("max_tokens", "temperature=0, max_tokens"), page, "exec"), {})
+    expected = generate(*loaded, "The old man", max_new_tokens=40)
+    assert capsys.readouterr().out.strip() == expected.strip()
 
 
 def test_a_chat_is_answered_at_once(client, loaded):

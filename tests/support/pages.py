@@ -22,6 +22,17 @@ def blocks(text, language):
     return found
 
 
+def pieces(text, language):
+    """Return every fenced block in a language, whole."""
+    found, last = [], None
+    for number, line in blocks(text, language):
+        if last is None or number > last + 1:
+            found.append([])
+        found[-1].append(line)
+        last = number
+    return ["\n".join(lines) for lines in found]
+
+
 def languages(text):
     """Return the language of every fenced block."""
     return [line[3:].strip() for line in text.splitlines() if line.startswith("```")][::2]
@@ -33,18 +44,11 @@ def unknown_names(text):
     Such blocks need a server, several processes or a large package, so nothing else of them is
     run; one that imports must still be Python.
     """
-    lines = dict(blocks(text, "text"))
-    pieces, last = [], None
-    for number, line in lines.items():
-        if last is None or number > last + 1:
-            pieces.append([])
-        pieces[-1].append(line)
-        last = number
     missing = []
-    for piece in pieces:
-        if not piece[0].startswith(("from ", "import ")):
+    for piece in pieces(text, "text"):
+        if not piece.startswith(("from ", "import ")):
             continue
-        for node in ast.walk(ast.parse("\n".join(piece))):
+        for node in ast.walk(ast.parse(piece)):
             if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "tesseral":
                 module = importlib.import_module(node.module)
                 missing += [a.name for a in node.names if not hasattr(module, a.name)]
