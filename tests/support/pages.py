@@ -41,8 +41,8 @@ def languages(text):
 def unknown_names(text):
     """Return what the imports in text blocks name and the package lacks.
 
-    Such blocks need a server, several processes or a large package, so nothing else of them is
-    run; one that imports must still be Python.
+    Such blocks need a server, several processes or a large package. Tests that have those run
+    most of them; one that imports must at least be Python.
     """
     missing = []
     for piece in pieces(text, "text"):
