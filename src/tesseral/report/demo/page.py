@@ -57,8 +57,8 @@ def _headlines(record: DemoRecord) -> list[tuple[str, str]]:
     return [
         (
             f"{ratio:.3f} x",
-            f"perplexity of full precision with FlatQuant in {bits_text(record.plan.config)}; "
-            f"rounding alone {plain:.2f} x",
+            f"the perplexity of full precision: a language model in few bits "
+            f"({bits_text(record.plan.config)}) by FlatQuant; by rounding alone {plain:.2f} x",
         ),
         (
             f"{min(ratios):.1f} to {max(ratios):.1f} x",
