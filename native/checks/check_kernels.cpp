@@ -129,6 +129,19 @@ void check_linear(const Target& target, std::int64_t m, std::int64_t n, std::int
                  n_threads);
     ++failures;
   }
+  if (m > linear_int4_streamed_rows) return;
+  std::vector<std::int8_t> filled(activations.size());
+  std::vector<std::int32_t> again(out.size());
+  call.activations = filled.data();
+  matrix.out = again.data();
+  const auto fill = [&](std::int64_t row) {
+    std::copy_n(activations.data() + row * k, k, filled.data() + row * k);
+    return Status::ok;
+  };
+  EXPECT(linear_int4(target, call, n_threads, fill) == Status::ok);
+  EXPECT(again == out);
+  const auto fail = [](std::int64_t) { return Status::invalid; };
+  EXPECT(linear_int4(target, call, n_threads, fail) == Status::invalid);
 }
 
 // Two weights that read the same rows, with scales for every group and a bias.

@@ -1,7 +1,10 @@
 #include "linear_int4.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
+#include <thread>
 
 #include "linear_tiles.h"
 #include "memory.h"
@@ -12,9 +15,19 @@ namespace {
 
 using std::int64_t;
 
-// Measured, not derived.
-constexpr int64_t streamed_rows = 12;           // at most so many read weights as they are stored
-constexpr int64_t prepared_bytes = 256 * 1024;  // activations per task of preparation
+constexpr int64_t prepared_bytes = 256 * 1024;  // activations per task of preparation; measured
+
+// Bytes of weights that a thread asks for ahead: most of its L2 cache.
+int64_t fetched_bytes() {
+  static const int64_t found = [] {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    const int64_t l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    if (l2 > 0) return l2 / 4 * 3;
+#endif
+    return int64_t{192} * 1024;
+  }();
+  return found;
+}
 
 class Run {
  public:
@@ -22,7 +35,7 @@ class Run {
       : kernels_(kernels),
         call_(call),
         panel_sizes_(kernels.panel_sizes(call)),
-        tiles_(call, streamed_rows, panel_sizes_, n_threads) {
+        tiles_(call, linear_int4_streamed_rows, panel_sizes_, n_threads) {
     const int64_t rows_bytes = kernels.rows_bytes(call, tiles_.stream());
     if (rows_bytes > 0) rows_ = allocate<std::int8_t>(rows_bytes);
     offsets_ = allocate<std::int32_t>(call.m * (call.k / call.group));
@@ -43,6 +56,25 @@ class Run {
     return status();
   }
 
+  // Few rows: all threads start once, and what they do depends on how far the others are.
+  Status operator()(const FillRow& fill) {
+    std::atomic<int64_t> missing{call_.m};
+    parallel_for(call_.m + tiles_.count(), tiles_.n_threads(), [&](int64_t task, int) {
+      if (task < call_.m) {
+        note(fill(task));
+        if (status() == Status::ok) note(kernels_.prepare(call_, true, task, task + 1));
+        missing.fetch_sub(1);
+        return;
+      }
+      const LinearInt4Tile tile = tiles_.at(task - call_.m);
+      // tasks are taken in order, so that whoever has a missing row works on it
+      if (missing.load() > 0) fetch(tile, missing);
+      while (missing.load() > 0) std::this_thread::yield();
+      if (status() == Status::ok) note(kernels_.stream(call_, tile));
+    });
+    return status();
+  }
+
  private:
   Status status() const { return status_.load(); }
   void note(Status status) {
@@ -55,6 +87,16 @@ class Run {
       const int64_t begin = task * rows;
       note(kernels_.prepare(call_, tiles_.stream(), begin, std::min(begin + rows, call_.m)));
     });
+  }
+
+  // Asks for the first weights of a tile until rows are there.
+  void fetch(const LinearInt4Tile& tile, const std::atomic<int64_t>& missing) const {
+    int64_t left = fetched_bytes();
+    for (int64_t block = 0; left > 0 && missing.load(std::memory_order_relaxed) > 0; ++block) {
+      const int64_t bytes = kernels_.fetch(call_, tile, block);
+      if (bytes == 0) return;
+      left -= bytes;
+    }
   }
 
   void compute() {
@@ -91,14 +133,27 @@ bool is_valid(const LinearInt4& call) {
   return true;
 }
 
-}  // namespace
-
-Status linear_int4(const Target& target, const LinearInt4& call, int n_threads) {
+// Calls run(Run) for a call that has anything to compute.
+template <class Work>
+Status run(const Target& target, const LinearInt4& call, int n_threads, Work work) {
   if (!is_valid(call) || n_threads < 1) return Status::invalid;
   int64_t columns = 0;
   for (int i = 0; i < call.n_weights; ++i) columns += call.weights[i].n;
   if (call.m == 0 || columns == 0) return Status::ok;
-  return Run(target.linear_int4, call, n_threads)();
+  Run whole(target.linear_int4, call, n_threads);
+  return work(whole);
+}
+
+}  // namespace
+
+Status linear_int4(const Target& target, const LinearInt4& call, int n_threads) {
+  return run(target, call, n_threads, [](Run& whole) { return whole(); });
+}
+
+Status linear_int4(const Target& target, const LinearInt4& call, int n_threads,
+                   const FillRow& fill) {
+  if (call.m > linear_int4_streamed_rows) return Status::invalid;
+  return run(target, call, n_threads, [&](Run& whole) { return whole(fill); });
 }
 
 }  // namespace tesseral

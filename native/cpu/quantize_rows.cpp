@@ -25,58 +25,66 @@ Buffer<float> pad(const QuantizeRows& call, int64_t width) {
   return padded;
 }
 
+Status check(const QuantizeRows& call) {
+  constexpr int64_t most = int64_t{1} << 24;
+  if (call.m < 0 || call.left < 1 || call.right < 1 || call.left > most || call.right > most) {
+    return Status::invalid;
+  }
+  const bool coded = call.dense == nullptr;
+  if (coded && (call.bits < 2 || call.bits > 8 || call.codes_stride < call.left * call.right)) {
+    return Status::invalid;
+  }
+  return Status::ok;
+}
+
 }  // namespace
 
-Status quantize_rows(const Target& target, const QuantizeRows& given, int n_threads) {
-  constexpr int64_t most = int64_t{1} << 24;
-  if (given.m < 0 || given.left < 1 || given.right < 1 || given.left > most || given.right > most ||
-      n_threads < 1) {
-    return Status::invalid;
-  }
-  const bool coded = given.dense == nullptr;
-  if (coded &&
-      (given.bits < 2 || given.bits > 8 || given.codes_stride < given.left * given.right)) {
-    return Status::invalid;
-  }
-  if (given.m == 0) return Status::ok;
-  const QuantizeRowsKernels& kernels = target.quantize_rows;
-  QuantizeRows call = given;
-  Buffer<float> factor;
-  Buffer<float> left_pairs;
-  Buffer<float> right_pairs;
+RowsToQuantize::RowsToQuantize(const Target& target, const QuantizeRows& call)
+    : kernels_(target.quantize_rows), call_(call), status_(check(call)) {
+  if (status_ != Status::ok || call.m == 0) return;
   // where there are no products of bfloat16, pairs are of integers
   const bool pay = target.ceilings.dot_bf16 == nullptr || pairs_pay(target);
-  if (coded && kernels.takes_pairs(call) && pay) {
-    const PairSizes sizes = kernels.pair_sizes(call);
-    left_pairs = allocate<float>(sizes.left);
-    right_pairs = allocate<float>(sizes.right);
-    const Status status = kernels.prepare_pairs(call, left_pairs.get(), right_pairs.get());
-    if (status != Status::ok) return status;
-    call.left_pairs = left_pairs.get();
-    call.right_pairs = right_pairs.get();
+  if (call.dense == nullptr && kernels_.takes_pairs(call) && pay) {
+    const PairSizes sizes = kernels_.pair_sizes(call);
+    left_pairs_ = allocate<float>(sizes.left);
+    right_pairs_ = allocate<float>(sizes.right);
+    status_ = kernels_.prepare_pairs(call, left_pairs_.get(), right_pairs_.get());
+    call_.left_pairs = left_pairs_.get();
+    call_.right_pairs = right_pairs_.get();
   } else if (call.right_factor != nullptr) {
-    const int64_t width = kernels.padded(call.right);
-    if (width == call.right) {
-      call.padded_factor = call.right_factor;
-    } else {
-      factor = pad(call, width);
-      call.padded_factor = factor.get();
-    }
+    const int64_t width = kernels_.padded(call.right);
+    if (width != call.right) factor_ = pad(call, width);
+    call_.padded_factor = width == call.right ? call.right_factor : factor_.get();
   }
-  const double row = 1.0 * call.left * call.right *
-                     (4.0 + (call.left_factor != nullptr ? 1.0 * call.left : 0) +
-                      (call.right_factor != nullptr ? 1.0 * call.right : 0));
-  const double worth = row * call.m / products_per_thread;
-  n_threads = static_cast<int>(std::clamp<double>(worth, 1, n_threads));
+}
+
+int RowsToQuantize::threads(int n_threads) const {
+  const double row = 1.0 * call_.left * call_.right *
+                     (4.0 + (call_.left_factor != nullptr ? 1.0 * call_.left : 0) +
+                      (call_.right_factor != nullptr ? 1.0 * call_.right : 0));
+  return static_cast<int>(std::clamp<double>(row * call_.m / products_per_thread, 1, n_threads));
+}
+
+int64_t RowsToQuantize::scratch() const { return ceil_div(kernels_.scratch(call_), 16) * 16; }
+
+Status RowsToQuantize::run(int64_t begin, int64_t end, float* scratch) const {
+  return kernels_.run(call_, begin, end, scratch);
+}
+
+Status quantize_rows(const Target& target, const QuantizeRows& call, int n_threads) {
+  if (n_threads < 1) return Status::invalid;
+  const RowsToQuantize given(target, call);
+  if (given.status() != Status::ok || call.m == 0) return given.status();
+  n_threads = given.threads(n_threads);
   // a few tasks a thread, so that one that starts late does less
   const int64_t rows = std::max<int64_t>(1, ceil_div(call.m, int64_t{8} * n_threads));
-  const int64_t scratch_floats = ceil_div(kernels.scratch(call), 16) * 16;
+  const int64_t scratch_floats = given.scratch();
   const Buffer<float> scratch = allocate<float>(n_threads * scratch_floats);
   std::atomic<Status> status{Status::ok};
   parallel_for(ceil_div(call.m, rows), n_threads, [&](int64_t task, int worker) {
     const int64_t begin = task * rows;
-    const Status done = kernels.run(call, begin, std::min(begin + rows, call.m),
-                                    scratch.get() + worker * scratch_floats);
+    const Status done =
+        given.run(begin, std::min(begin + rows, call.m), scratch.get() + worker * scratch_floats);
     if (done != Status::ok) status.store(done);
   });
   return status.load();

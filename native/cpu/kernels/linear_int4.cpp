@@ -44,6 +44,11 @@ Status stream(const LinearInt4& call, const LinearInt4Tile& tile) {
   return Status::ok;
 }
 
+int64_t fetch(const LinearInt4& call, const LinearInt4Tile& tile, int64_t block) {
+  if (!is_valid(call, tile) || block < 0) return 0;
+  return fetch_weights(call, tile, block);
+}
+
 Status panels(const LinearInt4& call, const LinearInt4Tile& tile) {
   if (!is_valid(call, tile) || tile.column_end - tile.column_begin > panel_sizes(call).columns) {
     return Status::invalid;
@@ -55,6 +60,6 @@ Status panels(const LinearInt4& call, const LinearInt4Tile& tile) {
 }  // namespace
 
 extern const LinearInt4Kernels linear_int4;
-const LinearInt4Kernels linear_int4 = {rows_bytes, panel_sizes, prepare, stream, panels};
+const LinearInt4Kernels linear_int4 = {rows_bytes, panel_sizes, prepare, stream, fetch, panels};
 
 }  // namespace tesseral::TESSERAL_TARGET

@@ -288,22 +288,42 @@ StreamFunction stream_of(int64_t rows) {
   }
 }
 
+// A block of a tile's columns; of none past the last.
+Columns block_of(const LinearInt4Tile& tile, int64_t index) {
+  const int64_t width = tile.column_end - tile.column_begin;
+  const int64_t step = spread_out ? width / column_block : 0;
+  if (index < step) return {tile.column_begin + index, step, column_block};
+  const int64_t column = tile.column_begin + index * column_block;
+  const int64_t left = tile.column_end - column;
+  return {column, 1, static_cast<int>(left < 0 ? 0 : smaller(column_block, left))};
+}
+
 void stream_tile(const LinearInt4& call, const LinearInt4Tile& tile) {
   const LinearInt4Weight& weight = call.weights[tile.weight];
-  const auto add_block = [&](const Columns& columns) {
+  for (int64_t index = 0;; ++index) {
+    const Columns columns = block_of(tile, index);
+    if (columns.count == 0) return;
     for (int64_t row = tile.row_begin; row < tile.row_end; row += stream_rows) {
       stream_of<stream_rows>(tile.row_end - row)(call, weight, row, columns);
     }
-  };
-  int64_t column = tile.column_begin;
-  if (spread_out) {
-    const int64_t step = (tile.column_end - column) / column_block;
-    for (int64_t i = 0; i < step; ++i) add_block({column + i, step, column_block});
-    column += step * column_block;
   }
-  for (; column < tile.column_end; column += column_block) {
-    add_block({column, 1, static_cast<int>(smaller(column_block, tile.column_end - column))});
+}
+
+int64_t fetch_weights(const LinearInt4& call, const LinearInt4Tile& tile, int64_t index) {
+  constexpr int64_t line = 64;
+  const LinearInt4Weight& weight = call.weights[tile.weight];
+  const Columns columns = block_of(tile, index);
+  const int64_t bytes = packed_bytes(call.k);
+  // neighbours are one stretch, and others are read in turns
+  const bool together = columns.step == 1;
+  const int places = together ? 1 : columns.count;
+  const int64_t stretch = together ? columns.count * bytes : bytes;
+  for (int64_t at = 0; at < stretch; at += line) {
+    for (int c = 0; c < places; ++c) {
+      __builtin_prefetch(weight.codes + columns.at(c) * bytes + at, 0, 2);
+    }
   }
+  return columns.count * bytes;
 }
 
 }  // namespace

@@ -84,6 +84,9 @@ struct LinearInt4Kernels {
   // Fills rows, offsets and magnitudes for activation rows [begin, end).
   Status (*prepare)(const LinearInt4& call, bool stream, std::int64_t begin, std::int64_t end);
   Status (*stream)(const LinearInt4& call, const LinearInt4Tile& tile);
+  // Asks for the weights of one of the blocks of columns that `stream` takes in turn, without
+  // waiting for them; returns their bytes, or 0 past the last block.
+  std::int64_t (*fetch)(const LinearInt4& call, const LinearInt4Tile& tile, std::int64_t block);
   Status (*panels)(const LinearInt4& call, const LinearInt4Tile& tile);
 };
 

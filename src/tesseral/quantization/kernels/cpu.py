@@ -12,11 +12,14 @@ from tesseral.core.quantized_linears import QuantizedLinears
 from tesseral.core.rows import RowQuantizer
 from tesseral.quantization.kernels.problem import LinearProblem, RowsProblem, StoredWeight
 from tesseral.quantization.kernels.scaled import scaled
+from tesseral.runtime.cpu import cpu_target
 from tesseral.runtime.registry import YES, Verdict
 from tesseral.runtime.threads import threads_beside_torch
 
 _ROWS = ("float32", "bfloat16", "float16")
 _NONE: tuple[list[int], Any] = ([], None)
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+"""Types of rows whose products have the same type."""
 
 
 class CpuLinear:
@@ -83,15 +86,26 @@ class CpuLinear:
             packed, biases = [w.packed for w in weights], [w.bias for w in weights]
             kernel = QuantizedLinears(factors, clip, bits, packed, biases)
             memo["joined"] = addresses, kernel
-        dtype, lead = x.dtype, x.shape[:-1]
-        rows = x if x.ndim == 2 and x.is_contiguous() else as_rows(x)
-        if dtype is torch.float16:
-            outs = [torch.empty(*lead, n) for n in kernel.out_features]
-            kernel(rows, outs, threads=threads_beside_torch())
-            return [out.to(dtype) for out in outs]
-        outs = [torch.empty(*lead, n, dtype=dtype) for n in kernel.out_features]
-        kernel(rows, outs, threads=threads_beside_torch())
-        return outs
+        dtype, shape, width = x.dtype, x.shape, kernel.in_features
+        name = _NAMES.get(dtype)
+        if name is not None and shape[-1] == width and x.is_contiguous():
+            # what is made here and what was just looked at fit: for one token, checks take long
+            outs = [torch.empty(*shape[:-1], n, dtype=dtype) for n in kernel.out_features]
+            kernel.kernel.run(
+                name,
+                x.data_ptr(),
+                width,
+                x.numel() // width,
+                [out.data_ptr() for out in outs],
+                dtype is torch.bfloat16,
+                threads_beside_torch(),
+                cpu_target(),
+            )
+            return outs
+        kept = torch.float32 if dtype is torch.float16 else dtype
+        outs = [torch.empty(*shape[:-1], n, dtype=kept) for n in kernel.out_features]
+        kernel(as_rows(x), outs, threads=threads_beside_torch())
+        return [out.to(dtype) for out in outs]
 
 
 class CpuRows:
@@ -141,8 +155,7 @@ def _addresses(
     factors: Sequence[Tensor | None], clip: Tensor, weights: Sequence[StoredWeight]
 ) -> list[int]:
     """Return where everything lies that a kernel holds on to."""
-    found = [0 if factor is None else factor.data_ptr() for factor in factors]
-    found.append(clip.data_ptr())
-    for codes, scale, bias, *_ in weights:
-        found += codes.data_ptr(), scale.data_ptr(), 0 if bias is None else bias.data_ptr()
-    return found
+    arrays = [*factors, clip]
+    for weight in weights:
+        arrays += weight[:3]
+    return [0 if array is None else array.data_ptr() for array in arrays]
