@@ -11,6 +11,7 @@ SIDE = {
     "prefill_tokens_per_s": 100.0,
     "decode_tokens_per_s": 20.0,
     "first_token_s": 0.25,
+    "tokens_read": [2048, 2048],
     "weight_bytes": 10**9,
     "decode": {"median_s": 0.05},
 }
@@ -52,6 +53,14 @@ def test_numbers_are_printed_and_written(run, called, tmp_path):
     assert json.loads(file.read_text()) == RECORD
     ((plan, folder, options),) = called
     assert (plan, folder, options["threads"]) == (cases.FULL, models, 2)
+
+
+def test_a_side_that_read_less_is_named(run, called, monkeypatch):
+    slow = SIDE | {"tokens_read": [256, 2048]}
+    monkeypatch.setitem(RECORD["sides"], cases.OURS, slow)
+    result = run("bench", "llm")
+    assert result.exit_code == 0, result.stderr
+    assert "read 256 tokens" in " ".join((result.stdout + result.stderr).split())
 
 
 @pytest.mark.parametrize(("option", "plan"), [("--quick", cases.QUICK), ("--smoke", cases.SMOKE)])

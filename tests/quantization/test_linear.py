@@ -236,7 +236,8 @@ def test_the_rows_backends_agree(dtype):
         if name != "triton"  # able where it is interpreted, and tested on its own
     }
     (codes_a, scale_a), (codes_b, scale_b) = found.values()
-    assert torch.allclose(scale_a, scale_b, rtol=1e-5)
+    # the kernels may transform bfloat16 rows by products of 16 bits
+    assert torch.allclose(scale_a, scale_b, rtol=2**-9 if dtype == torch.bfloat16 else 1e-5)
     assert codes_a.shape == codes_b.shape == (2, 5, 64)
     assert (codes_a != codes_b).float().mean() < 0.01
 
