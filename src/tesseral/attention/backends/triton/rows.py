@@ -24,9 +24,6 @@ from tesseral.runtime.triton import interpreted, overlaps
 MERGED_COLUMNS = 32
 """Columns of the output that a program merges: few, so that many programs share the reading."""
 
-FETCHED = 256
-"""Keys, and values, of a part that are asked for while the kernel before still runs."""
-
 
 def run_rows(
     problem: AttentionProblem,
@@ -71,8 +68,6 @@ def run_rows(
     grid = (row_tiles * splits * problem.kv_heads * problem.batch,)
     general = is_general(problem)
     dependent = _dependent(query)
-    # several programs of the next call would share a multiprocessor while others idled
-    alone = config.waves == 1
     attention_rows_kernel[grid](
         query,
         key,
@@ -124,8 +119,7 @@ def run_rows(
         SPLIT=splits > 1,
         PRECISION=PRECISION,
         ASSEMBLY=not interpreted(),
-        FETCHED=FETCHED if alone and splits > 1 and tables is None else 0,
-        EARLY=alone,
+        EARLY=config.waves == 1,  # else several of the next call would share a multiprocessor
         BLOCK_M=config.q_tile,
         BLOCK_N=config.k_tile,
         HEAD_DIM=problem.head_dim,

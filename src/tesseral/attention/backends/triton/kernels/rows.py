@@ -59,20 +59,6 @@ def _read_ahead(
 
 
 @triton.jit
-def _fetch(base, step, first, end, WIDTH: tl.constexpr, COUNT: tl.constexpr):
-    """Ask for some rows to be brought into the L2 cache, from where they lie."""
-    LINE: tl.constexpr = 1024 // base.dtype.element_ty.primitive_bitwidth
-    LINES: tl.constexpr = triton.next_power_of_2((WIDTH + LINE - 1) // LINE)
-    rows = tl.maximum(tl.minimum(first + tl.arange(0, COUNT), end - 1), 0)
-    columns = tl.minimum(tl.arange(0, LINES) * LINE, WIDTH - 1)
-    at = base + rows.to(tl.int64)[:, None] * step + columns[None, :]
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at.to(tl.int64)],
-        dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
 def attention_rows_kernel(
     query,
     key,
@@ -129,7 +115,6 @@ def attention_rows_kernel(
     PRECISION: tl.constexpr,
     ASSEMBLY: tl.constexpr,
     DEPENDENT: tl.constexpr,
-    FETCHED: tl.constexpr,
     EARLY: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -150,14 +135,13 @@ def attention_rows_kernel(
     sum, the maximum and the total of each part of the keys, rows counted as (sequence, query,
     query head). Deterministic.
 
-    With ``DEPENDENT`` a program may start before the kernel ahead of it has ended. It waits before
-    it reads; of dense or packed batches it has by then asked for its first ``FETCHED`` keys and
-    values, which is right whoever writes them last: the L2 cache is where writes go, too. It lets
-    the next kernel start with its own start if ``EARLY``, else when it has read all of its keys.
+    With ``DEPENDENT`` a program may start before the kernel ahead of it has ended, and waits before
+    it reads. It lets the next kernel start with its own start if ``EARLY``, else when it has read
+    all of its keys.
     """
     if DEPENDENT and EARLY:
         let_next_start()
-    if DEPENDENT and (PACKED or FETCHED == 0):
+    if DEPENDENT:
         wait_for_previous()
     row_tile = tl.program_id(0) % row_tiles
     split = tl.program_id(0) // row_tiles % splits
@@ -189,10 +173,6 @@ def attention_rows_kernel(
         part = tl.cdiv(tl.cdiv(tl.maximum(end - start, 0), BLOCK_N), splits) * BLOCK_N
         start = start + split * part
         end = tl.minimum(end, start + part)
-    if DEPENDENT and FETCHED > 0 and not PACKED:
-        _fetch(key_base, key_steps[2], start, end, KEY_WIDTH, FETCHED)
-        _fetch(value_base, value_steps[2], start, end, VALUE_WIDTH, FETCHED)
-        wait_for_previous()
     at = at_head(query, entry, heads[None, :], query_steps)
     at += (q_start + queries).to(tl.int64)[None, :] * query_steps[2]
     q = read_queries(at, inside_rows, KEY_PLACES, HEAD_DIM, KEY_WORDS)
