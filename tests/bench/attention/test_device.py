@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from support.kernels import DEVICE, kernels, needs_kernels
 from tesseral.bench.attention.cases import Bar, Case
 from tesseral.bench.attention.device import cases, record, run, sides
 from tesseral.bench.attention.device.cases import TABLE, DeviceContest
@@ -14,6 +15,12 @@ from tesseral.bench.timing import Timing
 
 TINY = Case(q_len=64, kv_len=64, q_heads=2, kv_heads=2, head_dim=64, dtype="float16", causal=True)
 NOTHING = DeviceRecord(machine={"accelerators": []}, repeats=3, rows=())
+
+
+@pytest.fixture(scope="module")
+def _kernels():
+    with kernels():
+        yield
 
 
 def bars_of(length, *, causal, backend="triton"):
@@ -45,8 +52,8 @@ def test_decoding_is_asked_with_cold_and_warm_caches_and_over_codes():
     }
     assert asked == {
         (131072, None, "cold"): {"copy": 0.85},
-        (8192, None, "cold"): {"SDPA": 1.5},
-        (8192, None, "warm"): {"SDPA": 2.0},
+        (8192, None, "cold"): {"SDPA flash": 1.5},
+        (8192, None, "warm"): {"SDPA flash": 2.0},
         (131072, 8, "cold"): {"our fp16": 1.7},
         (131072, 4, "cold"): {"our fp16": 2.8},
     }
@@ -138,18 +145,29 @@ def test_a_peer_that_differs_or_fails_is_told_and_the_others_are_timed(monkeypat
     assert [len(record.rows) for record in saved] == [1, 2]
 
 
+@needs_kernels
+def test_reading_sums_every_word_of_both_sides():
+    from tesseral.bench.attention.device.reading import reader
+
+    first, second = torch.arange(2 * 70000, dtype=torch.int32, device=DEVICE).view(2, -1)
+    sums = reader(DEVICE)(first.view(torch.float16), second.view(torch.float16))
+    assert sums.sum().to(torch.int32) == (first + second).sum().to(torch.int32)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_small_table_is_measured():
     decode = dataclasses.replace(TINY, q_len=1, kv_len=4096, causal=False, kv_bits=4)
+    dense = dataclasses.replace(decode, kv_bits=None)
     contests = (
         DeviceContest(case=TINY, peers=(cases.EFFICIENT,), bars=()),
         DeviceContest(case=TINY, backend="missing", peers=(cases.EFFICIENT,), bars=()),
         DeviceContest(case=decode, peers=(cases.OUR_FP16, cases.COPY), bars=()),
+        DeviceContest(case=dense, peers=(cases.FLASH, cases.READ), bars=()),
     )
     steps = []
     found = run.run_on_device(steps.append, repeats=3, contests=contests)
-    assert [step.done for step in steps] == [0, 1, 2]
+    assert [step.done for step in steps] == [0, 1, 2, 3]
     for row in found.rows:
         assert set(row.peers) == set(row.contest.peers)
         assert all(timing.median_s > 0 for timing in row.peers.values())

@@ -17,6 +17,7 @@ from tesseral.bench.attention.device.cases import (
     FLASH,
     FLEX,
     OUR_FP16,
+    READ,
     SDPA,
     UNFUSED,
 )
@@ -94,6 +95,18 @@ def _copy(case: Case) -> Side:
     return run
 
 
+def _read(_case: Case) -> Side:
+    """Return what reads keys and values, and does nothing with them."""
+    from tesseral.bench.attention.device.reading import reader
+
+    read = reader()
+
+    def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # noqa: ARG001
+        return read(key, value)
+
+    return run
+
+
 SIDES: Mapping[str, Prepare] = {
     OUR_FP16: lambda case: ours(case, "triton"),
     FLASH: _sdpa("FLASH_ATTENTION"),
@@ -103,6 +116,7 @@ SIDES: Mapping[str, Prepare] = {
     FLEX: _flex,
     UNFUSED: _unfused,
     COPY: _copy,
+    READ: _read,
 }
 """By the name of a peer."""
 
