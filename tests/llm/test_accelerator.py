@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from support.budget import assert_within_budget
-from support.checkpoints import TEXT
-from support.models import DECODERS, token_ids
+from support.checkpoints import TEXT, save_precise
+from support.models import DECODERS, tiny_llama, token_ids
 from tesseral.llm import generate_batch, load, quantize
 from tesseral.quantization import QuantizationConfig
 
@@ -63,7 +63,8 @@ def test_each_request_of_a_batch_gets_what_it_would_get_alone(name):
 
 
 @pytest.mark.parametrize("transform", ["flatquant", "hadamard", "none"])
-def test_a_quantised_model_is_the_one_that_a_cpu_makes(original, tmp_path, transform):
+def test_a_quantised_model_is_the_one_that_a_cpu_makes(tmp_path, transform):
+    original = save_precise(tiny_llama(), tmp_path / "model")
     config = QuantizationConfig(transform=transform, epochs=1, samples=4, sequence_length=16)
     said = [
         load(quantize(original, config, TEXT, tmp_path / device, device=device))[0](token_ids(2, 9))

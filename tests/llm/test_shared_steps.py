@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from support.checkpoints import TEXT, save
+from support.checkpoints import TEXT, save, save_precise
 from support.models import tiny_llama, tiny_mixtral
 from support.ranks import run_ranks
 from tesseral._errors import ParameterError
@@ -42,11 +42,6 @@ except Killed:
 with open(f"{{folder}}/losses-{{rank}}.json", "w") as file:
     json.dump(losses, file)
 """
-
-
-def save_precise(model, path):
-    """Write a model in float64: an optimiser's step is as long for a slope of mere rounding."""
-    return save(model.double(), path)
 
 
 def learn_alone(model, out, settings):

@@ -39,6 +39,11 @@ def save(model, path: Path, **options) -> Path:
     return path
 
 
+def save_precise(model, path: Path) -> Path:
+    """Write a model in float64: an optimiser's step is as long for a slope of mere rounding."""
+    return save(model.double(), path)
+
+
 def change_config(path: Path, **changes) -> None:
     """Overwrite values of ``config.json``."""
     file = path / "config.json"
