@@ -85,7 +85,7 @@ class RowLayers(ABC):
         stride = check_rows("rows", rows, element, (m, self.in_features), name)
         for out, n in zip(outs, self.out_features, strict=True):
             check_dense("out", out, kind, m, n, name)
-        self._run(
+        self.run(
             RowsCall(
                 rows=(element, address(rows), stride, m),
                 outs=[address(out) for out in outs],
@@ -96,5 +96,5 @@ class RowLayers(ABC):
         )
 
     @abstractmethod
-    def _run(self, call: RowsCall) -> None:
-        """Call the kernel."""
+    def run(self, call: RowsCall) -> None:
+        """Call the kernel; nothing is checked, and what does not fit is overwritten."""

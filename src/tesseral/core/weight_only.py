@@ -42,7 +42,8 @@ class WeightOnlyLinears(RowLayers):
         self.out_features = self._weights.out_features
         self.reads = self._weights.reads
 
-    def _run(self, call: RowsCall) -> None:
+    def run(self, call: RowsCall) -> None:
+        """Call the kernel; nothing is checked."""
         layers = zip(self._weights.addresses, call.outs, self.out_features, strict=True)
         _native.weight_only(
             *call.rows,

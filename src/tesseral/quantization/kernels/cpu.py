@@ -9,6 +9,7 @@ from torch import Tensor
 from tesseral.core.int4 import Int4Linears, linear_int4, takes_groups
 from tesseral.core.packed import PackedTensor
 from tesseral.core.quantized_linears import QuantizedLinears
+from tesseral.core.row_layers import RowsCall
 from tesseral.core.rows import RowQuantizer
 from tesseral.quantization.kernels.problem import LinearProblem, RowsProblem, StoredWeight
 from tesseral.quantization.kernels.scaled import scaled
@@ -91,15 +92,14 @@ class CpuLinear:
         if name is not None and shape[-1] == width and x.is_contiguous():
             # what is made here and what was just looked at fit: for one token, checks take long
             outs = [torch.empty(*shape[:-1], n, dtype=dtype) for n in kernel.out_features]
-            kernel.kernel.run(
-                name,
-                x.data_ptr(),
-                width,
-                x.numel() // width,
-                [out.data_ptr() for out in outs],
-                dtype is torch.bfloat16,
-                threads_beside_torch(),
-                cpu_target(),
+            kernel.run(
+                RowsCall(
+                    rows=(name, x.data_ptr(), width, x.numel() // width),
+                    outs=[out.data_ptr() for out in outs],
+                    short=dtype is torch.bfloat16,
+                    threads=threads_beside_torch(),
+                    target=cpu_target(),
+                )
             )
             return outs
         kept = torch.float32 if dtype is torch.float16 else dtype
