@@ -32,6 +32,12 @@ CHARTS = {
     "heat map": lambda: charts.heat_map(
         "Means", [[0, 1, 2], [0.5, 1, 1]], xlabel="x", ylabel="y", rows=[1], columns=[1, 2]
     ),
+    "named heat map": lambda: charts.heat_map(
+        "Means", [[0, 1]], xlabel="x", ylabel="y", row_names=["a"], column_names=["b", "c"]
+    ),
+    "named points": lambda: charts.lines(
+        "Degrees", {"ours": ([0, 1], [3, 1])}, xlabel="x", ylabel="y", names=["a", "b"]
+    ),
     "signed heat map": lambda: charts.heat_map(
         "Means", [[-1, 1]], xlabel="x", ylabel="y", columns=[1]
     ),

@@ -236,11 +236,12 @@ def lines(
     ylabel: str,
     marks: Mapping[str, float] | None = None,
     points: bool = False,
+    names: Sequence[str] = (),
 ) -> str:
     """Draw one line for each role through its x and y values.
 
     ``marks`` are upright lines, by what is written at their upper end. ``points`` leaves the
-    lines out and draws dots.
+    lines out and draws dots. ``names`` stand at x = 0, 1, ... in place of numbers.
     """
     with _style():
         axes = _axes(title, 2.8)
@@ -260,6 +261,7 @@ def lines(
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.grid()
+        _name_ticks(axes.xaxis, names, rotation=90)
         return _svg(axes)
 
 
@@ -271,11 +273,12 @@ def heat_map(
     ylabel: str,
     rows: Sequence[int] = (),
     columns: Sequence[int] = (),
-    names: Sequence[str] = (),
+    row_names: Sequence[str] = (),
+    column_names: Sequence[str] = (),
 ) -> str:
     """Draw a matrix as an image, zero in white, with lines before some rows and columns.
 
-    ``names`` are those of rows and columns alike, which have numbers otherwise.
+    Rows and columns without names have numbers.
     """
     with _style():
         axes = _axes(title, 4.6)
@@ -294,15 +297,19 @@ def heat_map(
         for place in columns:
             axes.axvline(place - 0.5, color=_CODES["none"], lw=0.8)
         axes.figure.colorbar(image, shrink=0.7)
-        if names:
-            axes.set_xticks(range(len(names)), names, rotation=90)
-            axes.set_yticks(range(len(names)), names)
-            axes.tick_params(length=0)
-        else:
-            axes.locator_params(integer=True)  # there is no cluster or node one half
+        axes.locator_params(integer=True)  # there is no cluster or node one half
+        _name_ticks(axes.xaxis, column_names, rotation=90)
+        _name_ticks(axes.yaxis, row_names)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         return _svg(axes)
+
+
+def _name_ticks(axis: Any, names: Sequence[str], **given: Any) -> None:
+    """Write names beside an axis at 0, 1, ..., as large as they fit, or leave its numbers."""
+    if names:
+        axis.set_ticks(range(len(names)), names, fontsize=min(9.5, 220 / len(names)), **given)
+        axis.set_tick_params(length=0)
 
 
 def tiles(

@@ -46,6 +46,9 @@ def summary(record: ClusterRecord) -> list[str]:
 
 def sections(record: ClusterRecord, drawn: dict[str, str]) -> list[str]:
     """Return the sections of the page."""
+    limits = "Orange: below it no method finds clusters. Blue: below it none that is fast is known."
+    if len(record.model.labels_) == 2:  # both limits are one
+        limits = "Blue: below it no method finds clusters."
     captions = {
         "slice": "Nodes ordered by cluster; lines between clusters.",
         "core": "The mean of the entries of each block.",
@@ -53,8 +56,8 @@ def sections(record: ClusterRecord, drawn: dict[str, str]) -> list[str]:
         "consensus": "Share of the fits to parts of the data that put two nodes together; "
         "clear squares are clusters that do not depend on single entries.",
         "bic": "The smallest was chosen.",
-        "phases": "Green: this fit. Orange: below it no method finds clusters. Blue: below it "
-        "none that is fast is known. Block means come from entries that labels have not seen.",
+        "phases": f"Green: this fit. {limits} Block means come from entries that labels have not "
+        "seen.",
     }
     figures = {
         name: page.figure(svg, captions[name.partition("-")[0]]) for name, svg in drawn.items()
@@ -89,11 +92,16 @@ def draw(record: ClusterRecord, source: Any) -> dict[str, str]:
     model = record.model
     sizes = [len(z) for z in model.labels_]
     means, edges = pictures.mean_slices(source, model.labels_, model.n_clusters_)
-    drawn = {f"slice-{number}": svg for number, svg in enumerate(pictures.slices(means, edges))}
+    nodes = [np.asarray(names) for names in record.names]
+    row_names, column_names, *_ = map(pictures.by_cluster, nodes, model.labels_)
+    drawn = {
+        f"slice-{number}": svg
+        for number, svg in enumerate(pictures.slices(means, edges, (row_names, column_names)))
+    }
     drawn["core"] = pictures.core(np.asarray(model.core_, dtype=np.float64))
     for mode in shown_modes(record):
         values = np.asarray(model.degrees_[mode], dtype=np.float64)
-        drawn[f"degrees-{mode}"] = pictures.degrees(mode, model.labels_[mode], values)
+        drawn[f"degrees-{mode}"] = pictures.degrees(mode, model.labels_[mode], values, nodes[mode])
         if record.stability:
             together = record.stability[mode].consensus
             drawn[f"consensus-{mode}"] = pictures.consensus(mode, model.labels_[mode], together)

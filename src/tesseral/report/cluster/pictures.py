@@ -19,8 +19,15 @@ BINS = 150
 SLICES = 6
 """Pictures of one tensor."""
 
+NAMED = 40
+"""Nodes, at most, whose names stand beside a picture; more have numbers."""
 
-def slices(means: Sequence[tuple[str, Floats]], edges: tuple[list[int], list[int]]) -> list[str]:
+
+def slices(
+    means: Sequence[tuple[str, Floats]],
+    edges: tuple[list[int], list[int]],
+    names: tuple[list[str], list[str]],
+) -> list[str]:
     """Draw mean slices of the tensor, their nodes ordered by cluster, with lines between."""
     return [
         charts.heat_map(
@@ -30,6 +37,8 @@ def slices(means: Sequence[tuple[str, Floats]], edges: tuple[list[int], list[int
             ylabel="nodes of mode 0, by cluster",
             rows=edges[0],
             columns=edges[1],
+            row_names=names[0],
+            column_names=names[1],
         )
         for title, matrix in means[:SLICES]
     ]
@@ -52,7 +61,12 @@ def core(block_means: Floats) -> str:
     )
 
 
-def degrees(mode: int, labels: NDArray[Any], values: Floats) -> str:
+def by_cluster(names: NDArray[Any], labels: NDArray[Any]) -> list[str]:
+    """Return the names of nodes in the order of the slices, or none if they are too many."""
+    return _as_text(names[np.argsort(labels, kind="stable")])
+
+
+def degrees(mode: int, labels: NDArray[Any], values: Floats, names: NDArray[Any]) -> str:
     """Draw the degrees of a mode's nodes, cluster by cluster, each from the largest down."""
     order = np.lexsort((-values, labels))
     starts = np.cumsum(np.bincount(labels))[:-1]
@@ -63,6 +77,7 @@ def degrees(mode: int, labels: NDArray[Any], values: Floats) -> str:
         ylabel="degree",
         marks={f"{a + 1}": float(start) for a, start in enumerate(starts)},
         points=True,
+        names=_as_text(names[order]),
     )
 
 
@@ -150,6 +165,10 @@ def mean_slices(
     lines = [_edges(z, b) for z, b in zip(labels[:2], bins, strict=True)]
     assert prod(shape) == blocks.size
     return means, (lines[0], lines[1])
+
+
+def _as_text(names: NDArray[Any]) -> list[str]:
+    return [str(name) for name in names] if len(names) <= NAMED else []
 
 
 def _bins(labels: NDArray[Any]) -> NDArray[np.intp]:

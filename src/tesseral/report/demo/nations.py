@@ -151,13 +151,15 @@ def _group(relations: list[str], labels: Any, group: int) -> tuple[str, tuple[st
 
 def _picture(mean: Any, relations: list[str], labels: Any, anchor: str, countries: Any) -> str:
     """Draw who relates to whom, on average over the group of a relation."""
+    names = [str(country) for country in countries]
     inside = labels == labels[relations.index(anchor)]
     return charts.heat_map(
         ANCHORS[anchor],
         mean[:, :, inside].mean(axis=2).tolist(),
         xlabel="receiver",
         ylabel="sender",
-        names=[str(country) for country in countries],
+        row_names=names,
+        column_names=names,
     )
 
 
