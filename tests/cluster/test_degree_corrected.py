@@ -383,6 +383,21 @@ def test_a_choice_at_the_edge_of_the_candidates_is_reported():
         Model("bic", symmetric=True, candidates=[1, 2, 3]).fit(truth.tensor)
 
 
+def test_a_mode_of_few_nodes_does_not_limit_the_others():
+    random, labels = np.random.default_rng(0), np.repeat(np.arange(4), 15)
+    means = 2 * random.standard_normal((4, 4, 2))
+    tensor = means[labels][:, labels] + 0.5 * random.standard_normal((60, 60, 2))
+    for candidates in (None, [2, 3, 4, 5]):
+        model = Model("bic", symmetric=False, candidates=candidates).fit(tensor)
+        assert model.n_clusters_ == (4, 4, 2)
+        assert clustering_error_rate(labels, model.labels_[0]) == 0
+
+
+def test_a_matrix_of_one_column_has_one_cluster():
+    column = np.random.default_rng(0).random((12, 1))
+    assert Model("bic", symmetric=False).fit(column).n_clusters_ == (1, 1)
+
+
 def test_one_cluster_is_one_cluster():
     model = Model(1).fit(planted().tensor)
     assert [set(z.tolist()) for z in model.labels_] == [{0}] * 3

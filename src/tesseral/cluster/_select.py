@@ -55,14 +55,12 @@ def select(
 ) -> tuple[Outcome, dict[tuple[int, ...], float]]:
     """Return the best outcome and the criterion of everything tried.
 
-    Candidates that are integers stand for that number on every mode. If modes are not all
+    Candidates that are integers stand for that number on every mode, and on one of fewer nodes for
+    as many as it has. If modes are not all
     tied and no candidate names each mode's number, the numbers are then changed mode by mode,
     within the range of the candidates, until that improves nothing.
     """
     given = list(DEFAULT_RANGE) if candidates is None else list(candidates)
-    smallest = min(problem.shape)
-    if candidates is None:
-        given = [r for r in given if r <= smallest]
     outcomes: dict[tuple[int, ...], Outcome] = {}
 
     def best() -> tuple[int, ...]:
@@ -73,7 +71,11 @@ def select(
             outcomes[counts] = run(counts)
 
     for candidate in given:
-        attempt(state_counts(problem, candidate))
+        try:
+            attempt(_counts(problem, candidate))
+        except ParameterError:
+            if candidates is not None:
+                raise
     numbers = [r for r in given if not hasattr(r, "__len__")]
     if len(numbers) == len(given) and len(problem.ties) > 1:
         before = None
@@ -85,6 +87,13 @@ def select(
     chosen = best()
     _report_edge(problem, chosen, list(outcomes))
     return outcomes[chosen], {counts: o.criterion for counts, o in outcomes.items()}
+
+
+def _counts(problem: Problem, candidate: Any) -> tuple[int, ...]:
+    """Return the numbers that a candidate stands for."""
+    if not hasattr(candidate, "__len__") and candidate > min(problem.shape):
+        candidate = tuple(min(candidate, size) for size in problem.shape)
+    return state_counts(problem, candidate)
 
 
 def _changed(
@@ -112,11 +121,11 @@ def at_edge(chosen: tuple[int, ...], tried: Sequence[tuple[int, ...]]) -> list[i
 
 
 def _report_edge(problem: Problem, chosen: tuple[int, ...], tried: list[tuple[int, ...]]) -> None:
-    edges = at_edge(chosen, tried)
+    edges = [mode for mode in at_edge(chosen, tried) if chosen[mode] < problem.shape[mode]]
     if edges:
         warnings.warn(
             f"{problem.where}: the smallest BIC lies at the edge of the candidates, "
-            f"{max(chosen)} clusters on mode {edges[0]}; offer larger numbers.",
+            f"{chosen[edges[0]]} clusters on mode {edges[0]}; offer larger numbers.",
             EvidenceWarning,
             stacklevel=5,
         )
