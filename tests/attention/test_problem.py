@@ -207,6 +207,7 @@ def test_calls_that_differ_are_told_apart_when_they_are_remembered():
     [
         ({"window": (3, 0)}, {"window": (3.0, 0)}),
         ({"scale": 1.0}, {"scale": np.nan}),
+        ({"scale": 0.25}, {"scale": "0.25"}),
         ({"mask": np.ones(5)}, {"mask": np.ones(5, int)}),
         ({"sinks": np.ones(4)}, {"sinks": np.ones(3)}),
         ({}, {"key": KEY.astype(np.float32)}),

@@ -183,7 +183,7 @@ def rule_key(rules: Rules) -> tuple[Any, ...]:
 
 def _value(given: Any) -> Any:
     """Return the value of what may be an array, which equals itself when it has changed."""
-    if given is None or isinstance(given, int | float):
+    if given is None or isinstance(given, int | float | str):  # "0.5" is refused, 0.5 is not
         return given
     try:
         return float(given)
