@@ -293,3 +293,48 @@ def test_arrays_that_r_wrote_are_read(run, tmp_path, npz):
     rdata.write_rds(tmp_path / "one.rds", tensor)
     result = run("cluster", tmp_path / "one.rds", *options)
     assert json.loads(result.stdout)["bic"] == same["bic"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("peru", {"truth": "club"}, "--truth would do nothing; they belong to files"),
+        ("data.npz", {"nodes": "x,y", "directed": True}, "--nodes, --directed would do nothing"),
+        ("edges.csv", {"array": "zz", "names": "n"}, "--tensor, --names would do nothing"),
+        ("sets.csv", {"directed": True}, "hyperedges, which have no direction"),
+        ("weighed.csv", {}, "hyperedges, which have no weights"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(tmp_path, npz, name, options, words):
+    write_table(tmp_path / "edges.csv", ["a", "b"], [["x", "y"]])
+    write_table(tmp_path / "sets.csv", ["edge", "node"], [[1, "x"], [1, "y"], [1, "z"]])
+    write_table(tmp_path / "weighed.csv", ["edge", "node", "weight"], [[1, "x", 5], [1, "y", 1]])
+    with pytest.raises(DataError, match=words):
+        read_tensor(name if name == "peru" else str(tmp_path / name), **options)
+
+
+def test_a_weight_that_a_parquet_file_lacks_is_refused(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"a": ["x", "y"], "b": ["y", "z"], "weight": [1.0, None]})
+    parquet.write_table(table, tmp_path / "edges.parquet")
+    with pytest.raises(DataError, match="'weight' must hold numbers; row 2 has None"):
+        read_tensor(str(tmp_path / "edges.parquet"))
+
+
+def test_damaged_files_are_told_in_one_line(tmp_path):
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and then nothing")
+    with pytest.raises(DataError, match=r"cut\.npz cannot be read"):
+        read_tensor(str(tmp_path / "cut.npz"))
+    (tmp_path / "open.csv").write_text('a,b\n"x,y\n' + "z,w\n" * 40000)
+    with pytest.raises(DataError, match="a quotation mark may not be closed"):
+        read_tensor(str(tmp_path / "open.csv"))
+
+
+def test_names_of_few_nodes_stand_beside_the_pictures(run, tmp_path, npz):
+    out = tmp_path / "out"
+    options = ("--clusters", "2", "--symmetric", "all", "--names", "names")
+    assert run("cluster", npz, *options, "--out", out).exit_code == 0
+    for figure in ("slice-0", "degrees-0"):
+        svg = (out / "figures" / f"{figure}.svg").read_text()
+        assert all(f">node {number}<" in svg for number in range(20))

@@ -1,7 +1,9 @@
 """Files that hold arrays by name: of NumPy and of R."""
 
+import zlib
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -37,14 +39,14 @@ def read_arrays(path: Path, *, otherwise: str = "") -> dict[str, Any]:
     if path.is_file() and path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path} is of no kind that is read; give a {KINDS} file{otherwise}.")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {path.stem: loaded}
-        with loaded:
+        with path.open("rb") as file:  # NumPy would leave a damaged one open
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return {path.stem: loaded}
             return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; give a {KINDS} file{otherwise}.") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
         why = "it is damaged, or holds Python objects" if "pickle" in str(error) else error
         raise DataError(f"{path} cannot be read as {KINDS}: {why}.") from None
 

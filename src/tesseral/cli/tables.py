@@ -96,13 +96,11 @@ def _refuse_blanks(path: Path, name: str, column: Sequence[Any]) -> None:
 
 def _numbers(path: Path, name: str, column: Sequence[Any]) -> NDArray[np.float64]:
     """Return a column as numbers, or say where it holds something else."""
-    try:
-        return np.asarray(column, dtype=np.float64)
-    except (TypeError, ValueError):
-        row, cell = next((k, c) for k, c in enumerate(column, start=1) if not _all_numbers([c]))
-        raise DataError(
-            f"{path}: the column {name!r} must hold numbers; row {row} has {cell!r}."
-        ) from None
+    bad = ((k, c) for k, c in enumerate(column, start=1) if c is None or not _all_numbers([c]))
+    if None in column or not _all_numbers(column):
+        row, cell = next(bad)
+        raise DataError(f"{path}: the column {name!r} must hold numbers; row {row} has {cell!r}.")
+    return np.asarray(column, dtype=np.float64)
 
 
 def _all_numbers(column: Sequence[Any]) -> bool:
@@ -123,7 +121,12 @@ def _read_csv(path: Path) -> tuple[list[str], list[Sequence[Any]]]:
     first = text.lstrip().partition("\n")[0]
     between = max(",;\t", key=first.count)  # as spreadsheets write it in some languages
     table = csv.reader(StringIO(text, newline=""), delimiter=between)
-    rows = [cells for row in table if any(cells := [cell.strip() for cell in row])]
+    try:
+        rows = [cells for row in table if any(cells := [cell.strip() for cell in row])]
+    except csv.Error as error:
+        raise DataError(
+            f"{path} cannot be read: {error}; a quotation mark may not be closed."
+        ) from None
     if len(rows) < 2:
         raise DataError(f"{path} needs a line of column names and at least one edge.")
     if any(_all_numbers([name]) for name in rows[0]):

@@ -70,18 +70,24 @@ def read_tensor(
     Raises
     ------
     DataError
-        If the file cannot be read, or has not what is asked for.
+        If the file cannot be read, has not what is asked for, or is of a kind that an option does
+        not belong to.
     MissingExtraError
         If pyarrow or rdata is needed and not installed.
     """
+    of_arrays = {"--tensor": array, "--names": names, "--truth": truth}
+    of_tables = {"--nodes": nodes, "--weights": weights, "--directed": directed}
     if data == EXAMPLE:
+        _refuse_options(data, of_arrays | of_tables, "files")
         peru = load_peru()
         return NamedTensor(tensor=peru.tensor, names=(peru.legislator_id,) * 3, truth=peru.party)
     path = Path(data)
     try:
         if path.suffix.lower() in SUFFIXES:
+            _refuse_options(data, of_tables, "tables of edges")
             return _from_arrays(path, array, names, truth)
         if path.suffix.lower() in TABLES:
+            _refuse_options(data, of_arrays, "arrays")
             table = read_table(path, nodes=nodes, weights=weights)
             return _from_table(data, table, order, directed, symmetric)
     except (OSError, EOFError) as error:
@@ -96,6 +102,13 @@ def read_tensor(
         f"{data} is of no kind that is read; give {EXAMPLE}, or a file ending in .npy, .npz, .rda, "
         ".rds, .csv, .tsv or .parquet."
     )
+
+
+def _refuse_options(data: str, options: dict[str, Any], kinds: str) -> None:
+    """Refuse options that would have no effect on what is read."""
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise DataError(f"{data}: {', '.join(given)} would do nothing; they belong to {kinds}.")
 
 
 def _from_arrays(
@@ -124,9 +137,11 @@ def _from_table(
     """Return the tensor that the columns of a table make."""
     columns = list(table.nodes.values())
     if len(columns) == 1 and len(columns[0]) and isinstance(columns[0][0], list | tuple):
+        _refuse_of_hyperedges(data, table, directed)
         return _hyperedges(columns[0], order)
     edge = next((k for k, name in enumerate(table.nodes) if name.lower() in EDGE_NAMES), None)
     if len(columns) == 2 and edge is not None:
+        _refuse_of_hyperedges(data, table, directed)
         return _hyperedges(_members(columns[edge], columns[1 - edge]), order)
     if len(columns) < 2:
         raise DataError(
@@ -136,6 +151,13 @@ def _from_table(
     if directed:
         return _directed(columns, weights, symmetric)
     return _undirected(data, columns, weights)
+
+
+def _refuse_of_hyperedges(data: str, table: EdgeTable, directed: bool) -> None:
+    """Refuse what hyperedges do not have: they are sets of nodes, each as heavy as the others."""
+    if directed or table.weights is not None:
+        what = "direction: leave --directed out" if directed else "weights: drop that column"
+        raise DataError(f"{data} holds hyperedges, which have no {what}.")
 
 
 def _members(edges: Sequence[Any], nodes: Sequence[Any]) -> Iterable[list[Any]]:
