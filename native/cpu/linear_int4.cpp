@@ -52,7 +52,10 @@ class Run {
 
   Status operator()() {
     prepare();
-    if (status() == Status::ok) compute();
+    if (status() == Status::ok) {
+      if (!tiles_.stream()) prepare_outputs();
+      compute();
+    }
     return status();
   }
 
@@ -87,6 +90,14 @@ class Run {
       const int64_t begin = task * rows;
       note(kernels_.prepare(call_, tiles_.stream(), begin, std::min(begin + rows, call_.m)));
     });
+  }
+
+  void prepare_outputs() const {
+    const int64_t size = call_.output == LinearOutput::bf16 ? 2 : 4;
+    for (int i = 0; i < call_.n_weights; ++i) {
+      const LinearInt4Weight& weight = call_.weights[i];
+      prefer_large_pages(weight.out, call_.m * weight.n * size);
+    }
   }
 
   // Asks for the first weights of a tile until rows are there.

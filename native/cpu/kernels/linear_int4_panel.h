@@ -3,8 +3,8 @@
 //
 // A panel holds, for every quad of neighbouring elements of k, four bytes of
 // each of 64 columns; a lane of 32 bits then sums one column. A strip of rows
-// meets a block of the panel while that lies in the L1 cache, and strip after
-// strip streams past it; sums wait in `tile.sums` for the next block. After the
+// meets a block of the panel, and strip after strip streams past it; sums wait
+// in `tile.sums` for the next block, where k is longer than one. After the
 // weights of a panel come its scales, transposed: 64 for each group.
 #pragma once
 
@@ -16,8 +16,6 @@ namespace {
 constexpr int64_t panel_columns = linear_int4_panel;
 constexpr int64_t tile_columns = tile_vectors * lanes;
 constexpr int64_t quad_bytes = 4 * tile_columns;  // of a tile, all of whose quads lie together
-// Of k: a block of a panel is 512 KiB, or 32 where sums must be widened often.
-constexpr int64_t block_elements = words_are_ints ? 8192 : 512;
 constexpr int64_t quads_at_once = words_are_ints ? 1 : 4;
 constexpr int64_t most_rows = 1024;  // that share a panel, measured
 static_assert(panel_columns % tile_columns == 0 && lanes == vector_bytes / 4, "tiles fill panels");
@@ -92,6 +90,13 @@ struct Strip {
   int64_t groups;
 };
 
+// Where the instruction set has no better order.
+template <int Vectors>
+inline void add_products(Words (&sums)[Vectors], const Bytes (&columns)[Vectors], Bytes row) {
+  TESSERAL_UNROLL
+  for (int v = 0; v < Vectors; ++v) sums[v] = add_products(sums[v], columns[v], row);
+}
+
 // words[r][v] += products of a quad.
 template <int Rows>
 inline void add_quad(const Strip& strip, const int8_t* rows, const uint8_t* panel, int64_t quad,
@@ -104,10 +109,7 @@ inline void add_quad(const Strip& strip, const int8_t* rows, const uint8_t* pane
   TESSERAL_UNROLL
   for (int r = 0; r < Rows; ++r) {
     const Bytes row = broadcast_quad(rows + r * strip.stride + 4 * quad);
-    TESSERAL_UNROLL
-    for (int v = 0; v < tile_vectors; ++v) {
-      words[r][v] = add_products(words[r][v], columns[v], row);
-    }
+    add_products(words[r], columns, row);
   }
 }
 
@@ -294,8 +296,8 @@ StripFunction strip_of(int64_t rows) {
 
 void panel_tile(const LinearInt4& call, const LinearInt4Tile& tile) {
   unpack_panel(call, tile);
-  const int64_t groups_of_a_block = block_elements / call.group;
-  const int64_t step = groups_of(call) == 1    ? block_elements
+  const int64_t groups_of_a_block = panel_block / call.group;
+  const int64_t step = groups_of(call) == 1    ? panel_block
                        : groups_of_a_block < 1 ? call.group
                                                : groups_of_a_block * call.group;
   for (int64_t begin = 0; begin < call.k; begin += step) {

@@ -13,6 +13,8 @@ constexpr std::int64_t vector_bytes = 32;
 constexpr int stream_rows = 2;  // with 4 columns: 8 accumulators of 16 registers
 constexpr int panel_rows = 6;   // with tile_vectors: 12
 constexpr int tile_vectors = 2;
+// Of k: rows meet whole columns of a panel, which come from the L2 cache fast enough.
+constexpr std::int64_t panel_block = 8192;
 
 using Bytes = __m256i;  // 32 x 8 bits
 using Words = __m256i;  // 16 x int16, each of two products
@@ -79,6 +81,16 @@ inline Words add_products(Words sum, Bytes unsigned_bytes, Bytes signed_bytes) {
           : "+x"(sum), "=&x"(products)
           : "x"(unsigned_bytes), "x"(signed_bytes));
   return sum;
+}
+// The same with two vectors of columns. The second product takes the place of the signed bytes, so
+// that both are computed before they are added: Zen 3 does a twentieth more of them so.
+inline void add_products(Words (&sums)[2], const Bytes (&unsigned_bytes)[2], Bytes signed_bytes) {
+  Words products;
+  __asm__(
+      "vpmaddubsw %3, %4, %2\n\tvpmaddubsw %3, %5, %3\n\t"
+      "vpaddw %2, %0, %0\n\tvpaddw %3, %1, %1"
+      : "+x"(sums[0]), "+x"(sums[1]), "=&x"(products), "+x"(signed_bytes)
+      : "x"(unsigned_bytes[0]), "x"(unsigned_bytes[1]));
 }
 inline Ints add_widened(Ints sum, Words words) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));

@@ -62,6 +62,7 @@ inline __m512 nibble_floats(Ints x) {
 #if defined(__AVX512VNNI__)
 using Words = __m512i;  // 16 x int32: nothing to widen
 constexpr bool words_are_ints = true;
+constexpr std::int64_t panel_block = 8192;  // of k: 512 KiB
 inline Words add_products(Words sum, Bytes unsigned_bytes, Bytes signed_bytes) {
   sum = _mm512_dpbusd_epi32(sum, unsigned_bytes, signed_bytes);
   // no instruction: it keeps GCC from holding each sum twice, once for every
@@ -74,6 +75,7 @@ inline Ints add_widened(Ints sum, Words words) { return _mm512_add_epi32(sum, wo
 #else
 using Words = __m512i;  // 32 x int16, each of two products
 constexpr bool words_are_ints = false;
+constexpr std::int64_t panel_block = 512;  // of k: 32 KiB
 inline Words add_products(Words sum, Bytes unsigned_bytes, Bytes signed_bytes) {
   return _mm512_add_epi16(sum, _mm512_maddubs_epi16(unsigned_bytes, signed_bytes));
 }

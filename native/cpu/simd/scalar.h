@@ -14,6 +14,7 @@ constexpr std::int64_t vector_bytes = 16;
 constexpr int stream_rows = 1;
 constexpr int panel_rows = 2;
 constexpr int tile_vectors = 4;
+constexpr std::int64_t panel_block = 8192;  // of k
 
 struct Bytes {
   std::uint8_t lane[16];
