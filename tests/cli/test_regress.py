@@ -125,6 +125,9 @@ def test_a_rank_is_searched_and_pictures_are_written(run, folder):
         (["data.npz", "--formula", "2=~ age"], "has no arrays with 15 entries; name the table"),
         (["data.npz", "--formula", "~ age"], "--formula must be MODE=FORMULA"),
         (["data.npz", "--covariates", "2=x.csv", "--formula", "2=~ age"], "x.csv does not exist"),
+        (["data.npz", "--covariates", "2=rows.csv"], "2 columns have names, row 1 has 3 cells"),
+        (["data.npz", "--covariates", "2=empty.csv"], "a table of numbers under a header: it is"),
+        (["data.npz", "--covariates", "2=open.csv"], "larger than field limit"),
         (["time.csv"], "is of no kind that is read; give a .npy, .npz, .rda or .rds file"),
         (
             ["data.npz", "--covariates", "2=groups.csv", "--formula", "2=~ agee"],
@@ -134,4 +137,7 @@ def test_a_rank_is_searched_and_pictures_are_written(run, folder):
 )
 def test_a_mistake_is_one_clear_line(refused, folder, monkeypatch, arguments, words):
     monkeypatch.chdir(folder)
+    (folder / "rows.csv").write_text("age,dose\n1,30,0.5\n2,40,0.7\n")
+    (folder / "empty.csv").write_text("")
+    (folder / "open.csv").write_text('a\n"1\n' + "2\n" * 80000)
     assert words in refused("regress", *arguments)

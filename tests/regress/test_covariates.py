@@ -47,6 +47,35 @@ def test_a_formula_makes_the_same_columns_of_new_data():
     np.testing.assert_allclose(alone, model.predict()[4:5], atol=1e-10)
 
 
+def test_columns_go_by_name_though_they_are_called_as_unnamed_ones():
+    y, covariates = planted()
+    frame = pd.DataFrame(covariates[0], columns=["x0", "x1", "x2", "x3"])
+    model = TensorResponseRegressor(rank=2).fit(y, [frame, None, covariates[2]])
+    found = model.predict([frame[["x2", "x0", "x3", "x1"]], None, None])
+    np.testing.assert_allclose(found, model.predict(), atol=1e-12)
+    with pytest.raises(ParameterError, match="lacks the covariate 'x1'"):
+        model.predict([frame.rename(columns={"x1": "zzz"}), None, None])
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        (people().assign(group="elsewhere"), "mode 0 cannot be evaluated: .*elsewhere"),
+        (people().drop(columns="age"), "mode 0 cannot be evaluated: .*columns are group"),
+        (people().assign(age=np.nan), "mode 0 cannot be evaluated"),
+        (("~ age", people()), r"fitted with '~ center\(age\) \+ group', not with '~ age'"),
+    ],
+)
+def test_new_rows_that_a_formula_cannot_use_are_refused(item, words):
+    y, covariates = planted()
+    text = "~ center(age) + group"
+    model = TensorResponseRegressor(rank=2).fit(y, [(text, people()), None, covariates[2]])
+    with pytest.raises(ParameterError, match=words):
+        model.predict([item, None, None])
+    same = model.predict([(text, people()), None, None])
+    np.testing.assert_allclose(same, model.predict(), atol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("item", "error", "words"),
     [

@@ -335,6 +335,21 @@ def test_new_rows_are_predicted_from_their_covariates():
     np.testing.assert_array_equal(model.predict({0: rows}), found)
 
 
+@pytest.mark.parametrize("shape", [(7,), (1, 1, 1, 24)])
+def test_an_offset_that_does_not_fit_new_rows_is_refused(shape):
+    y, covariates, _ = planted()
+    model = TensorResponseRegressor(rank=2).fit(y, covariates)
+    with pytest.raises(ShapeError, match="predict: offset of shape"):
+        model.predict(offset=np.zeros(shape))
+
+
+def test_a_search_is_forgotten_by_the_next_fit():
+    y, covariates, _ = planted()
+    model = TensorResponseRegressor(rank="bic", candidates=2).fit(y, covariates)
+    assert model.selection_.best is not None
+    assert not hasattr(model.set_params(rank=1).fit(y, covariates), "selection_")
+
+
 def test_several_starts_keep_the_likeliest_and_are_reproducible():
     y, covariates, _ = planted("binomial")
     options = {"rank": 2, "family": "binomial", "start": "random", "random_state": 0}

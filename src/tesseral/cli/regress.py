@@ -394,12 +394,20 @@ def _table(path: Path) -> tuple[Any, tuple[str, ...]]:
     """Return the numbers in a .csv file, and its header."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *lines = list(csv.reader(file))
-        values = [[_number(cell) for cell in line] for line in lines if line]
+            header, *lines = [line for line in csv.reader(file) if line] or [[]]
+            if not header:
+                raise ValueError("it is empty")
+        for number, line in enumerate(lines, start=1):
+            if len(line) != len(header):
+                raise ValueError(
+                    f"{len(header)} columns have names, row {number} has {len(line)} cells (a "
+                    "column of row names needs a name, too)"
+                )
+        values = [[_number(cell) for cell in line] for line in lines]
         return np.array(values, dtype=np.float64), tuple(cell.strip() for cell in header)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, csv.Error) as error:
         raise DataError(
             f"{path} cannot be read as a table of numbers under a header: {error}."
         ) from None

@@ -1,8 +1,9 @@
 """Covariates as people have them: arrays, data frames, or formulas; and their orthonormal bases."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,18 @@ class ModeCovariates:
         Of the d_k indices of the mode.
     formula : object or None
         What makes the same columns of new data, where a formula was given.
+    text : str or None
+        The formula itself.
+    named : bool
+        Whether the covariates came with names.
     """
 
     matrix: NDArray[np.float64] | None
     names: tuple[str, ...]
     rows: tuple[str, ...]
     formula: Any = None
+    text: str | None = None
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -124,11 +131,18 @@ def listed(where: str, given: Any, order: int, dims: Sequence[str] | None = None
 def new_rows(where: str, mode: int, fitted: ModeCovariates, item: Any) -> NDArray[np.float64]:
     """Return a matrix of new rows that has the columns of the fitted one."""
     assert fitted.matrix is not None
-    if fitted.formula is not None and _is_frame(item):
-        matrix = np.asarray(
-            fitted.formula.get_model_matrix(item, na_action="raise"), dtype=np.float64
-        )
-    elif _is_frame(item) and not _default_names(fitted.names):
+    if _is_pair(item):
+        if item[0] != fitted.text:
+            raise ParameterError(
+                f"{where}: mode {mode} was fitted with "
+                f"{'no formula' if fitted.text is None else repr(fitted.text)}, not with "
+                f"{item[0]!r}; give new rows alone."
+            )
+        item = item[1]
+    if fitted.text is not None and _is_frame(item):
+        make = fitted.formula.get_model_matrix
+        matrix = np.asarray(_evaluated(where, mode, fitted.text, item, make), dtype=np.float64)
+    elif _is_frame(item) and fitted.named:
         missing = [name for name in fitted.names if name not in map(str, item.columns)]
         if missing:
             raise ParameterError(
@@ -178,9 +192,10 @@ def _mode(
     rows = row_names or tuple(str(index) for index in range(size))
     if item is None:
         return ModeCovariates(matrix=None, names=rows, rows=rows)
-    formula = None
+    formula = text = None
     names: tuple[str, ...] | None = None
-    if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str):
+    if _is_pair(item):
+        text = item[0]
         matrix, names, formula = _from_formula(where, mode, *item)
         rows = row_names or _frame_rows(item[1], size)
     else:
@@ -189,6 +204,7 @@ def _mode(
             names = tuple(str(column) for column in item.columns)
             rows = row_names or _frame_rows(item, size)
     _check_matrix(where, mode, matrix, size)
+    named = names is not None
     names = names or tuple(f"x{column}" for column in range(matrix.shape[1]))
     zero = np.flatnonzero(~matrix.any(axis=0))
     if len(zero):
@@ -203,15 +219,27 @@ def _mode(
             f"{where}: covariates {listed_names} of mode {mode} have zero variance; one constant "
             "column serves as intercept, leave the others out."
         )
-    return ModeCovariates(matrix=matrix, names=names, rows=rows, formula=formula)
+    return ModeCovariates(
+        matrix=matrix, names=names, rows=rows, formula=formula, text=text, named=named
+    )
 
 
 def _from_formula(
     where: str, mode: int, text: str, data: Any
 ) -> tuple[NDArray[np.float64], tuple[str, ...], Any]:
     formulaic = require("formulaic", extra="formula", purpose="a formula for covariates")
+    frame = _evaluated(where, mode, text, data, partial(formulaic.model_matrix, text))
+    names = tuple(str(column) for column in frame.columns)
+    return np.asarray(frame, dtype=np.float64), names, frame.model_spec
+
+
+def _evaluated(where: str, mode: int, text: str, data: Any, make: Callable[..., Any]) -> Any:
+    """Return what a formula makes of data; levels that it does not know are refused, too."""
+    errors = require("formulaic.errors", extra="formula", purpose="a formula for covariates")
     try:
-        frame = formulaic.model_matrix(text, data, na_action="raise")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", errors.DataMismatchWarning)
+            return make(data, na_action="raise")
     except Exception as error:  # formulaic raises many kinds; every one of them is about the input
         why = " ".join(str(error).split()).rstrip(".")
         columns = ", ".join(map(str, getattr(data, "columns", ())))
@@ -219,8 +247,6 @@ def _from_formula(
             f"{where}: the formula {text!r} for mode {mode} cannot be evaluated: {why}."
             + (f" The columns are {columns}." if columns else "")
         ) from None
-    names = tuple(str(column) for column in frame.columns)
-    return np.asarray(frame, dtype=np.float64), names, frame.model_spec
 
 
 def _numbers(where: str, mode: int, item: Any) -> NDArray[np.float64]:
@@ -265,6 +291,11 @@ def _dependence(names: tuple[str, ...], null: NDArray[np.float64]) -> str:
     return f"{shown}{more} depend on one another"
 
 
+def _is_pair(item: Any) -> bool:
+    """Say whether an item is a pair of a formula and data."""
+    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
+
+
 def _is_frame(item: Any) -> bool:
     return hasattr(item, "columns") and hasattr(item, "index")
 
@@ -272,7 +303,3 @@ def _is_frame(item: Any) -> bool:
 def _frame_rows(frame: Any, size: int) -> tuple[str, ...]:
     rows = tuple(str(row) for row in frame.index) if hasattr(frame, "index") else ()
     return rows if len(rows) == size else tuple(str(index) for index in range(size))
-
-
-def _default_names(names: tuple[str, ...]) -> bool:
-    return names == tuple(f"x{column}" for column in range(len(names)))

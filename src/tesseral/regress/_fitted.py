@@ -17,6 +17,7 @@ from tesseral.regress._fitting import canonical
 from tesseral.regress._information import Covariance
 from tesseral.regress._loop import Fit
 from tesseral.regress._problem import Penalty
+from tesseral.regress._response import beside
 from tesseral.regress._setup import Setup, degrees_of_freedom
 
 
@@ -78,7 +79,7 @@ class FittedRegression(TensorEstimator):
             offset = self._setup.offset
         if offset is None:
             return theta
-        return theta + like(offset, theta)
+        return theta + beside("predict", "offset", offset, theta)
 
     def _rows(self, covariates: Any) -> list[NDArray[np.float64] | None]:
         """Return the covariates of every mode to predict for; None for an identity."""

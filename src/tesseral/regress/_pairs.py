@@ -13,11 +13,6 @@ from numpy.typing import NDArray
 from tesseral.core._arrays import Array, Namespace, like
 
 
-def n_pairs(rank: int) -> int:
-    """Return how many pairs there are of ``rank`` columns."""
-    return rank * (rank + 1) // 2
-
-
 def pair_columns(xp: Namespace, matrix: Array) -> Array:
     """Return the products of all pairs of columns: (n, r) to (n, r (r + 1) / 2)."""
     first, second = _pairs(matrix.shape[1])

@@ -75,10 +75,10 @@ def prepare_response(
     """
     xp = array_namespace(where, tensor)
     shape = tuple(tensor.shape)
-    given = None if weights is None else _beside(where, "weights", weights, tensor)
+    given = None if weights is None else beside(where, "weights", weights, tensor)
     if given is not None and not (xp.all(xp.isfinite(given)) and xp.all(given >= 0)):
         raise ParameterError(f"{where}: weights must be finite and at least 0.")
-    shift = None if offset is None else _beside(where, "offset", offset, tensor)
+    shift = None if offset is None else beside(where, "offset", offset, tensor)
     if shift is not None:
         used = shift if observed is None else xp.where(observed, shift, xp.zeros_like(shift))
         if not xp.all(xp.isfinite(used)):
@@ -181,7 +181,7 @@ def orbit_labels(shape: tuple[int, ...], groups: Ties) -> NDArray[np.int64]:
     return firsts
 
 
-def _beside(where: str, name: str, given: Any, tensor: Array) -> Array:
+def beside(where: str, name: str, given: Any, tensor: Array) -> Array:
     """Return an array broadcast to the shape of the response, in its framework."""
     xp = array_namespace(where, tensor)
     array = given if array_api_compat.is_array_api_obj(given) else np.asarray(given)

@@ -104,7 +104,7 @@ class TensorResponseRegressor(UncertainRegression):
         At the fit, with all constants and without penalties; entries that symmetry makes equal
         count once. A variance or shape that is not given is profiled out.
     bic_ : float
-        -2 log-likelihood + dof log(number of observed entries).
+        -2 log-likelihood + dof log(n_entries_): weights count as numbers of observations.
     dof_ : int
         Number of free parameters: sum of (p_k - r_k) r_k, and the entries of the core.
     dispersion_ : float
@@ -117,7 +117,7 @@ class TensorResponseRegressor(UncertainRegression):
     separation_ : Separation or None
         Where linear predictors ran away, if they did.
     selection_ : Selection
-        Only if a rank was chosen: all that were tried.
+        Only if the last fit chose a rank: all that were tried.
 
     References
     ----------
@@ -249,6 +249,7 @@ class TensorResponseRegressor(UncertainRegression):
         CollinearityWarning, SeparationWarning, MissingSliceWarning, ConvergenceWarning
         """
         self._check_parameters()
+        self.__dict__.pop("selection_", None)  # of a fit before
         if is_dask(Y):
             return self._fit_dask(Y, covariates, [weights, offset, mask])
         setup = prepare(
