@@ -127,7 +127,7 @@ def test_a_rank_is_searched_and_pictures_are_written(run, folder):
         (["data.npz", "--covariates", "2=x.csv", "--formula", "2=~ age"], "x.csv does not exist"),
         (["data.npz", "--covariates", "2=rows.csv"], "2 columns have names, row 1 has 3 cells"),
         (["data.npz", "--covariates", "2=empty.csv"], "a table of numbers under a header: it is"),
-        (["data.npz", "--covariates", "2=open.csv"], "larger than field limit"),
+        (["data.npz", "--covariates", "2=open.csv"], "a quotation mark may not be closed"),
         (["time.csv"], "is of no kind that is read; give a .npy, .npz, .rda or .rds file"),
         (
             ["data.npz", "--covariates", "2=groups.csv", "--formula", "2=~ agee"],

@@ -408,8 +408,9 @@ def _table(path: Path) -> tuple[Any, tuple[str, ...]]:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist.") from None
     except (ValueError, csv.Error) as error:
+        hint = "; a quotation mark may not be closed" if isinstance(error, csv.Error) else ""
         raise DataError(
-            f"{path} cannot be read as a table of numbers under a header: {error}."
+            f"{path} cannot be read as a table of numbers under a header: {error}{hint}."
         ) from None
 
 

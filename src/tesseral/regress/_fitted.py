@@ -45,7 +45,7 @@ class FittedRegression(TensorEstimator):
         Raises
         ------
         ShapeError, DtypeError, ParameterError
-            If the covariates do not fit.
+            If covariates or offset do not fit.
         """
         check_is_fitted(self, "coef_")
         if kind not in ("mean", "link"):
